@@ -1,0 +1,202 @@
+"""What a person sees: progress on stderr, one JSON line at the end of stdout, chatter in a log file.
+
+Ray, DeepSpeed and transformers write to file descriptors 1 and 2 from several threads and from C++.
+A verb therefore keeps the real descriptors to itself and points 1 and 2 at the run's log file while it
+works; what it has to say goes through `Console`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from beeray.config import Config, load_config
+from beeray.errors import BeerayError
+
+EXIT_USER_ERROR = 2
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Console:
+    """The two streams a person reads."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
+
+    def line(self, text: str) -> None:
+        """One line of information, on stderr."""
+        print(text, file=self.err, flush=True)
+
+    def show(self, text: str) -> None:
+        """Something to read, on stdout."""
+        print(text, file=self.out, flush=True)
+
+    def result(self, record: dict[str, Any]) -> None:
+        """The last line of stdout: what was made and measured, as one line of JSON."""
+        print(json.dumps(record, default=str), file=self.out, flush=True)
+
+    def progress(self, label: str, total: int | None = None, unit: str = "it") -> Progress:
+        """A bar on a terminal, now and then a line elsewhere."""
+        return Progress(self.err, label, total, unit)
+
+
+class Progress:
+    """One bar; `update_to` may be called often."""
+
+    def __init__(self, stream: TextIO, label: str, total: int | None, unit: str) -> None:
+        self.stream = stream
+        self.label = label
+        self.total = total
+        self.done = 0
+        self.note = ""
+        self._started = self._last_line = time.monotonic()
+        self._bar = (
+            tqdm(total=total, desc=label, unit=unit, file=stream, dynamic_ncols=True, leave=True, mininterval=0.2)
+            if stream.isatty()
+            else None
+        )
+
+    def update_to(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Say how far the work is."""
+        self.total = total if total is not None else self.total
+        self.note = note
+        if self._bar is not None:
+            self._bar.total = self.total
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self.done)
+        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(self._text(done), file=self.stream, flush=True)
+        self.done = done
+
+    def close(self) -> None:
+        """Finish the bar, or say in one line what was done and how long it took."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            elapsed = time.monotonic() - self._started
+            print(f"{self._text(self.done)} in {elapsed:.1f} s", file=self.stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _text(self, done: int) -> str:
+        of = f" of {self.total:,}" if self.total else ""
+        return f"{self.label}: {done:,}{of}{'  ' + self.note if self.note else ''}"
+
+
+class StageReporter:
+    """Turns `report(stage, done, total)` calls into one bar per stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._stage = ""
+        self._bar: Progress | None = None
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """Say how far a stage is; a new stage closes the bar of the one before."""
+        if stage != self._stage:
+            self.close()
+            self._stage, self._bar = stage, self.console.progress(stage, total)
+        assert self._bar is not None
+        self._bar.update_to(done, total=total)
+
+    def close(self) -> None:
+        """Close the bar of the last stage."""
+        if self._bar is not None:
+            self._bar.close()
+        self._stage, self._bar = "", None
+
+
+@contextmanager
+def quiet(log_path: Path) -> Iterator[Console]:
+    """Point file descriptors 1 and 2 at a log file, and yield a console on the real ones."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    real_out, real_err = os.dup(1), os.dup(2)
+    with (
+        open(log_path, "ab", buffering=0) as log,
+        open(real_out, "w", encoding="utf-8") as out,
+        open(real_err, "w", encoding="utf-8") as err,
+    ):
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield Console(out, err)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(real_out, 1)
+            os.dup2(real_err, 2)
+
+
+def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """The arguments every verb takes: `--config C`, `--verbose`, and dotted overrides."""
+    parser = argparse.ArgumentParser(prog=f"python -m beeray.{verb}", description=description)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one under configs/")
+    parser.add_argument("--verbose", action="store_true", help="leave the libraries' own output on the terminal")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. train.lr=2e-5 seed=7")
+    return parser
+
+
+def run_verb(
+    verb: str,
+    parser: argparse.ArgumentParser,
+    execute: Callable[[Config, argparse.Namespace, Console], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, load the config, execute quietly, print the result; returns the exit code.
+
+    A `BeerayError` becomes one line on stderr and exit code 2. Anything else is a defect: its traceback
+    goes to the log and its last line, with the log's path, to stderr; exit code 1.
+    """
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except BeerayError as error:
+        print(f"beeray {verb}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if arguments.verbose:
+        return _guarded(verb, lambda console: execute(config, arguments, console), Console(), None)
+    log_path = config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
+    with quiet(log_path) as console:
+        return _guarded(verb, lambda console: execute(config, arguments, console), console, log_path)
+
+
+def _guarded(
+    verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None
+) -> int:
+    try:
+        record = execute(console)
+    except BeerayError as error:
+        console.line(f"beeray {verb}: {error}")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        console.line(f"beeray {verb}: interrupted; run the same command again to go on")
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        where = f"; traceback in {log_path}" if log_path else ""
+        console.line(f"beeray {verb}: internal error: {type(error).__name__}: {str(error).splitlines()[0]}{where}")
+        return 1
+    console.result(record)
+    return 0

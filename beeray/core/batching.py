@@ -1,0 +1,142 @@
+"""Token batching: a rank's share of the step's items, cut into micro-batches by tokens, not rows.
+
+Texts differ in length severalfold, so equal rows are unequal work. Ranks get shares of equal tokens;
+within a share texts are sorted by length and cut by a budget of padded tokens, so that little padding
+is computed. All ranks cut at the same rows, so that every rank calls the encoder equally often (a
+sharded encoder, ZeRO-3, runs collectives in every call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Lengths = NDArray[np.int32]
+
+
+class Tokens(Protocol):
+    """What a token store offers the step: unpadded ids of any items, at any text length."""
+
+    pad_token_id: int
+
+    def lengths(self, max_seq_length: int) -> Lengths:
+        """Tokens of every item, special tokens included, after truncation; int32 (num_items,)."""
+        ...
+
+    def gather(self, item_indices: NDArray[np.int32], max_seq_length: int) -> tuple[NDArray[np.int64], Lengths]:
+        """Ids of these items one after the other (flat), and the tokens of each."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Padded ids of some items, ready for the encoder.
+
+    Attributes:
+        input_ids: int64 (rows, width); one row of padding where there is no item.
+        attention_mask: int64 (rows, width), 1 on tokens.
+        num_items: rows that are items; the encoder's output is cut to them.
+        num_tokens: real tokens, padding not counted.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    num_items: int
+    num_tokens: int
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Rows × width: what the encoder computes on."""
+        return self.input_ids.numel()
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A list of items dealt to ranks and cut into micro-batches.
+
+    Attributes:
+        order: positions in the list that was dealt, rank by rank, longest text first within a rank.
+        counts: items of each rank.
+        cuts: rows of each micro-batch, the same for all ranks (a rank may lack the last row).
+        cut_tokens: padded tokens of each micro-batch on the rank where it is largest.
+    """
+
+    order: NDArray[np.int64]
+    counts: list[int]
+    cuts: list[slice]
+    cut_tokens: list[int]
+
+    def of_rank(self, rank: int) -> NDArray[np.int64]:
+        """Positions of one rank's items."""
+        start = sum(self.counts[:rank])
+        return self.order[start : start + self.counts[rank]]
+
+
+def deal_by_tokens(lengths: Lengths, world_size: int, token_budget: int) -> Shares:
+    """Deal items to ranks so that tokens are equal, and cut the shares by a budget of padded tokens.
+
+    Args:
+        lengths: tokens of each item, int32 (items,).
+        token_budget: most padded tokens of a micro-batch; a longer single text stands alone.
+
+    Returns:
+        Shares that differ by at most one text in number, and by at most about one text in tokens:
+        items are dealt longest first, in snake order.
+    """
+    assert token_budget > 0 and world_size > 0
+    order = np.argsort(-lengths, kind="stable")
+    turn = np.arange(len(order)) % (2 * world_size)
+    owner = np.where(turn < world_size, turn, 2 * world_size - 1 - turn)
+    ranks = [order[owner == rank] for rank in range(world_size)]
+    longest = lengths[order[::world_size]]  # row j of the shares holds items j * world_size and after
+    cuts: list[slice] = []
+    start = 0
+    while start < len(longest):
+        rows = max(1, token_budget // max(1, int(longest[start])))
+        cuts.append(slice(start, min(start + rows, len(longest))))
+        start += rows
+    return Shares(
+        order=np.concatenate(ranks),
+        counts=[len(share) for share in ranks],
+        cuts=cuts,
+        cut_tokens=[(cut.stop - cut.start) * int(longest[cut.start]) for cut in cuts],
+    )
+
+
+def micro_batches(
+    tokens: Tokens,
+    items: NDArray[np.int32],
+    cuts: Sequence[slice],
+    *,
+    max_seq_length: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[MicroBatch]:
+    """One padded micro-batch per cut of a rank's items."""
+    ids, lengths = tokens.gather(items, max_seq_length)
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    for cut in cuts:
+        stop = min(cut.stop, len(items))
+        first = min(cut.start, stop)
+        yield _pad(ids[starts[first] : starts[stop]], lengths[first:stop], tokens.pad_token_id, device)
+
+
+def _pad(flat: NDArray[np.int64], lengths: Lengths, pad_token_id: int, device: torch.device | str) -> MicroBatch:
+    num_items = len(lengths)
+    if num_items:
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+    else:  # this rank has no item here, but must call the encoder all the same
+        mask = np.ones((1, 2), dtype=bool)
+        flat = np.full(2, pad_token_id, dtype=np.int64)
+    padded = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    padded[mask] = flat
+    ids, attention = torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+    if torch.device(device).type == "cuda":
+        ids = ids.pin_memory().to(device, non_blocking=True)
+        attention = attention.pin_memory().to(device, non_blocking=True)
+    return MicroBatch(ids, attention, num_items, int(lengths.sum()))

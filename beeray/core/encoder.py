@@ -1,0 +1,145 @@
+"""The encoder: a SentenceTransformer seen as one function from padded token ids to embeddings.
+
+The training step, evaluation and the nightly job all call this one module, so what is trained is
+what is exported. Tokenising is not done here: it happens once per catalog (see `data/tokens.py`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from beeray.errors import EncoderError
+
+PROMPT_NAME = "document"
+
+
+class Encoder(nn.Module):
+    """Padded token ids → embeddings, in fp32 or under bf16 autocast.
+
+    Args:
+        model: the sentence transformer whose modules are trained in place.
+        precision: `fp32`, or `bf16` for autocast of the forward pass; outputs are fp32 either way.
+    """
+
+    def __init__(self, model: SentenceTransformer, precision: str = "fp32") -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed one micro-batch.
+
+        Args:
+            input_ids: int64 (num_items, num_tokens), special tokens included.
+            attention_mask: int64 (num_items, num_tokens), 1 on tokens and 0 on padding.
+
+        Returns:
+            float32 (num_items, dim); rows are as the model's own modules leave them (not always unit length).
+        """
+        features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            embeddings = self.model(features)["sentence_embedding"]
+        return embeddings.float()
+
+
+def load_encoder(
+    name: str,
+    *,
+    max_seq_length: int,
+    prefix: str = "",
+    dropout: float | None = None,
+    attention: str = "auto",
+    device: str | torch.device = "cpu",
+) -> SentenceTransformer:
+    """Open a sentence transformer and set it up for training or embedding.
+
+    Args:
+        name: a folder, `package:<python package>/<folder>`, or a hub name.
+        max_seq_length: tokens of a text, special tokens included; the rest is cut off.
+        prefix: put before every text; kept as the model's default prompt so that `encode` uses it too.
+        dropout: probability of every dropout layer while training; None keeps the model's own.
+        attention: attention implementation asked of transformers, or `auto`.
+
+    Raises:
+        EncoderError: nothing loadable there, or `max_seq_length` beyond what its positions allow.
+    """
+    source = encoder_source(name)
+    model_kwargs: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        model = SentenceTransformer(source, device=str(device), model_kwargs=model_kwargs)
+    except Exception as error:  # the hub and transformers raise a dozen unrelated types here
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EncoderError(
+            f"encoder.name {name!r}: no sentence transformer could be loaded ({reason.strip()[:300]}); "
+            "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
+        ) from error
+    longest = _longest_sequence(model)
+    if longest is not None and max_seq_length > longest:
+        raise EncoderError(
+            f"encoder.max_seq_length {max_seq_length}: {name!r} has positions for {longest} tokens; lower it to that"
+        )
+    model.max_seq_length = max_seq_length
+    if prefix:
+        model.prompts[PROMPT_NAME] = prefix
+        model.default_prompt_name = PROMPT_NAME
+    if dropout is not None:
+        set_dropout(model, dropout)
+    return model
+
+
+def encoder_source(name: str) -> str:
+    """Resolve `package:<python package>/<folder>` to a folder; anything else is returned as it is.
+
+    Raises:
+        EncoderError: the package is not installed, or a local folder holds no encoder.
+    """
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise EncoderError(f"encoder.name {name!r}: Python package {package!r} is not installed; pip install it")
+        name = str(Path(next(iter(spec.submodule_search_locations))) / folder)
+    if Path(name).is_dir() and not ((Path(name) / "modules.json").is_file() or (Path(name) / "config.json").is_file()):
+        raise EncoderError(
+            f"encoder.name {name!r}: the folder holds neither modules.json nor config.json, so it is no encoder; "
+            "give a folder written by SentenceTransformer.save"
+        )
+    return name
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout probability of a model, those kept as plain numbers in attention layers too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for attribute in ("dropout_prob", "attention_dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, probability)
+
+
+def save_encoder(model: SentenceTransformer, folder: Path) -> None:
+    """Write a folder that `SentenceTransformer(folder)` opens, weights as safetensors only."""
+    model.save(str(folder), create_model_card=False, safe_serialization=True)
+
+
+def embedding_dim(model: SentenceTransformer) -> int:
+    """Width of the embeddings."""
+    dim = model.get_embedding_dimension()
+    assert dim is not None
+    return dim
+
+
+def _longest_sequence(model: SentenceTransformer) -> int | None:
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    # RoBERTa's and MPNet's position ids start after the padding index
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    return int(positions) - offset

@@ -1,0 +1,137 @@
+"""Scoring an encoder's embeddings on held-out interactions, block by block of users.
+
+Recommendation as in the paper: user vector = sum of the normalised embeddings of the user's history,
+score = dot product with each candidate, history items masked (so the `− X_U` term plays no part).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from beeray.core.metrics import calibrated_recall, ndcg
+from beeray.core.topk import top_items
+
+
+@dataclass(frozen=True)
+class RankingMetrics:
+    """Which metrics at which k."""
+
+    recall_at: tuple[int, ...] = (20, 50)
+    ndcg_at: tuple[int, ...] = (100,)
+
+    @property
+    def longest(self) -> int:
+        """Length of ranking needed."""
+        return max([*self.recall_at, *self.ndcg_at])
+
+    @property
+    def names(self) -> list[str]:
+        """E.g. `["recall@20", "recall@50", "ndcg@100"]`."""
+        return [f"recall@{k}" for k in self.recall_at] + [f"ndcg@{k}" for k in self.ndcg_at]
+
+
+class Ranker:
+    """Ranks candidates for blocks of users and scores the rankings.
+
+    Args:
+        embeddings: (items, d) of the whole catalog, row-normalised, on the device that ranks.
+        candidates: item indices that may be recommended, sorted, (candidates,).
+        metrics: what to measure.
+        items_per_block: candidates scored at a time.
+    """
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        candidates: NDArray[np.int32],
+        metrics: RankingMetrics,
+        *,
+        items_per_block: int = 65536,
+    ) -> None:
+        self.embeddings = embeddings
+        self.candidates = candidates
+        self.metrics = metrics
+        self.items_per_block = items_per_block
+        rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
+        whole = len(candidates) == len(embeddings)
+        self.candidate_embeddings = embeddings if whole else embeddings[rows]
+
+    def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
+        """Metrics of a block of users.
+
+        Args:
+            history: (users, items) 0/1, what the users are known to like.
+            targets: (users, items) 0/1, what is held out; at least one in `candidates` per user.
+
+        Returns:
+            float64 (users, metrics), columns as in `metrics.names`.
+        """
+        device = self.embeddings.device
+        wanted = self._restrict(targets)
+        num_targets = np.bincount(wanted.row, minlength=targets.shape[0])
+        assert num_targets.min() > 0, "a user without a target among the candidates"
+        _, places = top_items(
+            self._user_vectors(history),
+            self.candidate_embeddings,
+            _positions(self._restrict(history), device),
+            self.metrics.longest,
+            items_per_block=self.items_per_block,
+        )
+        hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted))
+        num_targets = torch.from_numpy(num_targets)
+        columns = [calibrated_recall(hits, num_targets, k) for k in self.metrics.recall_at]
+        columns += [ndcg(hits, num_targets, k) for k in self.metrics.ndcg_at]
+        return torch.stack(columns, dim=1).numpy()
+
+    def _user_vectors(self, history: sparse.csr_matrix) -> Tensor:
+        device = self.embeddings.device
+        return torch.nn.functional.embedding_bag(
+            torch.from_numpy(history.indices.astype(np.int64)).to(device),
+            self.embeddings,
+            torch.from_numpy(history.indptr[:-1].astype(np.int64)).to(device),
+            mode="sum",
+        )
+
+    def _restrict(self, matrix: sparse.csr_matrix) -> sparse.coo_matrix:
+        return matrix[:, self.candidates].tocoo()
+
+
+def _positions(matrix: sparse.coo_matrix, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64)).to(device)
+
+
+def _hits(places: NDArray[np.int64], wanted: sparse.coo_matrix) -> NDArray[np.bool_]:
+    """Whether each ranked candidate is a target of its user, without a dense users × candidates matrix."""
+    width = wanted.shape[1]
+    keys = np.sort(wanted.row.astype(np.int64) * width + wanted.col)
+    ranked = np.arange(len(places), dtype=np.int64)[:, None] * width + places
+    found = np.minimum(np.searchsorted(keys, ranked), len(keys) - 1)
+    hits: NDArray[np.bool_] = keys[found] == ranked
+    return hits
+
+
+def score_users(
+    ranker: Ranker, blocks: Iterable[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Score blocks of (user indices, history, targets); returns all user indices and their metrics."""
+    users: list[NDArray[np.int64]] = []
+    scores: list[NDArray[np.float64]] = []
+    for user_index, history, targets in blocks:
+        users.append(user_index)
+        scores.append(ranker.score(history, targets))
+    width = len(ranker.metrics.names)
+    if not users:
+        return np.empty(0, dtype=np.int64), np.empty((0, width))
+    return np.concatenate(users), np.concatenate(scores)
+
+
+def mean_metrics(names: Sequence[str], scores: NDArray[np.float64]) -> dict[str, float]:
+    """Mean of every metric over users."""
+    return {name: float(value) for name, value in zip(names, scores.mean(axis=0), strict=True)}

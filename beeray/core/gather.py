@@ -1,0 +1,108 @@
+"""What crosses ranks: item indices, the rows of E, and their gradient. Nothing else.
+
+All functions are collective: every rank of the group must call them, in the same order. Without an
+initialised process group they are the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros((max(counts), rows.shape[1]))
+        padded[: len(rows)] = rows
+        gathered = rows.new_empty((len(counts) * max(counts), rows.shape[1]))
+        dist.all_gather_into_tensor(gathered, padded)
+        blocks = gathered.view(len(counts), max(counts), -1)
+        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        counts, mine = ctx.counts, rank()
+        gradient = gradients[0].contiguous()
+        if dist.get_backend() == "gloo":  # its reduce-scatter is an all-reduce inside, and needs equal shards
+            gradient = gradient.clone()
+            dist.all_reduce(gradient)
+            start = sum(counts[:mine])
+            return gradient[start : start + counts[mine]], None
+        padded = gradient.new_zeros((len(counts), max(counts), gradient.shape[1]))
+        for block, piece in zip(padded, gradient.split(counts), strict=True):
+            block[: len(piece)] = piece
+        reduced = gradient.new_empty((max(counts), gradient.shape[1]))
+        dist.reduce_scatter_tensor(reduced, padded.view(-1, gradient.shape[1]))
+        return reduced[: counts[mine]], None
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Differentiable all-gather of every rank's rows, in rank order.
+
+    Forward is an all-gather; backward a reduce-scatter, so that each rank receives the *sum* over
+    ranks of the loss's gradient with respect to its own rows. Every rank must call.
+
+    Args:
+        rows: (counts[rank], d), this rank's rows.
+        counts: rows of every rank.
+
+    Returns:
+        (sum(counts), d).
+    """
+    assert rows.shape[0] == counts[rank()], (rows.shape, counts, rank())
+    if world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows, tuple(counts))
+
+
+def gather_union(indices: NDArray[np.int32], device: torch.device | str) -> NDArray[np.int32]:
+    """Sorted distinct indices over all ranks. Every rank must call."""
+    local = np.unique(indices)
+    if world_size() == 1:
+        return local
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = len(local)
+    dist.all_reduce(counts)
+    longest = int(counts.max())
+    padded = torch.full((longest,), -1, dtype=torch.int32, device=device)
+    padded[: len(local)] = torch.from_numpy(local.astype(np.int32)).to(device)
+    gathered = torch.empty(world_size() * longest, dtype=torch.int32, device=device)
+    dist.all_gather_into_tensor(gathered, padded)
+    union = np.unique(gathered.cpu().numpy())
+    return union[union >= 0]
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device | str) -> list[float]:
+    """Element-wise sum over ranks. Every rank must call."""
+    if world_size() == 1:
+        return [float(value) for value in values]
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def largest_over_ranks(value: float, device: torch.device | str) -> float:
+    """Largest value over ranks. Every rank must call."""
+    if world_size() == 1:
+        return float(value)
+    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return float(largest)

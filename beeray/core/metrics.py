@@ -1,0 +1,68 @@
+"""Ranking metrics as recpack defines them, and their confidence intervals.
+
+    CalibratedRecall@k(u) = hits@k / min(k, |targets_u|)
+    nDCG@k(u)             = Σ_hits 1/log2(rank + 1)  /  Σ_{j=1..min(k, |targets_u|)} 1/log2(j + 1)
+
+Means are over users with at least one target; intervals are percentile bootstraps over users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over users with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def calibrated_recall(hits: Tensor, num_targets: Tensor, k: int) -> Tensor:
+    """CalibratedRecall@k of every user.
+
+    Args:
+        hits: bool (users, ranks), whether the item at each rank (best first) is a target.
+        num_targets: int64 (users,), at least 1.
+
+    Returns:
+        float64 (users,).
+    """
+    return hits[:, :k].sum(dim=1).double() / num_targets.clamp(max=k).double()
+
+
+def ndcg(hits: Tensor, num_targets: Tensor, k: int) -> Tensor:
+    """nDCG@k of every user; arguments as in `calibrated_recall`, returns float64 (users,)."""
+    discounts = 1.0 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64, device=hits.device))
+    gained = hits[:, :k].double() @ discounts[: hits.shape[1]]
+    ideal = discounts.cumsum(0)[num_targets.clamp(max=k) - 1]
+    return gained / ideal
+
+
+def bootstrap_interval(per_user: Scores, *, num_bootstrap: int = 1000, seed: int = 0) -> Interval:
+    """Mean and 95 % percentile interval of a per-user metric, users resampled with replacement.
+
+    Args:
+        per_user: float64 (users,).
+        num_bootstrap: resamples.
+
+    Raises:
+        ValueError: no users.
+    """
+    if not len(per_user):
+        raise ValueError("no user has a target: there is nothing to average")
+    generator = np.random.default_rng(seed)
+    values, counts = np.unique(per_user, return_counts=True)  # resampling values by their counts is the same, and small
+    draws = generator.multinomial(len(per_user), counts / len(per_user), size=num_bootstrap)
+    means = draws @ values / len(per_user)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(per_user.mean()), float(low), float(high))

@@ -1,0 +1,162 @@
+"""The catalog: from raw columns to text, content hash and checked ids."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from beeray.data.tables import ROW
+from beeray.errors import DataError
+
+HASH_BYTES = 16
+SHOWN = 60
+
+
+@dataclass(frozen=True)
+class CatalogIndex:
+    """Ids of the whole catalog, without texts.
+
+    Attributes:
+        item_ids: distinct ids in the order of the table, string or int64.
+        rows: int64, row number of each (its first, where a row was repeated).
+        dropped: what was dropped, rule → rows.
+    """
+
+    item_ids: pa.Array
+    rows: NDArray[np.int64]
+    dropped: dict[str, int]
+
+
+def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
+    """Ids as one array of int64 or string.
+
+    Raises:
+        DataError: another type.
+    """
+    array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], ids.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_integer(array.type):
+        return array.cast(pa.int64())
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
+        return array.cast(pa.string())
+    if pa.types.is_null(array.type):
+        return array.cast(pa.string())
+    raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers")
+
+
+def render(template: str, table: pa.Table) -> pa.Array:
+    """Texts of a batch of items: the template with each row's columns put in, null as nothing.
+
+    Args:
+        template: e.g. `"{title}. {genres}"`.
+        table: holds the template's columns, (items,).
+
+    Returns:
+        string (items,), white space at the ends removed; "" where every column is null or blank.
+    """
+    pieces: list[pa.Array | str] = []
+    columns: list[pa.Array] = []
+    for literal, field, _, _ in string.Formatter().parse(template):
+        if literal:
+            pieces.append(literal)
+        if field is not None:
+            column = pc.fill_null(pc.cast(_one_array(table[field]), pa.string()), "")
+            columns.append(column)
+            pieces.append(column)
+    arrays = [pa.scalar(piece) if isinstance(piece, str) else piece for piece in pieces]
+    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*arrays, ""))
+    blank = pc.equal(pc.utf8_trim_whitespace(columns[0]), "")
+    for column in columns[1:]:
+        blank = pc.and_(blank, pc.equal(pc.utf8_trim_whitespace(column), ""))
+    return pc.if_else(blank, "", text)
+
+
+def content_hash(texts: pa.Array) -> pa.Array:
+    """First 16 bytes of each text's SHA-256; fixed-size binary (items,)."""
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:HASH_BYTES] for text in texts.to_pylist()]
+    return pa.array(digests, pa.binary(HASH_BYTES))
+
+
+def catalog_texts(table: pa.Table, template: str, empty_text: str) -> pa.Table:
+    """A raw batch as (item_id, text, content_hash, row).
+
+    Args:
+        table: raw catalog columns and `row`.
+        empty_text: `error`, or `drop` to leave out rows without text.
+
+    Raises:
+        DataError: a null id; text that is empty, or is no UTF-8.
+    """
+    item_ids = normalize_ids(table["item_id"], "catalog item_id")
+    if item_ids.null_count:
+        row = int(_one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
+        raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")
+    try:
+        texts = render(template, table)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"catalog text: {str(error).splitlines()[0]}; texts must be UTF-8") from error
+    result = pa.table({"item_id": item_ids, "text": texts, "content_hash": content_hash(texts), ROW: table[ROW]})
+    empty = pc.equal(texts, "")
+    if not pc.any(empty).as_py():
+        return result
+    if empty_text == "error":
+        first = item_ids[pc.index(empty, True).as_py()].as_py()
+        raise DataError(
+            f"catalog text: item_id {first!r} has null or empty text ({pc.sum(empty).as_py()} such rows in its batch); "
+            "give it one, or set data.empty_text: drop"
+        )
+    return result.filter(pc.invert(empty))
+
+
+def index_catalog(listing: pa.Table, num_rows: int) -> CatalogIndex:
+    """Distinct ids in table order.
+
+    Args:
+        listing: item_id, content_hash, row of every row that has text.
+        num_rows: rows read, those without text included.
+
+    Raises:
+        DataError: nothing left, or an id with two texts.
+    """
+    if not listing.num_rows:
+        raise DataError(f"catalog: no item has text ({num_rows} rows read); check the template's columns")
+    listing = listing.sort_by(ROW)
+    codes = pc.dictionary_encode(normalize_ids(listing["item_id"], "catalog item_id"))
+    order = codes.indices.to_numpy()
+    _, first = np.unique(order, return_index=True)
+    first.sort()
+    hashes = _one_array(listing["content_hash"])
+    same = pc.equal(hashes, pc.take(hashes, pa.array(first[order])))  # codes are given in order of appearance
+    if not pc.all(same).as_py():
+        place = pc.index(same, False).as_py()
+        raise DuplicateItemError(codes.dictionary[int(order[place])].as_py(), int(first[order[place]]), place)
+    rows = _one_array(listing[ROW]).to_numpy()
+    dropped = {"items_without_text": num_rows - listing.num_rows, "items_repeated": listing.num_rows - len(first)}
+    return CatalogIndex(codes.dictionary, rows[first], dropped)
+
+
+class DuplicateItemError(DataError):
+    """An item_id with two texts; `rows` are places in the sorted listing, for whoever can look the texts up."""
+
+    def __init__(self, item_id: object, *places: int, texts: tuple[str, ...] = ()) -> None:
+        shown = " and ".join(repr(text[:SHOWN] + ("…" if len(text) > SHOWN else "")) for text in texts)
+        super().__init__(
+            f"catalog item_id: {item_id!r} appears twice with two texts{': ' + shown if shown else ''}; "
+            "an id must stand for one item"
+        )
+        self.item_id, self.places = item_id, places
+
+
+def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return column

@@ -1,0 +1,133 @@
+"""Interactions: which rows count, and from rows to one list of items per user. All vectorised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from beeray.data.catalog import normalize_ids
+from beeray.data.tables import ROW
+
+BUCKET = "bucket"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which interactions count.
+
+    Attributes:
+        min_value: smaller (or null, or NaN) values are dropped; None keeps all.
+        min_user_interactions: users with fewer distinct items are dropped.
+        num_buckets: users are dealt to so many buckets by a hash of their id.
+    """
+
+    min_value: float | None
+    min_user_interactions: int
+    num_buckets: int
+
+
+def bucket_interactions(
+    table: pa.Table, item_ids: pa.Array, rules: Rules
+) -> tuple[pa.Table, Mapping[str, int]]:
+    """Rows of a batch that count, with catalog positions and user buckets.
+
+    Args:
+        table: user_id, item_id, perhaps value and timestamp, and row.
+        item_ids: the catalog's ids.
+
+    Returns:
+        bucket int32, user_id, item int32 (catalog position), timestamp int64 (if any), row int64; and
+        what was dropped, rule → rows.
+    """
+    users = normalize_ids(table["user_id"], "interactions user_id")
+    items = normalize_ids(table["item_id"], "interactions item_id")
+    known = pc.and_(pc.is_valid(users), pc.is_valid(items))
+    dropped = {"interactions_without_id": table.num_rows - (pc.sum(known).as_py() or 0)}
+    valued = known
+    if rules.min_value is not None and "value" in table.column_names:
+        values = pc.cast(table["value"], pa.float64(), safe=False)
+        enough = pc.fill_null(pc.greater_equal(values, rules.min_value), False)
+        valued = pc.and_(known, enough.combine_chunks() if isinstance(enough, pa.ChunkedArray) else enough)
+    dropped["interactions_below_min_value"] = (pc.sum(known).as_py() or 0) - (pc.sum(valued).as_py() or 0)
+    places = pc.index_in(items, item_ids) if items.type == item_ids.type else pa.nulls(len(items), pa.int32())
+    kept = pc.and_(valued, pc.is_valid(places))
+    dropped["interactions_of_unknown_items"] = (pc.sum(valued).as_py() or 0) - (pc.sum(kept).as_py() or 0)
+    users = users.filter(kept)
+    columns = {
+        BUCKET: pa.array((hash_ids(users) % np.uint64(rules.num_buckets)).astype(np.int32)),
+        "user_id": users,
+        "item": places.filter(kept).cast(pa.int32()),
+    }
+    if "timestamp" in table.column_names:
+        columns["timestamp"] = _seconds(table["timestamp"]).filter(kept)
+    columns[ROW] = table[ROW].filter(kept)
+    return pa.table(columns), dropped
+
+
+def group_users(table: pa.Table, rules: Rules) -> tuple[pa.Table, Mapping[str, int]]:
+    """One row per user of a bucket, in the order of their ids' hashes.
+
+    Duplicates of (user, item) collapse to the earliest, by timestamp and then by row; users with fewer
+    than `min_user_interactions` distinct items are dropped.
+
+    Args:
+        table: all rows of some buckets, as `bucket_interactions` returns them.
+
+    Returns:
+        user_id, items list<int32> (catalog positions, earliest first), rows list<int64>, and timestamps
+        list<int64> (if any); and what was dropped, rule → rows.
+    """
+    users = pc.dictionary_encode(normalize_ids(table["user_id"], "interactions user_id"))
+    rank_of = np.argsort(np.argsort(hash_ids(users.dictionary), kind="stable"), kind="stable")
+    code = rank_of[users.indices.to_numpy()] if len(table) else np.empty(0, dtype=np.int64)
+    item, row = table["item"].to_numpy(), table[ROW].to_numpy()
+    timed = "timestamp" in table.column_names
+    when = table["timestamp"].to_numpy() if timed else row
+    order = np.lexsort((row, when, item, code))
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[1:] = (code[order][1:] == code[order][:-1]) & (item[order][1:] == item[order][:-1])
+    order = order[~repeated]
+    counts = np.bincount(code[order], minlength=len(users.dictionary))
+    enough = counts >= rules.min_user_interactions
+    order = order[enough[code[order]]]
+    order = order[np.lexsort((row[order], when[order], code[order]))]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32))
+    by_rank = np.argsort(rank_of, kind="stable")
+    columns = {
+        "user_id": users.dictionary.take(pa.array(by_rank[enough])),
+        "items": pa.ListArray.from_arrays(offsets, pa.array(item[order].astype(np.int32))),
+        "rows": pa.ListArray.from_arrays(offsets, pa.array(row[order])),
+    }
+    if timed:
+        columns["timestamps"] = pa.ListArray.from_arrays(offsets, pa.array(when[order]))
+    dropped = {
+        "interactions_repeated": int(repeated.sum()),
+        "users_below_min_interactions": int((~enough).sum()),
+        "interactions_of_such_users": int(counts[~enough].sum()),
+    }
+    return pa.table(columns), dropped
+
+
+def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
+    """A 64-bit hash of each id, the same on every machine."""
+    if pa.types.is_integer(ids.type):
+        return pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(np.int64))
+    encoded = pc.dictionary_encode(ids)
+    if not len(encoded.dictionary):
+        return np.empty(0, dtype=np.uint64)
+    hashed = pd.util.hash_array(np.asarray(encoded.dictionary.to_pylist(), dtype=object), categorize=False)
+    return hashed[encoded.indices.to_numpy()]
+
+
+def _seconds(column: pa.ChunkedArray) -> pa.Array:
+    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null is earliest."""
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("us"), safe=False)
+    return pc.fill_null(array.cast(pa.int64(), safe=False), 0)

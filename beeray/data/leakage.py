@@ -1,0 +1,84 @@
+"""The leakage check: nothing held out is trained on, in the store as it is written.
+
+It reads the parts back, so it checks what training will read and not what preparation meant to write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from beeray.data.splits import SPLITS, TEST, TRAIN
+from beeray.data.storage import resolve
+from beeray.data.store import Store, label_counts, list_column
+from beeray.errors import StoreError
+
+Flat = NDArray[np.int64]
+
+
+def check_leakage(store: Store) -> None:
+    """Stream a store and refuse it if a held-out thing is labelled for training.
+
+    Raises:
+        StoreError: names the first user and item that offend, and the rule.
+    """
+    labels = store.item_labels()
+    counted: Counter[str] = Counter()
+    if len(labels) != store.meta.num_items or label_counts(labels) != store.meta.items:
+        raise _refused(store, f"its catalog holds {len(labels)} items {label_counts(labels)}, meta.json says otherwise")
+    for path in store.user_paths():
+        filesystem, inside = resolve(path)
+        with filesystem.open_input_file(inside) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=16384):
+                counted.update(_check_batch(store, batch, labels))
+    if {name: counted[name] for name in SPLITS} != store.meta.interactions or counted["users"] != store.meta.num_users:
+        raise _refused(store, f"its users and interactions are {dict(counted)}, meta.json says otherwise")
+
+
+def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.int8]) -> Counter[str]:
+    indptr, items = list_column(batch["item_indices"])
+    label_ptr, labels = list_column(batch["splits"])
+    users = np.repeat(batch["user_index"].to_numpy(), np.diff(indptr))
+    user_labels = batch["split"].to_numpy()
+    per_interaction = np.repeat(user_labels, np.diff(indptr))
+    if not np.array_equal(indptr, label_ptr):
+        raise _refused(store, f"user_index {batch['user_index'][0]}: items and splits differ in length")
+    _require(store, (items >= 0) & (items < store.meta.num_items), users, items, "has an item_index out of range")
+    _require(store, (labels >= TRAIN) & (labels <= TEST), users, items, "has an unknown split label")
+    order = np.lexsort((items, users))
+    fresh = np.ones(len(items), dtype=bool)
+    fresh[order[1:]] = (users[order][1:] != users[order][:-1]) | (items[order][1:] != items[order][:-1])
+    _require(store, fresh, users, items, "holds an item twice")
+    if store.meta.split_kind == "item":
+        _require(store, labels == item_labels[items], users, items, "has an interaction labelled unlike its held-out item")
+    elif store.meta.split_kind == "user":
+        held_in = (labels == TRAIN) | (labels == per_interaction)
+        _require(store, held_in, users, items, "has a target labelled unlike its user")
+    else:
+        _check_times(store, batch, users, items, labels)
+    counted = Counter(label_counts(labels.astype(np.int8)))
+    counted["users"] += len(user_labels)
+    return counted
+
+
+def _check_times(store: Store, batch: pa.RecordBatch, users: Flat, items: Flat, labels: NDArray[np.int8]) -> None:
+    if store.meta.time_boundaries is None:
+        raise _refused(store, "it is split by time, but meta.json has no time_boundaries")
+    _, times = list_column(batch["timestamps"])
+    validation_from, test_from = store.meta.time_boundaries
+    expected = (times >= validation_from).astype(np.int8) + (times >= test_from)
+    _require(store, labels == expected, users, items, "has an interaction labelled unlike its time")
+
+
+def _require(store: Store, right: NDArray[np.bool_], users: Flat, items: Flat, rule: str) -> None:
+    if not right.all():
+        place = int(np.flatnonzero(~right)[0])
+        raise _refused(store, f"user_index {users[place]} {rule} (item_index {items[place]}; {int((~right).sum())} such)")
+
+
+def _refused(store: Store, reason: str) -> StoreError:
+    return StoreError(f"store {store.path!r}: leakage check failed: {reason}; delete the store and prepare again")

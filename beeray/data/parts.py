@@ -1,0 +1,25 @@
+"""One parquet file of a store, read and written in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beeray.data.storage import resolve
+
+ROW_GROUP_ROWS = 4096
+
+
+def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part, or some of its columns."""
+    filesystem, inside = resolve(path)
+    return pq.read_table(inside, columns=list(columns) if columns else None, filesystem=filesystem)
+
+
+def write_part(table: pa.Table, path: str) -> None:
+    """Write a part in row groups of a few thousand rows, so that readers can stream and share it."""
+    filesystem, inside = resolve(path)
+    with filesystem.open_output_stream(inside) as stream:
+        pq.write_table(table, stream, row_group_size=ROW_GROUP_ROWS, compression="zstd")

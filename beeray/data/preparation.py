@@ -1,0 +1,402 @@
+"""Raw tables → prepared store, streaming through Ray Data.
+
+The driver holds ids, hashes and counts of the catalog, never texts; interactions pass through tasks
+batch by batch, are dealt to buckets by user, and each bucket becomes one part of the store. The store
+is written beside its final name and renamed when whole and free of leakage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from beeray.config import Config, config_digest
+from beeray.data.catalog import CatalogIndex, DuplicateItemError, catalog_texts, index_catalog, normalize_ids
+from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
+from beeray.data.leakage import check_leakage
+from beeray.data.parts import read_part, write_part
+from beeray.data.sources import RawTables, open_source
+from beeray.data.splits import SplitPlan, draw_items, draw_users, interaction_labels, time_boundaries
+from beeray.data.storage import Staging, exists, join, list_files, make_dir, remove_tree, write_json
+from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column, training_rows
+from beeray.data.streaming import drain
+from beeray.data.tables import ROW
+from beeray.errors import ConfigError, DataError
+
+Report = Callable[[str, int, int | None], None]
+ITEMS_PER_PART = 65_536
+
+
+def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
+    """The store of a config, prepared if it is missing or its inputs or rules have changed.
+
+    Returns:
+        the store, and whether it was prepared now.
+    """
+    raw = open_source(config.data)
+    fingerprint = store_fingerprint(config, raw)
+    if exists(join(config.store_path, META)):
+        store = Store.open(config.store_path)
+        if store.meta.fingerprint == fingerprint:
+            return store, False
+    return prepare_store(config, raw, report), True
+
+
+def store_fingerprint(config: Config, raw: RawTables) -> str:
+    """Digest of everything that decides a store's content: inputs, rules, split, seed, schema version."""
+    rules = config.data.model_dump(mode="json", exclude={"path", "store", "descriptions", "catalog", "interactions"})
+    deciding = {
+        "schema_version": SCHEMA_VERSION,
+        "catalog": raw.catalog.fingerprint(),
+        "interactions": raw.interactions.fingerprint(),
+        "template": raw.template,
+        "rules": rules,
+        "split": config.split.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    return config_digest(deciding)
+
+
+def prepare_store(config: Config, raw: RawTables, report: Report) -> Store:
+    """Prepare the store of a config anew. Ray must be running.
+
+    Args:
+        raw: the two tables.
+        report: told the stage, what is done and of how much.
+
+    Raises:
+        DataError, ConfigError: the tables break the data contract, or the split asks for too much.
+        StoreError: the leakage check refused what was written.
+    """
+    if config.split.kind == "time" and "timestamp" not in raw.interactions.columns:
+        raise ConfigError("split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user")
+    for table in (raw.catalog, raw.interactions):
+        table.check()
+    with Staging(config.store_path, META) as staging:
+        preparation = _Preparation(config, raw, staging.path, report)
+        meta = preparation.run()
+        remove_tree(preparation.scratch)
+        report("check for leakage", 0, None)
+        check_leakage(Store(staging.path, meta))
+        write_json(join(staging.path, META), dataclasses.asdict(meta))
+        staging.publish()
+    return Store.open(config.store_path)
+
+
+@dataclass
+class _Kept:
+    """What is known once every bucket has been grouped."""
+
+    counts: NDArray[np.int64]
+    first_rows: NDArray[np.int64]
+    bucket_users: NDArray[np.int64]
+
+
+class _Preparation:
+    def __init__(self, config: Config, raw: RawTables, folder: str, report: Report) -> None:
+        self.config, self.raw, self.folder, self.report = config, raw, folder, report
+        self.scratch = join(folder, "scratch")
+        for name in ("scratch", "catalog", "users"):
+            make_dir(join(folder, name))
+        data = config.data
+        self.rules = Rules(data.min_value, data.min_user_interactions, data.num_buckets)
+        self.dropped: Counter[str] = Counter()
+
+    def run(self) -> StoreMeta:
+        index = self._read_catalog()
+        kept = self._group_interactions(index)
+        item_index = np.full(len(index.item_ids), -1, dtype=np.int32)
+        present = np.flatnonzero(kept.counts)
+        item_index[present] = np.arange(len(present), dtype=np.int32)
+        self.dropped["items_without_interactions"] += len(index.item_ids) - len(present)
+        plan = self._plan_split(index, kept, present)
+        self._write_catalog(index, item_index, plan)
+        return self._write_users(kept, item_index, plan)
+
+    def _read_catalog(self) -> CatalogIndex:
+        task = {"template": self.raw.template, "empty_text": self.config.data.empty_text, "folder": self.scratch}
+        texts = self.raw.catalog.dataset().map_batches(
+            _stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=0.5
+        )
+        listings: list[pa.Table] = []
+        num_rows = 0
+        for table in drain(texts):
+            listings.append(table.filter(pc.is_valid(table["item_id"])))
+            num_rows += int(pc.sum(table["read"]).as_py() or 0)
+            self.report("read catalog", num_rows, None)
+        listing = pa.concat_tables(listings).sort_by(ROW)
+        try:
+            index = index_catalog(listing, num_rows)
+        except DuplicateItemError as error:
+            shown = tuple(self._text_of(listing[ROW][place].as_py()) for place in error.places)
+            raise DuplicateItemError(error.item_id, *error.places, texts=shown) from None
+        self.dropped.update(index.dropped)
+        return index
+
+    def _text_of(self, row: int) -> str:
+        for name in self._staged_catalog():
+            part = read_part(name)
+            found = part.filter(pc.equal(part[ROW], row))
+            if found.num_rows:
+                return str(found["text"][0].as_py())
+        return ""
+
+    def _staged_catalog(self) -> list[str]:
+        return [file.path for file in list_files(self.scratch) if "/catalog-" in file.path]
+
+    def _group_interactions(self, index: CatalogIndex) -> _Kept:
+        tally = _Tally.remote()
+        ids = ray.put(index.item_ids)
+        bucketed = self.raw.interactions.dataset().map_batches(
+            _bucket,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"item_ids": ids, "rules": self.rules, "tally": tally},
+            num_cpus=0.5,
+        )
+        grouped = bucketed.repartition(self.rules.num_buckets, keys=[BUCKET]).map_batches(
+            _group,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"rules": self.rules, "folder": self.scratch, "tally": tally},
+            num_cpus=0.5,
+        )
+        number = len(index.item_ids)
+        kept = _Kept(
+            np.zeros(number, dtype=np.int64),
+            np.full(number, np.iinfo(np.int64).max),
+            np.zeros(self.rules.num_buckets, dtype=np.int64),
+        )
+        done = 0
+        for table in drain(grouped):
+            items = table["item"].to_numpy()
+            np.add.at(kept.counts, items, table["count"].to_numpy())
+            np.minimum.at(kept.first_rows, items, table["first_row"].to_numpy())
+            buckets, first = np.unique(table[BUCKET].to_numpy(), return_index=True)
+            kept.bucket_users[buckets] = table["users"].to_numpy()[first]
+            done += len(buckets)
+            self.report("group interactions", done, self.rules.num_buckets)
+        totals = ray.get(tally.totals.remote())
+        ray.kill(tally)
+        self._require_something(index, kept, totals)
+        self.dropped.update({name: number for name, number in totals.items() if name != "interactions"})
+        return kept
+
+    def _require_something(self, index: CatalogIndex, kept: _Kept, totals: dict[str, int]) -> None:
+        if kept.bucket_users.sum():
+            return
+        unknown = totals.get("interactions_of_unknown_items", 0)
+        others = sum(totals.get(f"interactions_{rule}", 0) for rule in ("without_id", "below_min_value"))
+        if unknown and unknown + others == totals["interactions"]:
+            items = next(next(f.read() for f in self.raw.interactions.fragments()))["item_id"]
+            theirs = normalize_ids(items, "interactions item_id")
+            raise DataError(
+                "interactions share no item with the catalog: the catalog has "
+                f"{_three(index.item_ids)}, the interactions {_three(theirs)}; "
+                "map the right columns, and give both ids one type"
+            )
+        removed = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in sorted(totals.items()) if number)
+        raise DataError(
+            f"interactions: nothing remains after filtering ({removed}); "
+            "lower data.min_value or data.min_user_interactions, or check the columns"
+        )
+
+    def _plan_split(self, index: CatalogIndex, kept: _Kept, present: NDArray[np.int64]) -> SplitPlan:
+        config, seed = self.config.split, self.config.seed
+        items = np.zeros(len(present), dtype=np.int8)
+        users = np.zeros(int(kept.bucket_users.sum()), dtype=np.int8)
+        boundaries = None
+        if config.kind == "item":
+            items = draw_items(config, index.item_ids.take(pa.array(present)), kept.first_rows[present], seed)
+        elif config.kind == "user":
+            users = draw_users(config, len(users), seed)
+        else:
+            times = [list_column(read_part(self._bucket_path(bucket), ["timestamps"])["timestamps"])[1] for bucket in self._buckets(kept)]
+            boundaries = time_boundaries(config, np.concatenate(times))
+        return SplitPlan(config.kind, items, users, boundaries, seed)
+
+    def _write_catalog(self, index: CatalogIndex, item_index: NDArray[np.int32], plan: SplitPlan) -> None:
+        labels = np.zeros(len(index.item_ids), dtype=np.int8)
+        labels[item_index >= 0] = plan.items
+        names = self._staged_catalog()
+        task = {
+            "rows": ray.put(index.rows),
+            "item_index": ray.put(item_index),
+            "labels": ray.put(labels),
+            "folder": join(self.folder, "catalog"),
+            "domain": self.raw.domain,
+        }
+        parts = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+        written = parts.map_batches(_finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5)
+        done = 0
+        for table in drain(written):
+            done += int(pc.sum(table["items"]).as_py())
+            self.report("write catalog", done, int((item_index >= 0).sum()))
+
+    def _write_users(self, kept: _Kept, item_index: NDArray[np.int32], plan: SplitPlan) -> StoreMeta:
+        starts = np.concatenate([[0], np.cumsum(kept.bucket_users)])
+        buckets = self._buckets(kept)
+        work = [{"bucket": b, "name": self._bucket_path(b), "first_user": int(starts[b])} for b in buckets]
+        task = {
+            "item_index": ray.put(item_index),
+            "plan": ray.put(plan),
+            "folder": join(self.folder, "users"),
+            "domain": self.raw.domain,
+        }
+        parts = ray.data.from_items(work, override_num_blocks=len(work))
+        written = parts.map_batches(_finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5)
+        counted: Counter[str] = Counter()
+        for table in drain(written):
+            for row in table.to_pylist():
+                counted.update(row)
+            self.report("write users", counted["users"], int(starts[-1]))
+        return self._meta(counted, plan)
+
+    def _meta(self, counted: Counter[str], plan: SplitPlan) -> StoreMeta:
+        names = ("train", "validation", "test")
+        interactions = {name: counted[name] for name in names}
+        held_out = {"item": ("test",), "time": ("test",), "user": ("test",)}[plan.kind]
+        if not counted["trainable"] or any(not interactions[name] for name in held_out):
+            raise DataError(f"split: leaves {interactions} interactions; change split.validation and split.test")
+        return StoreMeta(
+            fingerprint=store_fingerprint(self.config, self.raw),
+            split_kind=plan.kind,
+            domains=[self.raw.domain],
+            num_items=len(plan.items),
+            num_users=len(plan.users),
+            num_interactions=sum(interactions.values()),
+            items=label_counts(plan.items),
+            users=label_counts(plan.users),
+            interactions=interactions,
+            training_users={"train": counted["trainable"], "train+validation": counted["trainable_with_validation"]},
+            dropped=dict(self.dropped),
+            time_boundaries=list(plan.boundaries) if plan.boundaries else None,
+        )
+
+    def _buckets(self, kept: _Kept) -> list[int]:
+        return [int(bucket) for bucket in np.flatnonzero(kept.bucket_users)]
+
+    def _bucket_path(self, bucket: int) -> str:
+        return join(self.scratch, f"users-{bucket:05d}.parquet")
+
+
+@ray.remote(num_cpus=0)
+class _Tally:
+    """Adds up what tasks dropped."""
+
+    def __init__(self) -> None:
+        self._totals: Counter[str] = Counter()
+
+    def add(self, counts: dict[str, int]) -> None:
+        self._totals.update(counts)
+
+    def totals(self) -> dict[str, int]:
+        return dict(self._totals)
+
+
+def _stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
+    texts = catalog_texts(table, template, empty_text)
+    if texts.num_rows:
+        write_part(texts, join(folder, f"catalog-{texts[ROW][0].as_py():016x}.parquet"))
+    listing = texts.select(["item_id", "content_hash", ROW])
+    read = np.zeros(max(1, listing.num_rows), dtype=np.int64)
+    read[0] = table.num_rows
+    if not listing.num_rows:
+        listing = pa.table({field.name: pa.nulls(1, field.type) for field in listing.schema})
+    return listing.append_column("read", pa.array(read))
+
+
+def _bucket(table: pa.Table, item_ids: Any, rules: Rules, tally: Any) -> pa.Table:
+    rows, dropped = bucket_interactions(table, ray.get(item_ids), rules)
+    tally.add.remote({**dropped, "interactions": table.num_rows})
+    return rows
+
+
+def _group(table: pa.Table, rules: Rules, folder: str, tally: Any) -> Iterator[pa.Table]:
+    for bucket in np.unique(table[BUCKET].to_numpy()):
+        users, dropped = group_users(table.filter(pc.equal(table[BUCKET], int(bucket))), rules)
+        write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
+        ray.get(tally.add.remote(dropped))
+        _, items = list_column(users["items"])
+        _, rows = list_column(users["rows"])
+        present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
+        first = np.full(len(present), np.iinfo(np.int64).max)
+        np.minimum.at(first, inverse, rows)
+        yield pa.table(
+            {
+                "item": present.astype(np.int64),
+                "count": counts.astype(np.int64),
+                "first_row": first,
+                BUCKET: np.full(len(present), bucket, dtype=np.int32),
+                "users": np.full(len(present), users.num_rows, dtype=np.int64),
+            }
+        )
+
+
+def _finish_catalog(
+    batch: dict[str, Any], rows: Any, item_index: Any, labels: Any, folder: str, domain: str
+) -> Iterator[pa.Table]:
+    rows, item_index, labels = ray.get([rows, item_index, labels])
+    for name in batch["name"]:
+        part = read_part(str(name))
+        places = np.minimum(np.searchsorted(rows, part[ROW].to_numpy()), len(rows) - 1)
+        keep = (rows[places] == part[ROW].to_numpy()) & (item_index[places] >= 0)
+        places, part = places[keep], part.filter(pa.array(keep))
+        if part.num_rows:
+            finished = pa.table(
+                {
+                    "item_index": item_index[places],
+                    "item_id": part["item_id"],
+                    "domain": pa.array([domain] * part.num_rows),
+                    "text": part["text"],
+                    "content_hash": part["content_hash"],
+                    "split": labels[places],
+                }
+            )
+            write_part(finished, join(folder, f"part-{int(item_index[places][0]):010d}.parquet"))
+        yield pa.table({"items": [part.num_rows]})
+
+
+def _finish_users(
+    batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str
+) -> Iterator[pa.Table]:
+    item_index, plan = ray.get([item_index, plan])
+    for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
+        part = read_part(str(name))
+        indptr, items = list_column(part["items"])
+        user_index = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)
+        times = list_column(part["timestamps"])[1] if "timestamps" in part.column_names else None
+        indices = item_index[items]
+        labels = interaction_labels(plan, indices, np.repeat(user_index, np.diff(indptr)), times)
+        offsets = pa.array(indptr.astype(np.int32))
+        nothing = pa.nulls(part.num_rows, pa.list_(pa.int64()))
+        finished = pa.table(
+            {
+                "user_index": user_index.astype(np.int32),
+                "user_id": part["user_id"],
+                "domain": pa.array([domain] * part.num_rows),
+                "split": plan.users[user_index],
+                "item_indices": pa.ListArray.from_arrays(offsets, pa.array(indices)),
+                "splits": pa.ListArray.from_arrays(offsets, pa.array(labels)),
+                "timestamps": nothing if times is None else pa.ListArray.from_arrays(offsets, pa.array(times)),
+            }
+        )
+        write_part(finished, join(folder, f"part-{int(bucket):05d}.parquet"))
+        counts = label_counts(labels) | {"users": part.num_rows}
+        counts["trainable"] = training_rows(finished, False).num_rows
+        counts["trainable_with_validation"] = training_rows(finished, True).num_rows
+        yield pa.Table.from_pylist([counts])
+
+
+def _three(ids: pa.Array) -> str:
+    shown = ", ".join(repr(one) for one in ids[:3].to_pylist())
+    return f"{shown} ({ids.type})"

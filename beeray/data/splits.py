@@ -1,0 +1,201 @@
+"""Which data is held out, and what is trained on, given and asked for in every kind of split.
+
+Six interactions, in time order: Alice's a1 a2 a3 and Bob's b1 b2 b3.
+
+| kind   | held out                              | trained on       | input at test            | asked for at test  |
+|--------|---------------------------------------|------------------|--------------------------|--------------------|
+| `item` | items a3, b3 (brand-new: cold start)  | a1 a2, b1 b2     | Alice a1 a2, Bob b1 b2   | Alice a3, Bob b3   |
+| `time` | the last interactions of all, a3 b3   | a1 a2, b1 b2     | Alice a1 a2, Bob b1 b2   | Alice a3, Bob b3   |
+| `user` | user Bob                              | a1 a2 a3         | Bob b1 b2 (folded in)    | Bob b3             |
+
+Each kind holds out twice, once for validation and once for test. At validation the input is what is
+trained on; at test it is what is trained on and validation's too, since that is known by then. In the
+`item` split the candidates are the held-out items (ranking the whole catalog is reported beside it);
+otherwise they are the whole catalog.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beeray.config import SplitConfig
+from beeray.errors import ConfigError, DataError
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+TARGET_FRACTION = 0.2
+BEEFORMER_SEED = 42
+
+Labels = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What decides the label of every interaction.
+
+    Attributes:
+        kind: of split.
+        items: int8 (items,), label of each item; zeros unless kind is `item`.
+        users: int8 (users,), label of each user; zeros unless kind is `user`.
+        boundaries: first timestamps of validation and of test; only when kind is `time`.
+        seed: draws a held-out user's targets.
+    """
+
+    kind: str
+    items: Labels
+    users: Labels
+    boundaries: tuple[int, int] | None
+    seed: int
+
+
+def draw_items(config: SplitConfig, item_ids: pa.Array, first_rows: NDArray[np.int64], seed: int) -> Labels:
+    """Labels of the items of an `item` split.
+
+    Args:
+        item_ids: ids of the items that are kept, (items,).
+        first_rows: first row of each item among the kept interactions, (items,).
+
+    Raises:
+        DataError: too few items to hold out what is asked for.
+    """
+    if config.reproduce == "beeformer":
+        return _beeformer_items(item_ids, first_rows, config.num_draws)
+    return _draw(len(item_ids), config, np.random.default_rng([seed, 1]), "items")
+
+
+def draw_users(config: SplitConfig, num_users: int, seed: int) -> Labels:
+    """Labels of the users of a `user` split; errors as `draw_items`."""
+    return _draw(num_users, config, np.random.default_rng([seed, 2]), "users")
+
+
+def time_boundaries(config: SplitConfig, timestamps: NDArray[np.int64]) -> tuple[int, int]:
+    """First timestamps of validation and of test: the last fractions of all interactions.
+
+    Interactions of one instant stay together, on the later side.
+
+    Raises:
+        DataError: the timestamps are too coarse to cut three parts.
+    """
+    ordered = np.sort(timestamps)
+    num_test = max(1, round(len(ordered) * config.test))
+    num_validation = max(1, round(len(ordered) * config.validation))
+    test_from = int(ordered[len(ordered) - num_test])
+    before = int(np.searchsorted(ordered, test_from))
+    if before < 2:
+        raise DataError(f"split.kind time: no interaction is earlier than the test window, which starts at {test_from}")
+    validation_from = int(ordered[max(1, before - num_validation)])
+    if validation_from == ordered[0]:
+        raise DataError(
+            f"split.kind time: nothing is earlier than the validation window, which starts at {validation_from}; "
+            "lower split.validation or split.test, or use finer timestamps"
+        )
+    return validation_from, test_from
+
+
+def interaction_labels(
+    plan: SplitPlan,
+    items: NDArray[np.int32],
+    user_of: NDArray[np.int64],
+    timestamps: NDArray[np.int64] | None,
+) -> Labels:
+    """Label of each interaction of whole users.
+
+    Args:
+        items: item indices, flat, (interactions,).
+        user_of: user index of each, ascending, (interactions,).
+        timestamps: of each, for kind `time`.
+    """
+    if plan.kind == "item":
+        return plan.items[items]
+    if plan.kind == "time":
+        if timestamps is None or plan.boundaries is None:
+            raise ConfigError("split.kind time needs timestamps; name a timestamp column or choose another split")
+        validation_from, test_from = plan.boundaries
+        return ((timestamps >= validation_from).astype(np.int8) + (timestamps >= test_from)).astype(np.int8)
+    return np.where(_targets(plan, user_of), plan.users[user_of], TRAIN).astype(np.int8)
+
+
+def training_mask(user_labels: Labels, labels: Labels, with_validation: bool) -> NDArray[np.bool_]:
+    """Which interactions are trained on.
+
+    Args:
+        user_labels: label of each interaction's user, (interactions,).
+        labels: label of each interaction, (interactions,).
+        with_validation: train on validation's interactions (and users) too.
+    """
+    last = VALIDATION if with_validation else TRAIN
+    mask: NDArray[np.bool_] = (user_labels <= last) & (labels <= last)
+    return mask
+
+
+def evaluation_masks(
+    kind: str, split: str, user_labels: Labels, labels: Labels
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which interactions are input, and which are asked for, when `split` is evaluated; arguments as above."""
+    wanted = SPLITS[split]
+    if kind == "user":
+        inside = user_labels == wanted
+        return inside & (labels == TRAIN), inside & (labels == wanted)
+    return labels < wanted, labels == wanted
+
+
+def _draw(number: int, config: SplitConfig, generator: np.random.Generator, what: str) -> Labels:
+    sizes = [
+        round(size * number) if size < 1 else int(size) for size in (config.validation, config.test)
+    ]
+    if min(sizes) < 1 or sum(sizes) > number - 2:
+        raise DataError(
+            f"split: {sizes[0]} validation and {sizes[1]} test {what} of {number} leave too few; "
+            "change split.validation and split.test"
+        )
+    order = generator.permutation(number)
+    labels = np.zeros(number, dtype=np.int8)
+    labels[order[: sizes[0]]] = VALIDATION
+    labels[order[sizes[0] : sum(sizes)]] = TEST
+    return labels
+
+
+def _beeformer_items(item_ids: pa.Array, first_rows: NDArray[np.int64], num_draws: int) -> Labels:
+    """The held-out items of the published protocol: ids as strings, in order of first appearance.
+
+    `numpy.random.seed(42)`, `num_draws` ids with replacement are validation; the ids left, sorted as
+    strings, and the same seed again give test.
+    """
+    ids = np.asarray([str(one) for one in item_ids.to_pylist()])
+    appearance = ids[np.argsort(first_rows, kind="stable")]
+    validation = np.unique(np.random.RandomState(BEEFORMER_SEED).choice(appearance, num_draws))
+    left = np.sort(appearance[~np.isin(appearance, validation)])
+    if not len(left):
+        raise DataError(f"split.num_draws {num_draws}: validation takes every item; lower it")
+    test = np.unique(np.random.RandomState(BEEFORMER_SEED).choice(left, num_draws))
+    labels = np.zeros(len(ids), dtype=np.int8)
+    labels[np.isin(ids, validation)] = VALIDATION
+    labels[np.isin(ids, test)] = TEST
+    if not (labels == TRAIN).any():
+        raise DataError(f"split.num_draws {num_draws}: nothing is left to train on; lower it")
+    return labels
+
+
+def _targets(plan: SplitPlan, user_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """A held-out user's targets: a fifth of its interactions, at least one, drawn by (seed, user, place)."""
+    starts = np.flatnonzero(np.concatenate([[True], user_of[1:] != user_of[:-1]])) if len(user_of) else np.empty(0, int)
+    lengths = np.diff(np.concatenate([starts, [len(user_of)]]))
+    place = np.arange(len(user_of)) - np.repeat(starts, lengths)
+    drawn = _mix(user_of.astype(np.uint64) << np.uint64(20) ^ place.astype(np.uint64), plan.seed)
+    order = np.lexsort((drawn, user_of))
+    mask = np.zeros(len(user_of), dtype=bool)
+    mask[order] = place < np.repeat(np.maximum(1, (lengths * TARGET_FRACTION).astype(np.int64)), lengths)
+    return mask
+
+
+def _mix(values: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: random-looking bits of (value, seed), the same however users are dealt to parts."""
+    with np.errstate(over="ignore"):
+        z = values + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

@@ -1,0 +1,213 @@
+"""The prepared store: what training and evaluation read.
+
+    store/meta.json                 `StoreMeta`; a store without it is not there
+    store/catalog/part-*.parquet    item_index, item_id, domain, text, content_hash, split
+    store/users/part-*.parquet      user_index, user_id, domain, split, item_indices, splits, timestamps
+    store/tokens/<digest>/          see `tokens.py`
+
+Parts are in the order of their indices. `splits` labels every interaction (0 train, 1 validation,
+2 test), `split` every item (`item` split) or user (`user` split); `splits.py` says what they mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy import sparse
+
+from beeray.data.parts import read_part
+from beeray.data.splits import SPLITS, TEST, TRAIN, VALIDATION, evaluation_masks, training_mask
+from beeray.data.storage import exists, join, list_files, read_json, resolve
+from beeray.errors import StoreError
+
+SCHEMA_VERSION = 1
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What `meta.json` says.
+
+    Attributes:
+        fingerprint: digest of inputs, rules, split and seed.
+        split_kind: `item`, `time` or `user`.
+        items, users, interactions: how many carry each label, e.g. `{"train": 6328, …}`.
+        training_users: users with two or more trainable interactions, without and with validation's.
+        dropped: what the rules removed, rule → how many.
+    """
+
+    fingerprint: str
+    split_kind: str
+    domains: list[str]
+    num_items: int
+    num_users: int
+    num_interactions: int
+    items: dict[str, int]
+    users: dict[str, int]
+    interactions: dict[str, int]
+    training_users: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+    time_boundaries: list[int] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class UserBlock:
+    """Some users to evaluate.
+
+    Attributes:
+        user_index: int32 (users,).
+        history, targets: float32 0/1 CSR, (users, items).
+    """
+
+    user_index: NDArray[np.int32]
+    history: sparse.csr_matrix
+    targets: sparse.csr_matrix
+
+
+class Store:
+    """An opened store. Picklable: it holds paths and counts, no data."""
+
+    def __init__(self, path: str, meta: StoreMeta) -> None:
+        self.path = path
+        self.meta = meta
+
+    @classmethod
+    def open(cls, path: str) -> Store:
+        """Open a whole store.
+
+        Raises:
+            StoreError: missing, half-written, damaged, or written by a newer version.
+        """
+        marker = join(path, META)
+        if not exists(marker):
+            raise StoreError(f"store {path!r}: no {META} there, so no whole store; run beeray.prepare")
+        try:
+            record = read_json(marker)
+            version = record["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again") from error
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"store {path!r}: schema_version is {version}, this beeray reads {SCHEMA_VERSION}; "
+                + ("update beeray" if version > SCHEMA_VERSION else "prepare it again")
+            )
+        known = {one.name for one in dataclasses.fields(StoreMeta)}
+        return cls(path, StoreMeta(**{key: value for key, value in record.items() if key in known}))
+
+    def catalog_paths(self) -> list[str]:
+        """Parts of the catalog, in order."""
+        return self._parts("catalog")
+
+    def user_paths(self) -> list[str]:
+        """Parts of the users, in order."""
+        return self._parts("users")
+
+    def catalog(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the whole catalog, in the order of item_index."""
+        return pa.concat_tables([read_part(path, columns) for path in self.catalog_paths()])
+
+    def item_ids(self) -> pa.ChunkedArray:
+        """Raw id of every item."""
+        return self.catalog(["item_id"])["item_id"]
+
+    def item_labels(self) -> NDArray[np.int8]:
+        """Label of every item: 0 train, 1 validation, 2 test; int8 (items,)."""
+        return self.catalog(["split"])["split"].to_numpy()
+
+    def trainable_items(self, with_validation: bool) -> NDArray[np.int32]:
+        """Items that training may encode, sorted; everything unless the split is by item."""
+        last = VALIDATION if with_validation else TRAIN
+        return np.flatnonzero(self.item_labels() <= last).astype(np.int32)
+
+    def candidates(self, split: str) -> NDArray[np.int32]:
+        """Items that are ranked when `split` is evaluated, sorted: its held-out items, or the catalog."""
+        if self.meta.split_kind == "item":
+            return np.flatnonzero(self.item_labels() == SPLITS[split]).astype(np.int32)
+        return np.arange(self.meta.num_items, dtype=np.int32)
+
+    def num_training_users(self, with_validation: bool) -> int:
+        """Users with two or more trainable interactions."""
+        return self.meta.training_users["train+validation" if with_validation else "train"]
+
+    def evaluation_users(
+        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1
+    ) -> Iterator[UserBlock]:
+        """Users with at least one input and one target in `split`, block by block.
+
+        Args:
+            users_per_block: most users of a block.
+            shard, num_shards: every `num_shards`-th user from `shard` on.
+        """
+        columns = ["user_index", "split", "item_indices", "splits"]
+        for path in self.user_paths():
+            filesystem, inside = resolve(path)
+            with filesystem.open_input_file(inside) as file:
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=users_per_block * num_shards, columns=columns):
+                    mine = np.flatnonzero(batch["user_index"].to_numpy() % num_shards == shard)
+                    block = self._user_block(split, batch.take(pa.array(mine)))
+                    if len(block.user_index):
+                        yield block
+
+    def _user_block(self, split: str, batch: pa.RecordBatch) -> UserBlock:
+        indptr, items = list_column(batch["item_indices"])
+        _, labels = list_column(batch["splits"])
+        user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
+        masks = evaluation_masks(self.meta.split_kind, split, user_labels, labels)
+        history, targets = (_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
+        both = np.flatnonzero((np.diff(history.indptr) > 0) & (np.diff(targets.indptr) > 0))
+        return UserBlock(batch["user_index"].to_numpy()[both], history[both], targets[both])
+
+    def _parts(self, folder: str) -> list[str]:
+        _, inside = resolve(join(self.path, folder))
+        prefix = self.path.partition("://")[0] + "://" if "://" in self.path else ""
+        return [prefix + file.path for file in list_files(join(self.path, folder)) if file.path.startswith(inside)]
+
+
+def training_rows(batch: pa.Table, with_validation: bool) -> pa.Table:
+    """Users of a part with their trainable items: user_index, item_indices list<int32>.
+
+    Users left with fewer than two are dropped: there is nothing to reconstruct.
+    """
+    indptr, items = list_column(batch["item_indices"])
+    _, labels = list_column(batch["splits"])
+    user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
+    mask = training_mask(user_labels, labels, with_validation)
+    counts = np.add.reduceat(np.concatenate([mask, [False]]).astype(np.int64), indptr[:-1]) if len(indptr) > 1 else []
+    counts = np.where(np.diff(indptr) > 0, counts, 0).astype(np.int64)
+    enough = counts >= 2
+    mask &= np.repeat(enough, np.diff(indptr))
+    offsets = np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(items[mask]))
+    return pa.table({"user_index": batch["user_index"].to_numpy()[enough], "item_indices": lists})
+
+
+def list_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """A list column as CSR: indptr int64 (rows + 1,) from 0, and flat values."""
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    values = column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], values
+
+
+def label_counts(labels: NDArray[np.int8]) -> dict[str, int]:
+    """How many carry each label, e.g. `{"train": 3, "validation": 0, "test": 1}`."""
+    counts = np.bincount(labels, minlength=TEST + 1)
+    return {name: int(counts[label]) for name, label in SPLITS.items()}
+
+
+def _csr(
+    indptr: NDArray[np.int64], items: NDArray[np.int32], mask: NDArray[np.bool_], num_items: int
+) -> sparse.csr_matrix:
+    kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr]
+    chosen = items[mask]
+    shape = (len(indptr) - 1, num_items)
+    return sparse.csr_matrix((np.ones(len(chosen), dtype=np.float32), chosen, kept), shape=shape)

@@ -1,0 +1,40 @@
+"""Running a Ray dataset to its end, so that a user's error in a task is the user's error here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import ray.data
+
+from beeray.errors import BeerayError
+
+
+def drain(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """Execute a dataset and yield its blocks as Arrow tables.
+
+    Raises:
+        BeerayError: the one that a task raised, unwrapped from Ray's.
+    """
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:
+        ours = find_cause(error)
+        if ours is None:
+            raise
+        raise ours from None
+
+
+def find_cause(error: BaseException) -> BeerayError | None:
+    """The `BeerayError` behind an exception that Ray wrapped, if there is one."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if type(current).__module__ == BeerayError.__module__ and isinstance(current, BeerayError):
+            return current
+        waiting += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    return None

@@ -1,0 +1,192 @@
+"""Anyone's table as a stream of Arrow batches, with a row number that tells the original order.
+
+Reading is pyarrow.dataset's (parquet, CSV, feather; a file, a folder or a glob). Fragments travel to
+Ray tasks, each of which yields one batch after the other, so nobody holds a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as pads
+from pyarrow import fs
+
+from beeray.data.storage import list_files, resolve
+from beeray.errors import DataError
+
+if TYPE_CHECKING:
+    import ray.data
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".feather": "feather",
+    ".arrow": "feather",
+    ".ipc": "feather",
+}
+BATCH_ROWS = 262_144
+FRAGMENT_SHIFT = 40
+ROW = "row"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of standard columns somewhere, or in memory.
+
+    Attributes:
+        source: path (file, folder, glob, any filesystem), or an Arrow table.
+        columns: standard name → name in the files.
+        label: how errors call it, e.g. `catalog`.
+    """
+
+    source: str | pa.Table
+    columns: Mapping[str, str]
+    label: str = "table"
+
+    def check(self) -> pa.Schema:
+        """The schema of the standard columns, after checking that every file has them.
+
+        Raises:
+            DataError: no file, unknown format, unreadable file, or a missing column.
+        """
+        if isinstance(self.source, pa.Table):
+            schema = self.source.schema
+            self._require(schema, "the table in memory")
+        else:
+            schema = None
+            for fragment in self._file_fragments():
+                this = _physical_schema(fragment)
+                self._require(this, fragment.path)
+                schema = schema or this
+            assert schema is not None
+        return pa.schema([pa.field(name, schema.field(column).type) for name, column in self.columns.items()])
+
+    def fragments(self) -> list[Fragment]:
+        """Pieces of the table that can be read independently, in the table's order."""
+        if isinstance(self.source, pa.Table):
+            starts = range(0, max(1, self.source.num_rows), BATCH_ROWS * 4)
+            pieces: list[pa.Table | pads.Fragment] = [self.source.slice(start, BATCH_ROWS * 4) for start in starts]
+        else:
+            pieces = []
+            for fragment in self._file_fragments():
+                split = isinstance(fragment, pads.ParquetFileFragment)
+                pieces += fragment.split_by_row_group() if split else [fragment]
+        schema = self.check()
+        return [Fragment(number, piece, dict(self.columns), schema) for number, piece in enumerate(pieces)]
+
+    def dataset(self) -> ray.data.Dataset:
+        """The table as a streaming Ray dataset of standard columns and `row`."""
+        import ray
+
+        fragments = self.fragments()
+        blocks = ray.data.from_items([{"fragment": f} for f in fragments], override_num_blocks=len(fragments))
+        return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=0.5)
+
+    def fingerprint(self) -> str:
+        """Digest that changes with the content: of the files' names, sizes and times, or of the rows."""
+        digest = hashlib.sha256(repr(sorted(self.columns.items())).encode())
+        if isinstance(self.source, pa.Table):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, self.source.schema) as writer:
+                writer.write_table(self.source.combine_chunks())
+            digest.update(sink.getvalue())
+        else:
+            for file in list_files(self.source):
+                digest.update(f"{file.path}|{file.size}|{file.modified_ns}".encode())
+        return digest.hexdigest()[:16]
+
+    def _require(self, schema: pa.Schema, where: str) -> None:
+        for name, column in self.columns.items():
+            if column not in schema.names:
+                raise DataError(
+                    f"{where}: {self.label} has no column {column!r} (for {name}); "
+                    f"its columns are {', '.join(schema.names)}; map the column in the config"
+                )
+
+    def _file_fragments(self) -> list[pads.Fragment]:
+        assert isinstance(self.source, str)
+        filesystem, _ = resolve(self.source)
+        fragments: list[pads.Fragment] = []
+        for file in list_files(self.source):
+            fragments += _open(file.path, filesystem, self.columns.values())
+        return fragments
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A readable piece of a table; picklable."""
+
+    number: int
+    piece: pa.Table | pads.Fragment
+    columns: dict[str, str]
+    schema: pa.Schema
+
+    def read(self) -> Iterator[pa.Table]:
+        """Batches of standard columns and `row` (fragment number << 40 | row inside the fragment).
+
+        Raises:
+            DataError: the file is damaged, or a value does not fit its column's type.
+        """
+        first = self.number << FRAGMENT_SHIFT
+        for batch in self._batches():
+            table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+            table = table.select(list(self.columns.values())).rename_columns(list(self.columns))
+            rows = pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))
+            first += table.num_rows
+            yield table.cast(self.schema).append_column(ROW, rows)
+
+    def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
+        if isinstance(self.piece, pa.Table):
+            yield from (self.piece.slice(at, BATCH_ROWS) for at in range(0, self.piece.num_rows, BATCH_ROWS))
+            return
+        try:
+            yield from self.piece.to_batches(columns=list(self.columns.values()), batch_size=BATCH_ROWS)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.piece.path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+
+
+def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+    for fragment in batch["fragment"]:
+        empty = True
+        for table in fragment.read():
+            empty = False
+            yield table
+        if empty:
+            yield pa.table({field.name: pa.array([], field.type) for field in fragment.schema}).append_column(
+                ROW, pa.array([], pa.int64())
+            )
+
+
+def _open(path: str, filesystem: fs.FileSystem, columns: object) -> list[pads.Fragment]:
+    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
+    if suffix is None:
+        raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
+    file_format: pads.FileFormat | str = FORMATS[suffix]
+    if file_format == "csv":
+        file_format = pads.CsvFileFormat(
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            read_options=pyarrow.csv.ReadOptions(block_size=8 << 20),
+        )
+    try:
+        return list(pads.dataset(path, filesystem=filesystem, format=file_format).get_fragments())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+
+
+def _physical_schema(fragment: pads.Fragment) -> pa.Schema:
+    try:
+        return fragment.physical_schema
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{fragment.path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,225 @@
+"""The token store: a catalog's token ids, once, flat and unpadded, memory-mapped.
+
+    tokens/<digest>/ids.bin        uint16 (or int32) ids of all items one after the other, no special tokens
+    tokens/<digest>/offsets.npy    int64 (items + 1,)
+    tokens/<digest>/meta.json      special tokens, dtype, what it was made from
+
+Special tokens are put on when items are gathered, so one store serves every text length up to its
+limit. Padding and truncation that a tokenizer.json may carry are switched off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+from tokenizers import Tokenizer
+
+from beeray.data.storage import Staging, exists, is_local, join, read_json, resolve, write_json
+from beeray.data.store import Store
+from beeray.data.streaming import drain
+from beeray.errors import EncoderError
+
+Report = Callable[[str, int, int | None], None]
+CHUNK = 2048
+META = "meta.json"
+
+
+class TokenStore:
+    """Token ids of every item of a catalog, memory-mapped: workers of a node share the pages."""
+
+    def __init__(self, path: str, meta: dict[str, Any]) -> None:
+        self.path = path
+        self.pad_token_id: int = meta["pad_token_id"]
+        self._prefix = np.asarray(meta["prefix_ids"], dtype=np.int64)
+        self._suffix = np.asarray(meta["suffix_ids"], dtype=np.int64)
+        self._dtype = np.dtype(meta["dtype"])
+        self.limit: int = meta["limit"]
+
+    @classmethod
+    def open(cls, path: str, cache_dir: str | None = None) -> TokenStore:
+        """Open a token store; one that is not on this machine's disk is brought over first, once a node.
+
+        Args:
+            cache_dir: where to; `~/.cache/beeray/tokens` unless given.
+        """
+        if not is_local(path):
+            path = _bring_over(path, Path(cache_dir or Path.home() / ".cache" / "beeray" / "tokens"))
+        return cls(path, read_json(join(path, META)))
+
+    @cached_property
+    def _ids(self) -> NDArray[Any]:
+        if self._offsets[-1] == 0:
+            return np.empty(0, dtype=self._dtype)
+        return np.memmap(join(self.path, "ids.bin"), dtype=self._dtype, mode="r")
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.load(join(self.path, "offsets.npy"), mmap_mode="r")
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalog."""
+        return len(self._offsets) - 1
+
+    @property
+    def num_special_tokens(self) -> int:
+        """Special tokens around every text."""
+        return len(self._prefix) + len(self._suffix)
+
+    def lengths(self, max_seq_length: int) -> NDArray[np.int32]:
+        """Tokens of every item, special tokens included, after truncation; int32 (items,)."""
+        bare = np.minimum(np.diff(self._offsets), max_seq_length - self.num_special_tokens)
+        return (bare + self.num_special_tokens).astype(np.int32)
+
+    def gather(self, item_indices: NDArray[np.int32], max_seq_length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Ids of some items, special tokens included, truncated.
+
+        Returns:
+            ids int64, one item after the other, and the tokens of each, int32 (items,).
+        """
+        assert max_seq_length <= self.limit, (max_seq_length, self.limit)
+        starts = self._offsets[item_indices]
+        bare = np.minimum(self._offsets[item_indices + 1] - starts, max_seq_length - self.num_special_tokens)
+        totals = bare + self.num_special_tokens
+        ends = np.cumsum(totals)
+        begins = ends - totals
+        result = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+        for place, token in enumerate(self._prefix):
+            result[begins + place] = token
+        for place, token in enumerate(self._suffix):
+            result[ends - len(self._suffix) + place] = token
+        inner = np.cumsum(bare) - bare
+        step = np.arange(int(bare.sum())) - np.repeat(inner, bare)
+        result[np.repeat(begins + len(self._prefix), bare) + step] = self._ids[np.repeat(starts, bare) + step]
+        return result, totals.astype(np.int32)
+
+
+def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report: Report) -> str:
+    """Tokenise a store's catalog unless that is done already; returns the token store's path.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        prefix: put before every text.
+        limit: most tokens kept of a text, special tokens included.
+        report: told the stage, items done and items in all.
+
+    Raises:
+        EncoderError: the tokenizer is not a fast one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise EncoderError("encoder.name: its tokenizer has no fast (tokenizers) form, which token stores are made with")
+    bare = Tokenizer.from_str(backend.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    as_json = bare.to_str()
+    digest = hashlib.sha256(json.dumps([as_json, prefix, limit, store.meta.fingerprint]).encode()).hexdigest()[:16]
+    path = join(store.path, "tokens", digest)
+    if exists(join(path, META)):
+        return path
+    before, after = special_tokens(bare)
+    dtype = "uint16" if bare.get_vocab_size(with_added_tokens=True) < 2**16 else "int32"
+    meta = {
+        "prefix_ids": before,
+        "suffix_ids": after,
+        "pad_token_id": int(tokenizer.pad_token_id or 0),
+        "dtype": dtype,
+        "limit": limit,
+        "text_prefix": prefix,
+        "store_fingerprint": store.meta.fingerprint,
+    }
+    with Staging(path, META) as staging:
+        _tokenise(store, staging.path, as_json, prefix, limit - len(before) - len(after), dtype, report)
+        write_json(join(staging.path, META), meta)
+        staging.publish()
+    return path
+
+
+def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer's post-processor puts before and after a single text."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    start = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+    return full[:start], full[start + len(bare) :]
+
+
+def _tokenise(
+    store: Store, folder: str, tokenizer_json: str, prefix: str, longest: int, dtype: str, report: Report
+) -> None:
+    import ray
+
+    parts = [{"part": number, "path": path} for number, path in enumerate(store.catalog_paths())]
+    task = {"tokenizer": tokenizer_json, "prefix": prefix, "longest": longest, "dtype": dtype, "folder": folder}
+    done = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        _tokenise_part, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5
+    )
+    num_done = 0
+    for table in drain(done):
+        num_done += sum(table["items"].to_pylist())
+        report("tokenise catalog", num_done, store.meta.num_items)
+    filesystem, inside = resolve(folder)
+    lengths: list[NDArray[np.int32]] = []
+    with filesystem.open_output_stream(f"{inside}/ids.bin") as ids:
+        for part in range(len(parts)):
+            with filesystem.open_input_stream(f"{inside}/part-{part:05d}.ids") as piece:
+                while block := piece.read(1 << 24):
+                    ids.write(block)
+            with filesystem.open_input_stream(f"{inside}/part-{part:05d}.lengths") as piece:
+                lengths.append(np.frombuffer(piece.read(), dtype=np.int32))
+            for kind in ("ids", "lengths"):
+                filesystem.delete_file(f"{inside}/part-{part:05d}.{kind}")
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    with filesystem.open_output_stream(f"{inside}/offsets.npy") as stream:
+        np.save(stream, offsets)
+
+
+def _tokenise_part(
+    batch: dict[str, Any], tokenizer: str, prefix: str, longest: int, dtype: str, folder: str
+) -> Iterator[pa.Table]:
+    fast = Tokenizer.from_str(tokenizer)
+    filesystem, inside = resolve(folder)
+    for part, path in zip(batch["part"], batch["path"], strict=True):
+        source, place = resolve(str(path))
+        stem = f"{inside}/part-{int(part):05d}"
+        items = 0
+        with (
+            source.open_input_file(place) as file,
+            filesystem.open_output_stream(f"{stem}.ids") as ids,
+            filesystem.open_output_stream(f"{stem}.lengths") as lengths,
+        ):
+            for texts in pq.ParquetFile(file).iter_batches(batch_size=CHUNK, columns=["text"]):
+                encoded = fast.encode_batch([prefix + text for text in texts["text"].to_pylist()], add_special_tokens=False)
+                kept = [one.ids[:longest] for one in encoded]
+                ids.write(np.concatenate([np.asarray(one, dtype=dtype) for one in kept]).tobytes())
+                lengths.write(np.asarray([len(one) for one in kept], dtype=np.int32).tobytes())
+                items += len(kept)
+        yield pa.table({"items": [items]})
+
+
+def _bring_over(path: str, cache: Path) -> str:
+    name = path.rstrip("/").rpartition("/")[2]
+    final = cache / name
+    if (final / META).is_file():
+        return str(final)
+    partial = cache / f"{name}.partial-{os.getpid()}-{uuid4().hex[:8]}"
+    partial.mkdir(parents=True)
+    filesystem, inside = resolve(path)
+    fs.copy_files(inside, str(partial), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+    try:
+        partial.rename(final)
+    except OSError:  # another worker of this node was first; its copy is as good
+        shutil.rmtree(partial)
+    return str(final)

@@ -1,0 +1,74 @@
+"""What workers tell the driver while they work: an actor that queues events, and its two ends.
+
+Ray Train's `report` is a barrier for all ranks and meant for checkpoints; a step's loss and progress
+need neither, so rank 0 sends them here without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Event = dict[str, Any]
+POLL_S = 0.25
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class Monitor:
+    """Queues events until the driver drains them."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+
+    def send(self, event: Event) -> None:
+        """Queue one event."""
+        with self._lock:
+            self._events.append(event)
+
+    def drain(self) -> list[Event]:
+        """All events since the last call, in order."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def listening(handle: Callable[[Event], None]) -> Iterator[Any]:
+    """A monitor whose events are handed to `handle` in a thread of the driver until the context ends.
+
+    An error in `handle` is raised when the context ends.
+    """
+    monitor = Monitor.remote()
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def pump() -> None:
+        for event in ray.get(monitor.drain.remote()):
+            try:
+                handle(event)
+            except Exception as error:  # the run must not die of its own progress bar
+                failed.append(error)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            pump()
+
+    thread = threading.Thread(target=poll, daemon=True, name="monitor")
+    thread.start()
+    try:
+        yield monitor
+    finally:
+        stop.set()
+        thread.join()
+        pump()
+        ray.kill(monitor)
+    if failed:
+        raise failed[0]

@@ -1,0 +1,31 @@
+"""Shared fixtures: one small Ray, one tiny encoder, the real sample data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with `goodbooks-sample/` and `ml-latest-small/` (BEERAY_TEST_DATA, or ../shared/data beside the checkout)."""
+    if not (REAL_DATA / "goodbooks-sample" / "ratings.csv").is_file():
+        pytest.skip(f"no sample data in {REAL_DATA}: set BEERAY_TEST_DATA")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of two CPUs and a small object store, started once for all tests that need one."""
+    import ray
+
+    from beeray.runtime.session import ray_init_arguments
+
+    ray.init(**ray_init_arguments(num_cpus=2, object_store_mib=256))
+    yield
+    ray.shutdown()
