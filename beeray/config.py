@@ -178,6 +178,8 @@ class EvaluateConfig(Section):
     """Text length at evaluation; the encoder's unless set."""
     full_catalog: bool = True
     """`item` split: also rank the held-out items among the whole catalog."""
+    before: bool = False
+    """`train`: score the encoder before training, too."""
     num_bootstrap: int = Field(1000, ge=2)
     users_per_block: int = Field(512, ge=1)
     items_per_block: int = Field(65536, ge=1)
@@ -234,6 +236,25 @@ class Config(Section):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _deals_users_evenly(self) -> Config:
+        if self.train.batch_size % self.cluster.num_workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}: it counts users over all workers, so it must be a "
+                f"multiple of cluster.num_workers ({self.cluster.num_workers})"
+            )
+        return self
+
+    @property
+    def served_seq_length(self) -> int:
+        """Text length at evaluation and of the exported model."""
+        return self.evaluate.max_seq_length or self.encoder.max_seq_length
+
+    @property
+    def longest_seq_length(self) -> int:
+        """Tokens of a text that training or evaluation may ask for."""
+        return max(self.served_seq_length, self.encoder.max_seq_length)
+
     @property
     def run_dir(self) -> Path:
         """Absolute folder of this run."""
@@ -241,8 +262,9 @@ class Config(Section):
 
     @property
     def store_path(self) -> str:
-        """Where the prepared store is or will be."""
-        return self.data.store or os.path.join("stores", self.name)
+        """Where the prepared store is or will be; absolute, since workers have folders of their own."""
+        path = self.data.store or os.path.join("stores", self.name)
+        return path if "://" in path else str(Path(path).absolute())
 
     @property
     def trains_on_validation(self) -> bool:

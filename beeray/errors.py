@@ -31,3 +31,7 @@ class ClusterError(BeerayError):
 
 class RunError(BeerayError):
     """A run folder that does not fit the command (changed config under the same name, no model …)."""
+
+
+class DivergedError(RunError):
+    """Training whose loss is no longer finite; every rank raises it at the same step."""

@@ -123,6 +123,7 @@ class _Preparation:
         return self._write_users(kept, item_index, plan)
 
     def _read_catalog(self) -> CatalogIndex:
+        self.report("read catalog", 0, None)
         task = {"template": self.raw.template, "empty_text": self.config.data.empty_text, "folder": self.scratch}
         texts = self.raw.catalog.dataset().map_batches(
             _stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=0.5
@@ -154,6 +155,7 @@ class _Preparation:
         return [file.path for file in list_files(self.scratch) if "/catalog-" in file.path]
 
     def _group_interactions(self, index: CatalogIndex) -> _Kept:
+        self.report("group interactions", 0, self.rules.num_buckets)
         tally = _Tally.remote()
         ids = ray.put(index.item_ids)
         bucketed = self.raw.interactions.dataset().map_batches(
@@ -228,6 +230,7 @@ class _Preparation:
         labels = np.zeros(len(index.item_ids), dtype=np.int8)
         labels[item_index >= 0] = plan.items
         names = self._staged_catalog()
+        self.report("write catalog", 0, int((item_index >= 0).sum()))
         task = {
             "rows": ray.put(index.rows),
             "item_index": ray.put(item_index),
@@ -244,6 +247,7 @@ class _Preparation:
 
     def _write_users(self, kept: _Kept, item_index: NDArray[np.int32], plan: SplitPlan) -> StoreMeta:
         starts = np.concatenate([[0], np.cumsum(kept.bucket_users)])
+        self.report("write users", 0, int(starts[-1]))
         buckets = self._buckets(kept)
         work = [{"bucket": b, "name": self._bucket_path(b), "first_user": int(starts[b])} for b in buckets]
         task = {

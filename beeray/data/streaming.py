@@ -36,5 +36,7 @@ def find_cause(error: BaseException) -> BeerayError | None:
         seen.add(id(current))
         if type(current).__module__ == BeerayError.__module__ and isinstance(current, BeerayError):
             return current
-        waiting += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        wrapped = [getattr(current, name, None) for name in ("cause", "_base_exc", "controller_failure")]
+        wrapped += getattr(current, "worker_failures", {}).values()  # Ray Train's, rank → error
+        waiting += [*wrapped, current.__cause__, current.__context__]
     return None

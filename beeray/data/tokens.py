@@ -161,6 +161,7 @@ def _tokenise(
 ) -> None:
     import ray
 
+    report("tokenise catalog", 0, store.meta.num_items)
     parts = [{"part": number, "path": path} for number, path in enumerate(store.catalog_paths())]
     task = {"tokenizer": tokenizer_json, "prefix": prefix, "longest": longest, "dtype": dtype, "folder": folder}
     done = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(

@@ -80,5 +80,7 @@ def full_state_dict(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
             if engine.global_rank == 0:
                 state[name] = parameter.detach().cpu().clone()
     if engine.global_rank == 0:
-        state |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
+        kept = engine.module.state_dict().keys()  # without the buffers that a module does not save
+        buffers = {name: value for name, value in engine.module.named_buffers() if name in kept}
+        state |= {name: value.detach().cpu().clone() for name, value in buffers.items()}
     return state

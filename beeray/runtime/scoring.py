@@ -75,7 +75,7 @@ def embed_catalog(
         encode,
         tokens,
         np.arange(tokens.num_items, dtype=np.int32),
-        max_seq_length=config.evaluate.max_seq_length or config.encoder.max_seq_length,
+        max_seq_length=config.served_seq_length,
         token_budget=config.train.token_budget,
         device=device,
         shared=True,
@@ -107,11 +107,16 @@ def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, floa
 
 
 def score_splits(
-    encode: nn.Module, config: Config, store: Store, tokens: TokenStore, device: torch.device
+    encode: nn.Module,
+    config: Config,
+    store: Store,
+    tokens: TokenStore,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda num_items: None,
 ) -> tuple[list[SplitScores], dict[str, float]]:
     """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
     started = time.perf_counter()
-    embeddings = embed_catalog(encode, config, tokens, device)
+    embeddings = embed_catalog(encode, config, tokens, device, progress)
     embedded = time.perf_counter()
     results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}

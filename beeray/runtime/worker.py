@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import time
@@ -15,6 +16,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from beeray.config import Config
 from beeray.core.encoder import Encoder, load_encoder
@@ -22,10 +24,11 @@ from beeray.core.gather import sum_over_ranks
 from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.errors import DivergedError
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed, steps_per_epoch
-from beeray.runtime.scoring import SplitScores, embed_catalog, mean_over_ranks, score_split, score_splits
+from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split, score_splits
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,6 @@ class WorkerTask:
         tokens_path: the token store of this encoder.
         num_users: training users of one rank in an epoch.
         monitor: actor that takes progress events.
-        score_before: score the untouched encoder first, too.
         model: encoder to score in place of the config's (`beeray.evaluate`).
     """
 
@@ -47,7 +49,6 @@ class WorkerTask:
     tokens_path: str
     monitor: Any
     num_users: int = 0
-    score_before: bool = False
     model: str | None = None
 
     def send(self, kind: str, **event: Any) -> None:
@@ -59,7 +60,7 @@ class WorkerTask:
         encoder = self.config.encoder
         return load_encoder(
             self.model or encoder.name,
-            max_seq_length=encoder.max_seq_length,
+            max_seq_length=self.config.served_seq_length,
             prefix=encoder.prefix,
             dropout=encoder.dropout,
             attention=encoder.attention,
@@ -75,9 +76,14 @@ def plan_steps(config: Config, num_users: int) -> tuple[int, int]:
 
 
 def train_worker(task: WorkerTask) -> None:
-    """Train, checkpoint, score and export. Every rank runs this."""
+    """Train, checkpoint, export and score. Every rank runs this."""
     with worker_ready(task) as device:
-        _Training(task, device).run()
+        training = _Training(task, device)
+        try:
+            training.run()
+        except DivergedError as error:  # on every rank at once, and again on every retry: so this is the end
+            if training.rank == 0:
+                task.send("failed", message=str(error))
 
 
 def evaluate_worker(task: WorkerTask) -> None:
@@ -85,8 +91,7 @@ def evaluate_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
         store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
-        scores, timings = score_splits(encoder, task.config, store, tokens, device)
-        _send_scores(task, scores, "model", timings)
+        _score(task, encoder, store, tokens, device, "model")
         ray.train.report({})
 
 
@@ -132,8 +137,9 @@ class _Training:
             step_settings(self.config),
             device,
         )
+        self.step_ended = time.perf_counter()
         self.feed = UserFeed(
-            ray.train.get_dataset_shard("train"),
+            ray.train.get_dataset_shard("users"),
             num_users=task.num_users,
             batch_size=self.config.train.batch_size // world_size,
             seed=self.config.seed,
@@ -143,7 +149,8 @@ class _Training:
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
         position = load_checkpoint(self.engine)
-        if self.task.score_before and position.step == 0:
+        self.step_ended = time.perf_counter()
+        if self.config.evaluate.before and position.step == 0:
             self._score("before")
         self.engine.train()
         if self.rank == 0:
@@ -161,11 +168,13 @@ class _Training:
 
     def _train_step(self, users: UserItems, position: Position) -> Position:
         started = time.perf_counter()
+        wait_s, self.step_ended = started - self.step_ended, started
         step = self.step.loss(users, epoch=position.epoch, step=position.step)
         self.engine.backward(step.loss)
         lr = self.engine.get_lr()[0]
         self.engine.step()
-        self._tell(step, position, lr, started)
+        self._tell(step, position, lr, started, wait_s)
+        self.step_ended = time.perf_counter()
         last = position.step_in_epoch + 1 == self.steps_per_epoch
         return Position(
             epoch=position.epoch + last,
@@ -173,7 +182,7 @@ class _Training:
             step=position.step + 1,
         )
 
-    def _tell(self, step: StepLoss, position: Position, lr: float, started: float) -> None:
+    def _tell(self, step: StepLoss, position: Position, lr: float, started: float, wait_s: float) -> None:
         local = [step.loss.item(), step.num_tokens, step.num_padded_tokens, step.num_recomputed_tokens]
         loss, num_tokens, num_padded, num_recomputed = sum_over_ranks(local, self.device)
         loss /= ray.train.get_context().get_world_size()
@@ -190,9 +199,13 @@ class _Training:
                 padded_tokens=num_padded,
                 recomputed_tokens=num_recomputed,
                 step_s=time.perf_counter() - started,
+                wait_s=wait_s,
             )
-        if not torch.isfinite(torch.tensor(loss)):
-            raise FloatingPointError(f"loss is {loss} at step {position.step}: lower train.lr or raise train.epsilon")
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"train.lr {self.config.train.lr:g}: the loss became {loss} at step {position.step}, so training "
+                "stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
+            )
 
     def _end_epoch(self, position: Position) -> None:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
@@ -221,8 +234,7 @@ class _Training:
         gc.collect()
 
     def _score(self, when: str) -> None:
-        scores, timings = score_splits(self.engine, self.config, self.store, self.tokens, self.device)
-        _send_scores(self.task, scores, when, timings)
+        _score(self.task, self.engine, self.store, self.tokens, self.device, when)
 
 
 def step_settings(config: Config) -> StepSettings:
@@ -241,5 +253,17 @@ def step_settings(config: Config) -> StepSettings:
     )
 
 
-def _send_scores(task: WorkerTask, scores: list[SplitScores], when: str, timings: dict[str, float]) -> None:
-    task.send("scores", when=when, rank=ray.train.get_context().get_world_rank(), scores=scores, timings=timings)
+def _score(
+    task: WorkerTask, encode: nn.Module, store: Store, tokens: TokenStore, device: torch.device, when: str
+) -> None:
+    """Score every split asked for and send the driver this rank's users."""
+    rank = ray.train.get_context().get_world_rank()
+    told = {"items": 0}
+
+    def progress(num_items: int) -> None:
+        told["items"] += num_items
+        if rank == 0:
+            task.send("embed", when=when, items=told["items"] * ray.train.get_context().get_world_size())
+
+    scores, timings = score_splits(encode, task.config, store, tokens, device, progress)
+    task.send("scores", when=when, rank=rank, scores=scores, timings=timings)

@@ -1,0 +1,103 @@
+"""What the driver makes of its workers' events: bars, MLflow metrics, step lines, collected scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beeray.console import Console, Progress
+from beeray.runtime.results import merge_ranks
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.scoring import SplitScores
+from beeray.runtime.tracking import Tracker
+
+STEP_METRICS = ("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s")
+LABELS = {"before": "score before", "after": "score after", "model": "score"}
+
+
+class EventHandler:
+    """Handles the events of `runtime.worker`, one method a kind; call it with each event.
+
+    Args:
+        console: takes bars and lines.
+        num_items: of the catalog, for the bar of an embedding pass.
+        folder: takes step lines; None where nothing is trained.
+        tracker: takes MLflow metrics; None where nothing is tracked.
+    """
+
+    def __init__(
+        self, console: Console, num_items: int, folder: RunFolder | None = None, tracker: Tracker | None = None
+    ) -> None:
+        self.console, self.num_items, self.folder, self.tracker = console, num_items, folder, tracker
+        self.failure: str | None = None
+        self.validation: list[dict[str, float]] = []
+        self.timings: dict[str, dict[str, float]] = {}
+        self._workers: dict[int, dict[str, Any]] = {}
+        self._scores: dict[str, dict[int, list[SplitScores]]] = {}
+        self._bar: Progress | None = None
+        self._bar_label = ""
+        self._num_steps = 0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Handle one event."""
+        event = dict(event)
+        getattr(self, f"_on_{event.pop('kind')}")(event)
+
+    def close(self) -> None:
+        """Close the bar that is open."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._bar_label = None, ""
+
+    def scores(self, when: str) -> list[SplitScores]:
+        """All ranks' scores of one scoring pass; empty if it was not asked for."""
+        return merge_ranks(one for rank in sorted(self._scores.get(when, {})) for one in self._scores[when][rank])
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What each worker of the last attempt used."""
+        return [self._workers[rank] for rank in sorted(self._workers)]
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        self._num_steps = event["num_steps"]
+        if event["step"]:
+            self.close()
+            self.console.line(f"resumed from the checkpoint after step {event['step']:,} of {self._num_steps:,}")
+        self._show("train", event["step"], self._num_steps, "step")
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        rate = event["tokens"] / event["step_s"]
+        note = f"loss {event['loss']:.4f}  {event['items'] / event['step_s']:,.0f} items/s  {rate:,.0f} tokens/s"
+        self._show("train", event["step"] + 1, self._num_steps, "step", note)
+        if self.folder is not None:
+            self.folder.log_step(event)
+        if self.tracker is not None:
+            metrics = {f"train/{name}": event[name] for name in STEP_METRICS}
+            metrics["train/items_per_s"], metrics["train/tokens_per_s"] = event["items"] / event["step_s"], rate
+            self.tracker.log_step(event["step"], metrics)
+
+    def _on_epoch(self, event: dict[str, Any]) -> None:
+        self.validation.append({"epoch": event["epoch"], "step": event["step"], **event["metrics"]})
+        shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in event["metrics"].items())
+        self.close()
+        self.console.line(f"epoch {event['epoch']}, step {event['step']:,}: validation {shown}")
+        if self.tracker is not None:
+            self.tracker.log_metrics(event["metrics"], event["step"])
+
+    def _on_embed(self, event: dict[str, Any]) -> None:
+        self._show(LABELS[event["when"]], min(event["items"], self.num_items), self.num_items, "item")
+
+    def _on_scores(self, event: dict[str, Any]) -> None:
+        self._scores.setdefault(event["when"], {})[event["rank"]] = event["scores"]
+        self.timings[event["when"]] = event["timings"]
+
+    def _on_worker(self, event: dict[str, Any]) -> None:
+        self._workers[event["rank"]] = event
+
+    def _on_failed(self, event: dict[str, Any]) -> None:
+        self.failure = event["message"]
+
+    def _show(self, label: str, done: int, total: int, unit: str, note: str = "") -> None:
+        if label != self._bar_label:
+            self.close()
+            self._bar, self._bar_label = self.console.progress(label, total, unit), label
+        assert self._bar is not None
+        self._bar.update_to(done, note)

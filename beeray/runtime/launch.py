@@ -1,0 +1,105 @@
+"""Starting Ray Train workers: resources, data split, storage, retries, and what their failure means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.data
+import ray.train
+
+from beeray.config import ClusterConfig
+from beeray.data.store import Store, training_rows
+from beeray.data.streaming import find_cause
+from beeray.errors import RunError
+from beeray.runtime.worker import WorkerTask
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.result import Result
+
+
+def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
+    """A store's users with their trainable items, streamed; kept in order so that a split is repeatable."""
+    users = ray.data.read_parquet(store.user_paths(), columns=["user_index", "split", "item_indices", "splits"])
+    return users.map_batches(
+        training_rows,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"with_validation": with_validation},
+        num_cpus=0.25,
+    )
+
+
+def launch(
+    loop: Callable[[WorkerTask], None],
+    task: WorkerTask,
+    *,
+    storage: Path,
+    name: str,
+    users: ray.data.Dataset | None = None,
+    keep_checkpoints: int | None = None,
+) -> Result:
+    """Run a loop on every worker and wait for it.
+
+    Args:
+        loop: what a worker runs.
+        task: handed to it.
+        storage: folder that every node can write to; checkpoints go to `storage / name`. A name that has
+            checkpoints resumes from the newest whole one.
+        users: training users, split among the workers.
+        keep_checkpoints: older ones are deleted.
+
+    Raises:
+        BeerayError: what a worker raised for the user, or that workers died too often.
+    """
+    from ray.train.torch import TorchTrainer
+
+    cluster = task.config.cluster
+    split = ray.train.DataConfig(
+        datasets_to_split=["users"] if users is not None else [],
+        execution_options=ray.data.ExecutionOptions(preserve_order=True),
+    )
+    trainer = TorchTrainer(
+        _call,
+        train_loop_config={"loop": loop, "task": task},
+        scaling_config=scaling(cluster),
+        datasets={"users": users} if users is not None else {},
+        dataset_config=split,
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        ours = find_cause(error)
+        if ours is not None:
+            raise ours from None
+        raise RunError(_what_failed(error, cluster)) from error
+
+
+def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:
+    """What is asked of Ray for the workers."""
+    each = {"CPU": cluster.cpus_per_worker}
+    if cluster.use_gpu:
+        each["GPU"] = cluster.gpus_per_worker
+    return ray.train.ScalingConfig(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=each)
+
+
+def _call(config: dict[str, Any]) -> None:
+    config["loop"](config["task"])
+
+
+def _what_failed(error: Exception, cluster: ClusterConfig) -> str:
+    failures = getattr(error, "worker_failures", {})
+    rank, cause = next(iter(failures.items()), (None, error))
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    who = f"worker {rank}" if rank is not None else "the training controller"
+    return (
+        f"training stopped: {who} failed and cluster.max_failures is {cluster.max_failures} ({lines[-1][:300] if lines else cause!r}); "
+        "run the same command again to go on from the last checkpoint"
+    )

@@ -1,0 +1,114 @@
+"""From what workers sent to what a run reports: means with intervals, throughput, peak memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from beeray.config import EvaluateConfig
+from beeray.core.metrics import bootstrap_interval
+from beeray.runtime.scoring import SplitScores
+
+Record = dict[str, Any]
+
+
+def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
+    """Scores of all ranks put together, split by split and ranking by ranking, users in order."""
+    grouped: dict[tuple[str, str], list[SplitScores]] = defaultdict(list)
+    for part in parts:
+        grouped[part.split, part.ranking].append(part)
+    merged: list[SplitScores] = []
+    for (split, ranking), group in grouped.items():
+        users = np.concatenate([part.user_index for part in group])
+        scores = np.concatenate([part.scores for part in group])
+        order = np.argsort(users, kind="stable")
+        merged.append(
+            SplitScores(split, ranking, group[0].metrics, users[order], scores[order], group[0].num_candidates)
+        )
+    return merged
+
+
+def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
+    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`; intervals are 95 % bootstraps over users."""
+    summary: Record = defaultdict(dict)
+    for one in scores:
+        record: Record = {"users": len(one.user_index), "candidates": one.num_candidates}
+        if len(one.user_index):
+            for place, name in enumerate(one.metrics):
+                interval = bootstrap_interval(one.scores[:, place], num_bootstrap=evaluate.num_bootstrap)
+                record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+        summary[one.split][one.ranking] = record
+    return dict(summary)
+
+
+def flat_means(summary: Record) -> dict[str, float]:
+    """`{"test/held_out/ndcg@100": 0.31, …}`, as MLflow takes it."""
+    return {
+        f"{split}/{ranking}/{name}": value["mean"]
+        for split, rankings in summary.items()
+        for ranking, record in rankings.items()
+        for name, value in record.items()
+        if isinstance(value, dict)
+    }
+
+
+def scores_table(scores: Iterable[SplitScores]) -> pa.Table:
+    """Per-user scores of all splits: user_index, split, ranking, one column a metric."""
+    return pa.concat_tables([one.table() for one in scores])
+
+
+def summarise_training(steps: list[Record], workers: list[Record]) -> Record:
+    """What training took.
+
+    Args:
+        steps: one record a step (`loss, items, users, tokens, padded_tokens, recomputed_tokens, step_s`).
+        workers: one record a worker of the last attempt (`cpu_s, peak_memory_bytes, peak_gpu_memory_bytes`).
+    """
+    seconds = np.asarray([step["step_s"] for step in steps])
+    tokens = np.asarray([step["tokens"] for step in steps])
+    items = np.asarray([step["items"] for step in steps])
+    return {
+        "steps": len(steps),
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "encoded_items": int(items.sum()),
+        "tokens": int(tokens.sum()),
+        "padded_tokens": int(sum(step["padded_tokens"] for step in steps)),
+        "recomputed_tokens": int(sum(step["recomputed_tokens"] for step in steps)),
+        "step_s_median": float(np.median(seconds)),
+        "train_s": float(seconds.sum()),
+        "items_per_s": float(items.sum() / seconds.sum()),
+        "tokens_per_s": float(tokens.sum() / seconds.sum()),
+        **summarise_workers(workers),
+    }
+
+
+def summarise_workers(workers: list[Record]) -> Record:
+    """CPU seconds of all workers and the largest worker's memory."""
+    return {
+        "workers": len(workers),
+        "worker_cpu_s": float(sum(worker["cpu_s"] for worker in workers)),
+        "peak_memory_bytes": max((int(worker["peak_memory_bytes"]) for worker in workers), default=0),
+        "peak_gpu_memory_bytes": max((int(worker["peak_gpu_memory_bytes"]) for worker in workers), default=0),
+    }
+
+
+def headline(summary: dict[str, Any], evaluate: EvaluateConfig) -> list[str]:
+    """A line per split and ranking: mean and interval of every metric."""
+    lines: list[str] = []
+    for split in evaluate.splits:
+        for ranking, record in summary.get(split, {}).items():
+            shown = [
+                f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+                for name, value in record.items()
+                if isinstance(value, dict)
+            ]
+            where = "among held-out items" if ranking == "held_out" else "among the whole catalog"
+            lines.append(
+                f"{split}, {record['users']:,} users, {where} ({record['candidates']:,}): {'  '.join(shown) or 'no user has a target'}"
+            )
+    return lines

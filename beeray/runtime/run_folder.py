@@ -1,0 +1,137 @@
+"""The run's folder: whose it is, how far it is, and what is left in it.
+
+    runs/<name>/config.yaml      the config as resolved; `--config` takes it
+    runs/<name>/run.json         digest of what decides the result, fingerprint of the store
+    runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
+    runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
+    runs/<name>/model/           the trained encoder, there only when training is over
+    runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
+    runs/<name>/scores.parquet   per-user metrics of every split
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beeray.config import Config, load_config
+from beeray.errors import ConfigError, RunError
+
+CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+SHOWN_KEYS = 6
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        config: of the command; `config.run_dir` is the folder.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.run_dir
+        self.model = self.path / MODEL
+        self.metrics = self.path / METRICS
+        self.scores = self.path / SCORES
+
+    def clear(self) -> None:
+        """Remove all that an earlier run of this name left."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def check_config(self) -> None:
+        """Refuse a config that would compute something else than the run that is in the folder.
+
+        Raises:
+            RunError: names the keys that differ, with both values.
+        """
+        kept = self.path / CONFIG
+        if not kept.is_file():
+            return
+        try:
+            theirs = load_config(str(kept)).result_keys()
+        except ConfigError as error:
+            raise RunError(
+                f"run {self.config.name!r}: {kept} is not a config of this version ({error}); "
+                "choose another name=… or start over with --fresh"
+            ) from None
+        ours = self.config.result_keys()
+        changed = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        if not changed:
+            return
+        shown = [f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}" for key in sorted(changed)[:SHOWN_KEYS]]
+        more = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
+        raise RunError(
+            f"run {self.config.name!r} in {self.path} was started with another config ({'; '.join(shown)}{more}); "
+            "choose another name=… or start over with --fresh"
+        )
+
+    def claim(self, store_fingerprint: str) -> None:
+        """Make the folder this run's, or refuse when its store has changed since it began.
+
+        Raises:
+            RunError: the store was prepared anew from other data.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        marker = self.path / RUN
+        if marker.is_file():
+            kept = json.loads(marker.read_text())["store_fingerprint"]
+            if kept != store_fingerprint:
+                raise RunError(
+                    f"run {self.config.name!r} in {self.path} was started on store {kept}, the store is now "
+                    f"{store_fingerprint} (its tables changed); choose another name=… or start over with --fresh"
+                )
+        tree = self.config.model_dump(mode="json")
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        _write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
+        record = {"config_digest": self.config.result_digest(), "store_fingerprint": store_fingerprint}
+        _write_whole(marker, json.dumps(record, indent=2))
+
+    def finished(self) -> dict[str, Any] | None:
+        """What the finished run measured; None while there is something to do."""
+        if not (self.metrics.is_file() and self.model.is_dir()):
+            return None
+        record: dict[str, Any] = json.loads(self.metrics.read_text())
+        return record
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """Append one step."""
+        with open(self.path / STEPS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def steps(self) -> list[dict[str, Any]]:
+        """All steps in order, each as it was last computed."""
+        path = self.path / STEPS
+        if not path.is_file():
+            return []
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed driver
+            by_step[record["step"]] = record
+        return [by_step[step] for step in sorted(by_step)]
+
+    def take_model(self, exported: Path) -> None:
+        """Copy an exported encoder into the folder, whole or not at all."""
+        partial = self.path / f"{MODEL}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(exported, partial)
+        shutil.rmtree(self.model, ignore_errors=True)
+        partial.rename(self.model)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write what was measured; from here on the run is finished."""
+        _write_whole(self.metrics, json.dumps(metrics, indent=2))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,172 @@
+"""`python -m beeray.train --config C`: fine-tune an encoder on interactions, from raw tables to a model folder.
+
+Prepares the store and the token store if they are missing or stale, trains on Ray Train workers under
+DeepSpeed, resumes what was interrupted, exports, scores, tracks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beeray.config import Config
+from beeray.console import Console, StageReporter, run_verb, verb_parser
+from beeray.core.encoder import load_encoder
+from beeray.data.parts import write_part
+from beeray.data.store import Store
+from beeray.data.tokens import ensure_tokens
+from beeray.errors import DataError, RunError
+from beeray.prepare import prepare
+from beeray.runtime.events import EventHandler
+from beeray.runtime.launch import launch, user_dataset
+from beeray.runtime.monitor import listening
+from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_training
+from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
+from beeray.runtime.session import check_placement, ray_session
+from beeray.runtime.tracking import Tracker
+from beeray.runtime.worker import WorkerTask, plan_steps, train_worker
+
+
+def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
+    folder = RunFolder(config)
+    if arguments.fresh:
+        folder.clear()
+    folder.check_config()
+    finished = folder.finished()
+    if finished is not None:
+        console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
+        _show(console, finished, config)
+        return finished
+    tokenizer = open_tokenizer(config)
+    with ray_session(config.cluster):
+        check_placement(config.cluster)
+        store, _ = prepare(config, console)
+        inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))
+        folder.claim(store.meta.fingerprint)
+        record = _train(config, folder, inputs, console)
+    _show(console, record, config)
+    return record
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    store: Store
+    tokens_path: str
+    users_per_rank: int
+
+
+def open_tokenizer(config: Config) -> Any:
+    """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
+    encoder = config.encoder
+    return load_encoder(
+        encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
+    ).tokenizer
+
+
+def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
+    """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
+    reporter = StageReporter(console)
+    try:
+        return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
+    finally:
+        reporter.close()
+
+
+def _users_per_rank(config: Config, store: Store) -> int:
+    users = store.num_training_users(config.trains_on_validation) // config.cluster.num_workers
+    if users < 1:
+        raise DataError(
+            f"store {store.path}: {store.num_training_users(config.trains_on_validation)} users with two or more "
+            f"trainable items do not suffice for cluster.num_workers {config.cluster.num_workers}; lower it"
+        )
+    return users
+
+
+def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console) -> dict[str, Any]:
+    started = time.monotonic()
+    per_epoch, num_steps = plan_steps(config, inputs.users_per_rank)
+    console.line(
+        f"train {config.name}: {config.encoder.name}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
+        f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
+        f"worker{'s' if config.cluster.num_workers > 1 else ''}, ZeRO-{config.deepspeed.stage}"
+    )
+    with Tracker(config, folder.path) as tracker:
+        handler = EventHandler(console, inputs.store.meta.num_items, folder, tracker)
+        with listening(handler) as monitor:
+            result = launch(
+                train_worker,
+                WorkerTask(config, inputs.store.path, inputs.tokens_path, monitor, inputs.users_per_rank),
+                storage=folder.path,
+                name=CHECKPOINTS,
+                users=user_dataset(inputs.store, config.trains_on_validation),
+                keep_checkpoints=config.train.keep_checkpoints,
+            )
+        handler.close()
+        if handler.failure is not None:
+            raise RunError(handler.failure)
+        assert result.checkpoint is not None
+        with result.checkpoint.as_directory() as exported:
+            folder.take_model(Path(exported) / "model")
+        record = _report(config, folder, inputs, handler)
+        record["wall_s"] = round(time.monotonic() - started, 1)
+        _track(config, folder, tracker, record)
+    record["mlflow_run_id"] = tracker.run_id
+    folder.finish(record)
+    return record
+
+
+def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler) -> dict[str, Any]:
+    after = handler.scores("after")
+    write_part(scores_table(after), str(folder.scores))
+    record = {
+        "run": config.name,
+        "folder": str(folder.path),
+        "model": str(folder.model),
+        "config_digest": config.result_digest(),
+        "store_fingerprint": inputs.store.meta.fingerprint,
+        "text_length": config.served_seq_length,
+        "metrics": summarise_scores(after, config.evaluate),
+        "training": summarise_training(folder.steps(), handler.workers()),
+        "timings": handler.timings,
+    }
+    before = handler.scores("before")
+    if before:
+        write_part(scores_table(before), str(folder.path / "scores-before.parquet"))
+        record["metrics_before"] = summarise_scores(before, config.evaluate)
+    if handler.validation:
+        record["validation"] = handler.validation
+    return record
+
+
+def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str, Any]) -> None:
+    steps = record["training"]["steps"]
+    tracker.log_metrics({f"final/{name}": value for name, value in flat_means(record["metrics"]).items()}, steps)
+    measured = {f"training/{name}": value for name, value in record["training"].items()}
+    tracker.log_metrics({name: float(value) for name, value in measured.items()}, steps)
+    tracker.log_artifact(folder.path / "config.yaml")
+    tracker.log_artifact(folder.scores)
+    if config.tracking.log_model:
+        tracker.log_model(folder.model)
+
+
+def _show(console: Console, record: dict[str, Any], config: Config) -> None:
+    for line in headline(record["metrics"], config.evaluate):
+        console.line(line)
+    console.line(f"model: {os.path.relpath(record['model'])}")
+
+
+def main() -> int:
+    """The command."""
+    parser = verb_parser("train", "Fine-tune a sentence transformer on interactions; run again to resume.")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of this name left")
+    return run_verb("train", parser, execute)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Paths on any filesystem, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from beeray.data.storage import Staging, exists, join, list_files, make_dir, read_json, remove_tree, write_json
+from beeray.errors import DataError
+
+
+def gone_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def remote() -> Iterator[str]:
+    """A folder on a filesystem that only fsspec knows and that has no rename, as on S3."""
+    yield "memory://bucket/beeray"
+    with contextlib.suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_staged_folder_appears_when_it_is_published_and_not_before(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "store"
+    with Staging(str(final)) as staging:
+        write_json(join(staging.path, "meta.json"), {"a": 1})
+        assert not final.exists()
+        staging.publish()
+        assert read_json(str(final / "meta.json")) == {"a": 1}
+    assert names(final.parent) == ["store"]
+
+
+def test_a_staged_folder_leaves_nothing_when_its_writer_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), Staging(str(tmp_path / "store")) as staging:
+        write_json(join(staging.path, "meta.json"), {})
+        raise RuntimeError("half-way")
+    assert names(tmp_path) == []
+
+
+def test_a_staged_folder_that_is_never_published_leaves_nothing(tmp_path: Path) -> None:
+    with Staging(str(tmp_path / "store")) as staging:
+        write_json(join(staging.path, "meta.json"), {})
+    assert names(tmp_path) == []
+
+
+def test_publishing_replaces_an_older_folder_whole(tmp_path: Path) -> None:
+    final = tmp_path / "store"
+    final.mkdir()
+    (final / "old.txt").write_text("old")
+    with Staging(str(final)) as staging:
+        write_json(join(staging.path, "meta.json"), {"new": True})
+        assert names(final) == ["old.txt"]
+        staging.publish()
+    assert names(final) == ["meta.json"]
+    assert names(tmp_path) == ["store"]
+
+
+def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
+    final = tmp_path / "store"
+    final.mkdir()
+    (final / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError), Staging(str(final)):
+        raise RuntimeError("half-way")
+    assert names(tmp_path) == ["store"]
+    assert names(final) == ["old.txt"]
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead, living = tmp_path / f"store.partial-{host}-{gone_pid()}-aa", tmp_path / f"store.partial-{host}-{os.getpid()}-bb"
+    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cc"
+    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dd"
+    for folder in (dead, living, elsewhere, other_store):
+        folder.mkdir()
+    with Staging(str(tmp_path / "store")) as staging:
+        staging.publish()
+    assert names(tmp_path) == sorted(["store", living.name, elsewhere.name, other_store.name])
+
+
+def test_an_old_folder_that_was_moved_aside_by_a_process_that_died_then_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aa"
+    aside.mkdir()
+    (aside / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError), Staging(str(tmp_path / "store")):
+        raise RuntimeError("half-way")
+    assert names(tmp_path) == ["store"]
+    assert names(tmp_path / "store") == ["old.txt"]
+
+
+def test_where_there_is_no_rename_the_marker_goes_first_and_so_tells_that_a_folder_is_not_whole(remote: str) -> None:
+    write_json(join(remote, "store", "meta.json"), {"old": True})
+    with pytest.raises(RuntimeError), Staging(join(remote, "store"), "meta.json"):
+        raise RuntimeError("half-way")
+    assert not exists(join(remote, "store", "meta.json"))
+    with Staging(join(remote, "store"), "meta.json") as staging:
+        write_json(join(staging.path, "meta.json"), {"new": True})
+        staging.publish()
+    assert read_json(join(remote, "store", "meta.json")) == {"new": True}
+
+
+def test_a_store_written_again_where_there_is_no_rename_keeps_no_part_of_the_old_one(remote: str) -> None:
+    write_json(join(remote, "store", "users", "part-00007.parquet"), "old")
+    with Staging(join(remote, "store"), "meta.json") as staging:
+        write_json(join(staging.path, "users", "part-00000.parquet"), "new")
+        write_json(join(staging.path, "meta.json"), {})
+        staging.publish()
+    assert [file.path.rpartition("/")[2] for file in list_files(join(remote, "store", "users"))] == ["part-00000.parquet"]
+
+
+def test_json_can_be_written_and_read_anywhere_that_fsspec_reaches(remote: str) -> None:
+    path = join(remote, "runs", "record.json")
+    assert not exists(path)
+    write_json(path, {"ndcg": 0.5, "ids": ["á", 1]})
+    assert exists(path)
+    assert exists(join(remote, "runs"))
+    assert read_json(path) == {"ndcg": 0.5, "ids": ["á", 1]}
+
+
+def test_files_and_globs_are_listed_anywhere_that_fsspec_reaches(remote: str) -> None:
+    for name in ("b.csv", "a.csv", "c.txt", "_hidden.csv"):
+        write_json(join(remote, "raw", name), {})
+    assert [file.path.rpartition("/")[2] for file in list_files(join(remote, "raw"))] == ["a.csv", "b.csv", "c.txt"]
+    assert [file.path.rpartition("/")[2] for file in list_files(join(remote, "raw", "?.csv"))] == ["a.csv", "b.csv"]
+    with pytest.raises(DataError, match="no such file, folder or match"):
+        list_files(join(remote, "nothing"))
+
+
+def test_a_tree_is_removed_anywhere_and_one_that_is_not_there_is_no_error(remote: str, tmp_path: Path) -> None:
+    for place in (remote, str(tmp_path)):
+        write_json(join(place, "scratch", "x.json"), {}) if "://" in place else make_dir(join(place, "scratch"))
+        remove_tree(join(place, "scratch"))
+        assert not exists(join(place, "scratch"))
+        remove_tree(join(place, "scratch"))
+
+
+def test_a_kind_of_path_that_nothing_reads_says_what_to_install() -> None:
+    with pytest.raises(DataError, match="install its fsspec package") as caught:
+        exists("nowhere://bucket/x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_lists_all_below_it_sorted_and_passes_over_hidden_names(tmp_path: Path) -> None:
+    for name in ("b/2.csv", "b/1.csv", "a.csv", "_SUCCESS", ".crc/x.csv", "b/_temporary/y.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x" * 3)
+    files = list_files(str(tmp_path))
+    assert [Path(file.path).relative_to(tmp_path).as_posix() for file in files] == ["a.csv", "b/1.csv", "b/2.csv"]
+    assert {file.size for file in files} == {3}
+
+
+def test_a_folder_below_a_hidden_one_is_not_hidden_by_it(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("x")
+    assert len(list_files(str(folder))) == 1
+
+
+def test_a_glob_lists_what_it_matches_and_a_file_itself(tmp_path: Path) -> None:
+    for name in ("part-1.csv", "part-2.csv", "other.csv"):
+        (tmp_path / name).write_text("x")
+    assert [Path(file.path).name for file in list_files(f"{tmp_path}/part-*.csv")] == ["part-1.csv", "part-2.csv"]
+    assert [Path(file.path).name for file in list_files(f"file://{tmp_path}/other.csv")] == ["other.csv"]
+
+
+def test_a_folder_whose_name_holds_a_bracket_is_read_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x")
+    assert [Path(file.path).name for file in list_files(str(folder))] == ["a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["absent.csv", "absent/", "absent-*.csv", ""])
+def test_nothing_to_list_is_an_error_that_names_the_path(tmp_path: Path, pattern: str) -> None:
+    path = f"{tmp_path}/{pattern}"
+    with pytest.raises(DataError, match="no such file, folder or match; check the path") as caught:
+        list_files(path)
+    assert str(caught.value).startswith(path)
+
+
+def test_a_changed_file_has_another_stat(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("one")
+    before = list_files(str(file))
+    os.utime(file, ns=(1, 1))
+    assert list_files(str(file)) != before

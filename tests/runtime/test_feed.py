@@ -1,0 +1,157 @@
+"""A rank's users, step by step: every user once, in an order that seed, epoch and rank alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beeray.core.step import UserItems
+from beeray.runtime import feed as feed_module
+from beeray.runtime.feed import UserFeed, steps_per_epoch
+
+
+class Rows:
+    """User `u` of `num_users` has the items [100 u, 100 u + 1, …], u % 4 + 1 of them, so content tells the user."""
+
+    def __init__(self, num_users: int, *, rows_per_chunk: int = 1000) -> None:
+        items = [user_items(user) for user in range(num_users)]
+        kind = pa.list_(pa.int32())
+        starts = range(0, num_users, rows_per_chunk)
+        column = pa.chunked_array([pa.array(items[at : at + rows_per_chunk], kind) for at in starts], type=kind)
+        self.table = pa.table({"user_index": pa.array(range(num_users), pa.int32()), "item_indices": column})
+
+    def iter_batches(self, *, batch_size: int, batch_format: str, **kwargs: Any) -> Iterator[pa.Table]:
+        assert batch_format == "pyarrow"
+        for start in range(0, self.table.num_rows, batch_size):
+            yield self.table.slice(start, batch_size)  # slices keep a non-zero offset, as Ray's batches may
+
+
+def user_items(user: int) -> list[int]:
+    return list(range(100 * user, 100 * user + user % 4 + 1))
+
+
+def make_feed(num_users: int, batch_size: int, *, seed: int = 7, rank: int = 0, rows_per_chunk: int = 1000) -> UserFeed:
+    rows = Rows(num_users, rows_per_chunk=rows_per_chunk)
+    return UserFeed(rows, num_users=num_users, batch_size=batch_size, seed=seed, rank=rank)
+
+
+def profiles(users: UserItems) -> list[list[int]]:
+    return [users.indices[users.indptr[row] : users.indptr[row + 1]].tolist() for row in range(users.num_users)]
+
+
+def order(feed: UserFeed, epoch: int = 0, first_step: int = 0) -> list[list[int]]:
+    """Users of each batch, recognised by their first item."""
+    return [[items[0] // 100 for items in profiles(batch)] for batch in feed.epoch(epoch, first_step)]
+
+
+@pytest.fixture(params=[5, 7, 64, 65536], ids="window-{}".format)
+def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Windows smaller than a batch, that batches straddle, of the last users alone, and larger than the epoch."""
+    monkeypatch.setattr(feed_module, "WINDOW_USERS", request.param)
+    return int(request.param)
+
+
+@pytest.mark.parametrize(("num_users", "batch_size"), [(65, 6), (65, 65), (64, 9), (1, 1), (3, 10), (65, 1)])
+def test_every_user_comes_exactly_once_an_epoch_whatever_window_and_batch(
+    window: int, num_users: int, batch_size: int
+) -> None:
+    batches = order(make_feed(num_users, batch_size))
+    assert sorted(user for batch in batches for user in batch) == list(range(num_users))
+
+
+def test_batches_differ_by_at_most_one_user_and_are_as_many_as_promised(window: int) -> None:
+    feed = make_feed(65, 6)
+    sizes = [len(batch) for batch in order(feed)]
+    # 65 / 6 = 10.83 → 11 batches: ten of 6 and one of 5
+    assert feed.num_steps == len(sizes) == 11
+    assert sorted(sizes) == [5] + [6] * 10
+
+
+def test_users_of_another_rank_are_cut_into_batches_of_the_same_sizes(window: int) -> None:
+    sizes = [[len(batch) for batch in order(make_feed(65, 6, rank=rank, seed=rank))] for rank in (0, 1)]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("num_users", "batch_size", "num_steps"), [(100, 10, 10), (14, 10, 1), (16, 10, 2), (3, 10, 1), (25, 1, 25)]
+)
+def test_an_epoch_has_the_steps_that_come_nearest_to_the_batch_size(
+    num_users: int, batch_size: int, num_steps: int
+) -> None:
+    assert steps_per_epoch(num_users, batch_size) == num_steps
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1000, 4])
+def test_each_user_keeps_its_own_items_in_order_as_int32(window: int, rows_per_chunk: int) -> None:
+    for batch in make_feed(65, 6, rows_per_chunk=rows_per_chunk).epoch(0):
+        assert batch.indices.dtype == np.int32 and batch.indptr.dtype == np.int64
+        assert batch.indptr[0] == 0 and batch.indptr[-1] == len(batch.indices)
+        for items in profiles(batch):
+            assert items == user_items(items[0] // 100)
+
+
+def test_order_is_the_same_for_the_same_seed_epoch_and_rank(window: int) -> None:
+    assert order(make_feed(65, 6), epoch=3) == order(make_feed(65, 6), epoch=3)
+
+
+@pytest.mark.parametrize(
+    "other", [{"epoch": 1}, {"seed": 8}, {"rank": 1}], ids=["another-epoch", "another-seed", "another-rank"]
+)
+def test_order_differs_in(window: int, other: dict[str, int]) -> None:
+    epoch = other.get("epoch", 0)
+    feed = make_feed(65, 6, **{name: value for name, value in other.items() if name != "epoch"})
+    assert order(feed, epoch=epoch) != order(make_feed(65, 6), epoch=0)
+
+
+def test_users_are_not_left_in_the_order_of_the_stream() -> None:
+    assert order(make_feed(65, 65)) != [list(range(65))]
+
+
+def test_two_windows_are_not_shuffled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "WINDOW_USERS", 32)
+    first, second = order(make_feed(64, 32))
+    assert [user + 32 for user in first] != second
+
+
+def test_a_user_stays_within_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "WINDOW_USERS", 10)
+    flat = [user for batch in order(make_feed(65, 6)) for user in batch]
+    assert [user // 10 for user in flat] == [place // 10 for place in range(65)]
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 4, 10, 11])
+def test_resuming_at_a_step_yields_exactly_the_tail_of_the_epoch(window: int, first_step: int) -> None:
+    whole = order(make_feed(65, 6), epoch=2)
+    tail = order(make_feed(65, 6), epoch=2, first_step=first_step)
+    assert tail == whole[first_step:]
+    assert len(tail) == 11 - first_step
+
+
+def test_one_feed_can_be_read_epoch_after_epoch_and_left_midway(window: int) -> None:
+    feed = make_feed(65, 6)
+    iterator = feed.epoch(0)
+    next(iterator)
+    next(iterator)
+    assert order(feed, epoch=1) == order(make_feed(65, 6), epoch=1)
+    assert order(feed, epoch=0) == order(make_feed(65, 6), epoch=0)
+
+
+def test_a_stream_of_too_few_users_is_an_error_that_says_how_many_were_promised(window: int) -> None:
+    feed = UserFeed(Rows(64), num_users=65, batch_size=6, seed=7, rank=3)
+    with pytest.raises(RuntimeError, match=r"rank 3 .* 65 users"):
+        list(feed.epoch(0))
+
+
+def test_an_empty_stream_is_an_error_too() -> None:
+    with pytest.raises(RuntimeError, match="65 users"):
+        list(UserFeed(Rows(0), num_users=65, batch_size=6, seed=7, rank=0).epoch(0))
+
+
+def test_users_beyond_the_promised_number_are_left_out_so_that_ranks_step_equally_often(window: int) -> None:
+    feed = UserFeed(Rows(70), num_users=65, batch_size=6, seed=7, rank=0)
+    flat = [user for batch in order(feed) for user in batch]
+    assert len(flat) == 65 and len(set(flat)) == 65

@@ -1,0 +1,152 @@
+"""What a person sees of a verb, run as a real process: two quiet streams, an exit code and a log file."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beeray import console as console_module
+from beeray.console import Console, Progress, StageReporter
+
+VERB = """
+import os, sys
+from beeray.console import run_verb, verb_parser
+from beeray.errors import DataError
+
+def execute(config, arguments, console):
+{body}
+
+sys.exit(run_verb("demo", verb_parser("demo", "a verb"), execute))
+"""
+
+
+def run(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb whose work is `body` in a process of its own, in `tmp_path`."""
+    (tmp_path / "shop.yaml").write_text("data: {source: shop}\n", encoding="utf-8")
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    command = [sys.executable, "-c", VERB.format(body=indented), "--config", "shop.yaml", *arguments]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+
+def log_of(tmp_path: Path) -> str:
+    return (tmp_path / "runs" / "logs" / "shop-demo.log").read_text(encoding="utf-8")
+
+
+def test_the_last_line_of_stdout_is_the_result_as_json(tmp_path: Path) -> None:
+    done = run(tmp_path, "console.show('a table')\nconsole.line('a remark')\nreturn {'seed': config.seed}", "seed=7")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "a table"
+    assert json.loads(done.stdout.splitlines()[-1]) == {"seed": 7}
+    assert done.stderr == "a remark\n"
+
+
+def test_a_users_error_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> None:
+    done = run(tmp_path, "raise DataError('ratings.csv: no such file; check data.path')")
+    assert done.returncode == 2
+    assert done.stderr == "beeray demo: ratings.csv: no such file; check data.path\n"
+    assert done.stdout == ""
+
+
+def test_a_config_that_is_not_valid_is_one_line_and_exit_code_2_before_any_work(tmp_path: Path) -> None:
+    done = run(tmp_path, "open('worked', 'w').close()\nreturn {}", "train.epoch=3")
+    assert done.returncode == 2
+    assert done.stderr == "beeray demo: shop.yaml: unknown key 'train.epoch'; did you mean 'train.epochs'?\n"
+    assert not (tmp_path / "worked").exists()
+
+
+def test_a_defect_keeps_its_traceback_in_the_log_and_off_the_terminal(tmp_path: Path) -> None:
+    done = run(tmp_path, "def deep():\n    raise RuntimeError('first line\\nsecond line')\ndeep()")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "internal error: RuntimeError: first line; traceback in " in done.stderr
+    assert str(tmp_path / "runs" / "logs" / "shop-demo.log") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in log_of(tmp_path)
+    assert "in deep" in log_of(tmp_path)
+
+
+def test_a_defect_without_a_message_is_reported_like_any_other(tmp_path: Path) -> None:
+    done = run(tmp_path, "assert config.seed == -1")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "internal error: AssertionError" in done.stderr
+    assert "Traceback" in log_of(tmp_path)
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    done = run(tmp_path, "raise KeyboardInterrupt")
+    assert done.returncode == 130
+    assert done.stderr == "beeray demo: interrupted; run the same command again to go on\n"
+
+
+CHATTER = """os.write(1, b'from C++ on 1\\n')
+os.write(2, b'from C++ on 2\\n')
+print('from print')
+print('from print to stderr', file=sys.stderr)
+os.system('echo from a child process')
+return {'done': 1}"""
+
+
+def test_chatter_on_the_file_descriptors_goes_to_the_log(tmp_path: Path) -> None:
+    done = run(tmp_path, CHATTER)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '{"done": 1}\n', "")
+    log = log_of(tmp_path)
+    for line in ("from C++ on 1", "from C++ on 2", "from print", "from print to stderr", "from a child process"):
+        assert f"{line}\n" in log
+
+
+def test_verbose_leaves_the_chatter_on_the_terminal_and_the_result_last(tmp_path: Path) -> None:
+    done = run(tmp_path, CHATTER, "--verbose")
+    assert "from C++ on 1\n" in done.stdout
+    assert "from C++ on 2\n" in done.stderr
+    assert done.stdout.splitlines()[-1] == '{"done": 1}'
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_runs_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    done = run(tmp_path, "return {}", "runs_dir=taken")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "runs_dir" in done.stderr
+
+
+def test_overrides_and_options_may_be_mixed(tmp_path: Path) -> None:
+    done = run(tmp_path, "return {'lr': config.train.lr, 'seed': config.seed}", "train.lr=2e-5", "--verbose", "seed=1")
+    assert json.loads(done.stdout.splitlines()[-1]) == {"lr": 2e-5, "seed": 1}
+
+
+def test_progress_off_a_terminal_says_in_one_line_what_was_done() -> None:
+    stream = io.StringIO()
+    with Progress(stream, "read catalog", 2000, "items") as progress:
+        for done in range(0, 2001, 100):
+            progress.update_to(done, note="3 parts")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("read catalog: 2,000 of 2,000  3 parts in ")
+    assert lines[0].endswith(" s")
+
+
+def test_progress_off_a_terminal_speaks_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "SECONDS_BETWEEN_LINES", -1.0)
+    stream = io.StringIO()
+    progress = Progress(stream, "embed", None, "items")
+    progress.update_to(1500)
+    assert stream.getvalue() == "embed: 1,500\n"
+
+
+def test_every_stage_of_a_report_gets_its_own_finishing_line() -> None:
+    stream = io.StringIO()
+    reporter = StageReporter(Console(io.StringIO(), stream))
+    reporter("read catalog", 5, None)
+    reporter("read catalog", 9, None)
+    reporter("write users", 3, 3)
+    reporter.close()
+    labels = [line.rpartition(" in ")[0] for line in stream.getvalue().splitlines()]
+    assert labels == ["read catalog: 9", "write users: 3 of 3"]
