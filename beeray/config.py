@@ -57,7 +57,7 @@ class ShopConfig(Section):
     num_users: int = Field(4000, ge=10)
     num_series: int = Field(14, ge=2)
     """Product lines per family; the catalog grows in proportion."""
-    seed: int = 7
+    seed: int = Field(7, ge=0)
 
 
 class DataConfig(Section):
@@ -109,7 +109,9 @@ class SplitConfig(Section):
         if self.reproduce and self.kind != "item":
             raise ValueError("split.reproduce: beeformer is an item split; set split.kind: item")
         if self.kind == "time" and (self.validation >= 1 or self.test >= 1):
-            raise ValueError("split.validation and split.test are fractions of time's interactions when split.kind is time")
+            raise ValueError(
+                "split.validation and split.test are fractions of time's interactions when split.kind is time"
+            )
         if self.validation < 1 and self.test < 1 and self.validation + self.test >= 1:
             raise ValueError("split.validation + split.test must leave something to train on (sum below 1)")
         return self
@@ -337,7 +339,9 @@ def _find(reference: str) -> Path:
         if path.is_file():
             return path
     known = sorted(p.name for p in CONFIGS_DIR.glob("*.yaml"))
-    raise ConfigError(f"--config {reference!r}: no such file, here or under configs/ (there are: {', '.join(known) or 'none'})")
+    raise ConfigError(
+        f"--config {reference!r}: no such file, here or under configs/ (there are: {', '.join(known) or 'none'})"
+    )
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -182,9 +182,7 @@ def run_verb(
         return _guarded(verb, lambda console: execute(config, arguments, console), console, log_path)
 
 
-def _guarded(
-    verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None
-) -> int:
+def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None) -> int:
     try:
         record = execute(console)
     except BeerayError as error:

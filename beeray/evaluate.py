@@ -16,7 +16,7 @@ from beeray.console import Console, run_verb, verb_parser
 from beeray.core.encoder import encoder_source
 from beeray.data.parts import write_part
 from beeray.errors import RunError
-from beeray.prepare import prepare
+from beeray.inputs import open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch
 from beeray.runtime.monitor import listening
@@ -24,7 +24,6 @@ from beeray.runtime.results import headline, scores_table, summarise_scores, sum
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.worker import WorkerTask, evaluate_worker
-from beeray.train import open_tokenizer, token_store
 
 UNTOUCHED = "untouched"
 
@@ -37,7 +36,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster):
         check_placement(config.cluster)
-        store, _ = prepare(config, console)
+        store, _ = prepared_store(config, console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         handler = EventHandler(console, store.meta.num_items)

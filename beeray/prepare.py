@@ -8,9 +8,8 @@ import time
 from typing import Any
 
 from beeray.config import Config
-from beeray.console import Console, StageReporter, run_verb, verb_parser
-from beeray.data.preparation import ensure_store
-from beeray.data.store import Store
+from beeray.console import Console, run_verb, verb_parser
+from beeray.inputs import prepared_store
 from beeray.runtime.session import ray_session
 
 
@@ -19,7 +18,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     started = time.monotonic()
     console.line(f"prepare {config.name}: {config.data.source} → {config.store_path}")
     with ray_session(config.cluster):
-        store, prepared = prepare(config, console)
+        store, prepared = prepared_store(config, console)
     return {
         "store": store.path,
         "prepared": prepared,
@@ -33,26 +32,6 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "dropped": store.meta.dropped,
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def prepare(config: Config, console: Console) -> tuple[Store, bool]:
-    """The store of a config and whether it was made now, with progress. Ray must be running."""
-    reporter = StageReporter(console)
-    try:
-        store, prepared = ensure_store(config, reporter)
-    finally:
-        reporter.close()
-    meta = store.meta
-    state = "prepared" if prepared else "up to date"
-    console.line(
-        f"store {state}: {meta.num_users:,} users, {meta.num_items:,} items, {meta.num_interactions:,} interactions; "
-        f"{meta.split_kind} split, items {_counts(meta.items)}, interactions {_counts(meta.interactions)}"
-    )
-    return store, prepared
-
-
-def _counts(labels: dict[str, int]) -> str:
-    return " / ".join(f"{number:,} {name}" for name, number in labels.items())
 
 
 def main() -> int:

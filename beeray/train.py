@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from beeray.config import Config
-from beeray.console import Console, StageReporter, run_verb, verb_parser
-from beeray.core.encoder import load_encoder
+from beeray.console import Console, run_verb, verb_parser
 from beeray.data.parts import write_part
 from beeray.data.store import Store
-from beeray.data.tokens import ensure_tokens
 from beeray.errors import DataError, RunError
-from beeray.prepare import prepare
+from beeray.inputs import open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch, user_dataset
 from beeray.runtime.monitor import listening
@@ -46,7 +44,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster):
         check_placement(config.cluster)
-        store, _ = prepare(config, console)
+        store, _ = prepared_store(config, console)
         inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))
         folder.claim(store.meta.fingerprint)
         record = _train(config, folder, inputs, console)
@@ -59,23 +57,6 @@ class _Inputs:
     store: Store
     tokens_path: str
     users_per_rank: int
-
-
-def open_tokenizer(config: Config) -> Any:
-    """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
-    encoder = config.encoder
-    return load_encoder(
-        encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
-    ).tokenizer
-
-
-def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
-    """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
-    reporter = StageReporter(console)
-    try:
-        return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
-    finally:
-        reporter.close()
 
 
 def _users_per_rank(config: Config, store: Store) -> int:

@@ -119,7 +119,9 @@ def test_an_override_of_another_form_is_refused_with_an_example(written: str, ov
         (with_section(deepspeed={"stag": 2}), "deepspeed.stag", "deepspeed.stage"),
         (with_section(data={"source": "goodbooks", "pth": "raw"}), "data.pth", "data.path"),
         (
-            with_section(data={"source": "tables", "catalog": {"path": "c", "itemid": "i"}, "interactions": {"path": "i"}}),
+            with_section(
+                data={"source": "tables", "catalog": {"path": "c", "itemid": "i"}, "interactions": {"path": "i"}}
+            ),
             "data.catalog.itemid",
             "data.catalog.item_id",
         ),
@@ -163,9 +165,15 @@ def test_a_value_of_the_wrong_type_or_range_is_named_with_its_rule(tree: dict[st
     ("tree", "expected"),
     [
         (with_section(data={"source": "movielens"}), "data.path is required for source 'movielens'"),
-        (with_section(data={"source": "tables"}), "data.catalog and data.interactions are required for source 'tables'"),
+        (
+            with_section(data={"source": "tables"}),
+            "data.catalog and data.interactions are required for source 'tables'",
+        ),
         (with_section(split={"kind": "user", "reproduce": "beeformer"}), "split.reproduce: beeformer is an item split"),
-        (with_section(split={"kind": "time", "test": 50}), "are fractions of time's interactions when split.kind is time"),
+        (
+            with_section(split={"kind": "time", "test": 50}),
+            "are fractions of time's interactions when split.kind is time",
+        ),
         (with_section(split={"validation": 0.5, "test": 0.5}), "must leave something to train on (sum below 1)"),
     ],
 )
@@ -198,7 +206,11 @@ def test_a_file_that_is_no_mapping_or_no_yaml_or_not_there_is_refused_in_one_lin
     broken.write_text("train: {lr: [1\n", encoding="utf-8")
     listed.write_text("- a\n- b\n", encoding="utf-8")
     absent = tmp_path / "absent.yaml"
-    for path, expected in ((broken, "not valid YAML"), (listed, "holds list, must be a mapping"), (absent, "no such file")):
+    for path, expected in (
+        (broken, "not valid YAML"),
+        (listed, "holds list, must be a mapping"),
+        (absent, "no such file"),
+    ):
         with pytest.raises(ConfigError, match=expected) as caught:
             load_config(str(path))
         assert str(path) in str(caught.value)

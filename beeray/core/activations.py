@@ -51,8 +51,10 @@ class ActivationBudget:
         seen: dict[int, int] = {}
 
         def pack(saved: Tensor) -> Tensor:
-            storage = saved.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            base = saved if saved._base is None else saved._base
+            if not (base.is_leaf and base.requires_grad):  # weights, and views of them, are there anyway
+                storage = saved.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):

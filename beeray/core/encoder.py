@@ -101,7 +101,10 @@ def encoder_source(name: str) -> str:
     """
     if name.startswith("package:"):
         package, _, folder = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a parent that is not there, or no name at all
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise EncoderError(f"encoder.name {name!r}: Python package {package!r} is not installed; pip install it")
         name = str(Path(next(iter(spec.submodule_search_locations))) / folder)
@@ -118,7 +121,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        for attribute in ("dropout_prob", "attention_dropout"):
+        for attribute in ("dropout_prob", "attention_dropout", "dropout"):
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, probability)
 
@@ -138,7 +141,7 @@ def embedding_dim(model: SentenceTransformer) -> int:
 def _longest_sequence(model: SentenceTransformer) -> int | None:
     config = getattr(getattr(model[0], "model", None), "config", None)
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
+    if config is None or positions is None:
         return None
     # RoBERTa's and MPNet's position ids start after the padding index
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0

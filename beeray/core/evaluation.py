@@ -75,17 +75,16 @@ class Ranker:
         """
         device = self.embeddings.device
         wanted = self._restrict(targets)
-        num_targets = np.bincount(wanted.row, minlength=targets.shape[0])
-        assert num_targets.min() > 0, "a user without a target among the candidates"
-        _, places = top_items(
+        num_targets = torch.from_numpy(np.bincount(wanted.row, minlength=targets.shape[0]))
+        assert int(num_targets.min()) > 0, "a user without a target among the candidates"
+        scores, places = top_items(
             self._user_vectors(history),
             self.candidate_embeddings,
             _positions(self._restrict(history), device),
             self.metrics.longest,
             items_per_block=self.items_per_block,
         )
-        hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted))
-        num_targets = torch.from_numpy(num_targets)
+        hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted)) & torch.isfinite(scores).cpu()
         columns = [calibrated_recall(hits, num_targets, k) for k in self.metrics.recall_at]
         columns += [ndcg(hits, num_targets, k) for k in self.metrics.ndcg_at]
         return torch.stack(columns, dim=1).numpy()

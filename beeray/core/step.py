@@ -29,7 +29,6 @@ from beeray.core.gather import gather_rows, gather_union, rank, sum_over_ranks, 
 from beeray.core.negatives import select_items
 
 
-
 @dataclass(frozen=True)
 class UserItems:
     """The items of a rank's users of one step, as CSR.
@@ -238,4 +237,3 @@ def dense_user_items(
     matrix = torch.zeros((int(enough.sum()), num_items), dtype=torch.float32, device=device)
     matrix[torch.from_numpy(new_row[rows[taken]]).to(device), torch.from_numpy(columns[taken]).to(device)] = 1.0
     return matrix
-

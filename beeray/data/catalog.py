@@ -82,7 +82,9 @@ def render(template: str, table: pa.Table) -> pa.Array:
 
 def content_hash(texts: pa.Array) -> pa.Array:
     """First 16 bytes of each text's SHA-256; fixed-size binary (items,)."""
-    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:HASH_BYTES] for text in texts.to_pylist()]
+    digests = [
+        hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:HASH_BYTES] for text in texts.to_pylist()
+    ]
     return pa.array(digests, pa.binary(HASH_BYTES))
 
 

@@ -24,7 +24,7 @@ class Rules:
     Attributes:
         min_value: smaller (or null, or NaN) values are dropped; None keeps all.
         min_user_interactions: users with fewer distinct items are dropped.
-        num_buckets: users are dealt to so many buckets by a hash of their id.
+        num_buckets: users are dealt to so many buckets by ranges of a hash of their id.
     """
 
     min_value: float | None
@@ -32,9 +32,7 @@ class Rules:
     num_buckets: int
 
 
-def bucket_interactions(
-    table: pa.Table, item_ids: pa.Array, rules: Rules
-) -> tuple[pa.Table, Mapping[str, int]]:
+def bucket_interactions(table: pa.Table, item_ids: pa.Array, rules: Rules) -> tuple[pa.Table, Mapping[str, int]]:
     """Rows of a batch that count, with catalog positions and user buckets.
 
     Args:
@@ -60,7 +58,7 @@ def bucket_interactions(
     dropped["interactions_of_unknown_items"] = (pc.sum(valued).as_py() or 0) - (pc.sum(kept).as_py() or 0)
     users = users.filter(kept)
     columns = {
-        BUCKET: pa.array((hash_ids(users) % np.uint64(rules.num_buckets)).astype(np.int32)),
+        BUCKET: pa.array(_buckets(hash_ids(users), rules.num_buckets)),
         "user_id": users,
         "item": places.filter(kept).cast(pa.int32()),
     }
@@ -123,6 +121,11 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
         return np.empty(0, dtype=np.uint64)
     hashed = pd.util.hash_array(np.asarray(encoded.dictionary.to_pylist(), dtype=object), categorize=False)
     return hashed[encoded.indices.to_numpy()]
+
+
+def _buckets(hashes: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int32]:
+    """Equal ranges of hashes, so that buckets one after the other hold users in hash order, however many there are."""
+    return ((hashes >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int32)
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:

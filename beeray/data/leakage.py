@@ -54,7 +54,9 @@ def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.in
     fresh[order[1:]] = (users[order][1:] != users[order][:-1]) | (items[order][1:] != items[order][:-1])
     _require(store, fresh, users, items, "holds an item twice")
     if store.meta.split_kind == "item":
-        _require(store, labels == item_labels[items], users, items, "has an interaction labelled unlike its held-out item")
+        _require(
+            store, labels == item_labels[items], users, items, "has an interaction labelled unlike its held-out item"
+        )
     elif store.meta.split_kind == "user":
         held_in = (labels == TRAIN) | (labels == per_interaction)
         _require(store, held_in, users, items, "has a target labelled unlike its user")
@@ -77,7 +79,9 @@ def _check_times(store: Store, batch: pa.RecordBatch, users: Flat, items: Flat, 
 def _require(store: Store, right: NDArray[np.bool_], users: Flat, items: Flat, rule: str) -> None:
     if not right.all():
         place = int(np.flatnonzero(~right)[0])
-        raise _refused(store, f"user_index {users[place]} {rule} (item_index {items[place]}; {int((~right).sum())} such)")
+        raise _refused(
+            store, f"user_index {users[place]} {rule} (item_index {items[place]}; {int((~right).sum())} such)"
+        )
 
 
 def _refused(store: Store, reason: str) -> StoreError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from beeray.data.sources import RawTables, open_source
 from beeray.data.splits import SplitPlan, draw_items, draw_users, interaction_labels, time_boundaries
 from beeray.data.storage import Staging, exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column, training_rows
-from beeray.data.streaming import drain
+from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.tables import ROW
 from beeray.errors import ConfigError, DataError
 
@@ -78,9 +78,12 @@ def prepare_store(config: Config, raw: RawTables, report: Report) -> Store:
         StoreError: the leakage check refused what was written.
     """
     if config.split.kind == "time" and "timestamp" not in raw.interactions.columns:
-        raise ConfigError("split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user")
+        raise ConfigError(
+            "split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user"
+        )
     for table in (raw.catalog, raw.interactions):
         table.check()
+    set_up_ray_data()
     with Staging(config.store_path, META) as staging:
         preparation = _Preparation(config, raw, staging.path, report)
         meta = preparation.run()
@@ -99,6 +102,12 @@ class _Kept:
     counts: NDArray[np.int64]
     first_rows: NDArray[np.int64]
     bucket_users: NDArray[np.int64]
+
+    def add(self, items: pa.Table) -> None:
+        """Add what one bucket counted: item, count, first_row."""
+        places = items["item"].to_numpy()
+        self.counts[places] += items["count"].to_numpy()
+        self.first_rows[places] = np.minimum(self.first_rows[places], items["first_row"].to_numpy())
 
 
 class _Preparation:
@@ -126,7 +135,7 @@ class _Preparation:
         self.report("read catalog", 0, None)
         task = {"template": self.raw.template, "empty_text": self.config.data.empty_text, "folder": self.scratch}
         texts = self.raw.catalog.dataset().map_batches(
-            _stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=0.5
+            _stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
         )
         listings: list[pa.Table] = []
         num_rows = 0
@@ -155,40 +164,38 @@ class _Preparation:
         return [file.path for file in list_files(self.scratch) if "/catalog-" in file.path]
 
     def _group_interactions(self, index: CatalogIndex) -> _Kept:
-        self.report("group interactions", 0, self.rules.num_buckets)
-        tally = _Tally.remote()
-        ids = ray.put(index.item_ids)
+        """Deal interactions to buckets by user, through files: no more than a batch and a bucket is ever in memory."""
+        self.report("read interactions", 0, None)
+        for bucket in range(self.rules.num_buckets):
+            make_dir(join(self.scratch, f"bucket-{bucket:05d}"))
+        task = {"item_ids": ray.put(index.item_ids), "rules": self.rules, "folder": self.scratch}
         bucketed = self.raw.interactions.dataset().map_batches(
-            _bucket,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"item_ids": ids, "rules": self.rules, "tally": tally},
-            num_cpus=0.5,
+            _bucket, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
         )
-        grouped = bucketed.repartition(self.rules.num_buckets, keys=[BUCKET]).map_batches(
+        totals: Counter[str] = Counter()
+        for table in drain(bucketed):
+            totals.update(_counted(table))
+            self.report("read interactions", totals["interactions"], None)
+        self.report("group users", 0, self.rules.num_buckets)
+        numbers = range(self.rules.num_buckets)
+        buckets = ray.data.from_items([{BUCKET: b} for b in numbers], override_num_blocks=len(numbers))
+        grouped = buckets.map_batches(
             _group,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"rules": self.rules, "folder": self.scratch, "tally": tally},
-            num_cpus=0.5,
+            batch_size=1,
+            batch_format="numpy",
+            fn_kwargs={"rules": self.rules, "folder": self.scratch},
+            num_cpus=1,
         )
         number = len(index.item_ids)
-        kept = _Kept(
-            np.zeros(number, dtype=np.int64),
-            np.full(number, np.iinfo(np.int64).max),
-            np.zeros(self.rules.num_buckets, dtype=np.int64),
-        )
-        done = 0
-        for table in drain(grouped):
-            items = table["item"].to_numpy()
-            np.add.at(kept.counts, items, table["count"].to_numpy())
-            np.minimum.at(kept.first_rows, items, table["first_row"].to_numpy())
-            buckets, first = np.unique(table[BUCKET].to_numpy(), return_index=True)
-            kept.bucket_users[buckets] = table["users"].to_numpy()[first]
-            done += len(buckets)
-            self.report("group interactions", done, self.rules.num_buckets)
-        totals = ray.get(tally.totals.remote())
-        ray.kill(tally)
+        users = np.zeros(self.rules.num_buckets, dtype=np.int64)
+        kept = _Kept(np.zeros(number, dtype=np.int64), np.full(number, np.iinfo(np.int64).max), users)
+        for done, table in enumerate(drain(grouped), start=1):
+            counted, bucket = _counted(table), table[BUCKET][0].as_py()
+            users[bucket] = counted.pop("users")
+            totals.update(counted)
+            if users[bucket]:
+                kept.add(read_part(join(self.scratch, f"items-{bucket:05d}.parquet")))
+            self.report("group users", done, self.rules.num_buckets)
         self._require_something(index, kept, totals)
         self.dropped.update({name: number for name, number in totals.items() if name != "interactions"})
         return kept
@@ -222,7 +229,10 @@ class _Preparation:
         elif config.kind == "user":
             users = draw_users(config, len(users), seed)
         else:
-            times = [list_column(read_part(self._bucket_path(bucket), ["timestamps"])["timestamps"])[1] for bucket in self._buckets(kept)]
+            times = [
+                list_column(read_part(self._bucket_path(bucket), ["timestamps"])["timestamps"])[1]
+                for bucket in self._buckets(kept)
+            ]
             boundaries = time_boundaries(config, np.concatenate(times))
         return SplitPlan(config.kind, items, users, boundaries, seed)
 
@@ -239,7 +249,7 @@ class _Preparation:
             "domain": self.raw.domain,
         }
         parts = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-        written = parts.map_batches(_finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5)
+        written = parts.map_batches(_finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
         done = 0
         for table in drain(written):
             done += int(pc.sum(table["items"]).as_py())
@@ -257,7 +267,7 @@ class _Preparation:
             "domain": self.raw.domain,
         }
         parts = ray.data.from_items(work, override_num_blocks=len(work))
-        written = parts.map_batches(_finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5)
+        written = parts.map_batches(_finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
         counted: Counter[str] = Counter()
         for table in drain(written):
             for row in table.to_pylist():
@@ -293,20 +303,6 @@ class _Preparation:
         return join(self.scratch, f"users-{bucket:05d}.parquet")
 
 
-@ray.remote(num_cpus=0)
-class _Tally:
-    """Adds up what tasks dropped."""
-
-    def __init__(self) -> None:
-        self._totals: Counter[str] = Counter()
-
-    def add(self, counts: dict[str, int]) -> None:
-        self._totals.update(counts)
-
-    def totals(self) -> dict[str, int]:
-        return dict(self._totals)
-
-
 def _stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
     texts = catalog_texts(table, template, empty_text)
     if texts.num_rows:
@@ -319,31 +315,45 @@ def _stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str)
     return listing.append_column("read", pa.array(read))
 
 
-def _bucket(table: pa.Table, item_ids: Any, rules: Rules, tally: Any) -> pa.Table:
-    rows, dropped = bucket_interactions(table, ray.get(item_ids), rules)
-    tally.add.remote({**dropped, "interactions": table.num_rows})
-    return rows
+def _bucket(table: pa.Table, item_ids: Any, rules: Rules, folder: str) -> pa.Table:
+    rows, counts = bucket_interactions(table, ray.get(item_ids), rules)
+    rows = rows.sort_by(BUCKET)
+    buckets, first = np.unique(rows[BUCKET].to_numpy(), return_index=True)
+    for bucket, start, stop in zip(buckets, first, [*first[1:], len(rows)], strict=True):
+        name = f"bucket-{bucket:05d}/{table[ROW][0].as_py():016x}.parquet"  # by row: a task run twice writes it twice
+        write_part(rows.slice(start, stop - start).drop_columns([BUCKET]), join(folder, name))
+    return _counts({**counts, "interactions": table.num_rows})
 
 
-def _group(table: pa.Table, rules: Rules, folder: str, tally: Any) -> Iterator[pa.Table]:
-    for bucket in np.unique(table[BUCKET].to_numpy()):
-        users, dropped = group_users(table.filter(pc.equal(table[BUCKET], int(bucket))), rules)
-        write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
-        ray.get(tally.add.remote(dropped))
-        _, items = list_column(users["items"])
-        _, rows = list_column(users["rows"])
-        present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
-        first = np.full(len(present), np.iinfo(np.int64).max)
-        np.minimum.at(first, inverse, rows)
-        yield pa.table(
-            {
-                "item": present.astype(np.int64),
-                "count": counts.astype(np.int64),
-                "first_row": first,
-                BUCKET: np.full(len(present), bucket, dtype=np.int32),
-                "users": np.full(len(present), users.num_rows, dtype=np.int64),
-            }
-        )
+def _group(batch: dict[str, Any], rules: Rules, folder: str) -> Iterator[pa.Table]:
+    for bucket in batch[BUCKET]:
+        pieces = list_files(join(folder, f"bucket-{bucket:05d}"), may_be_empty=True)
+        counts: dict[str, int] = {"users": 0}
+        if pieces:
+            users, dropped = group_users(pa.concat_tables([read_part(piece.path) for piece in pieces]), rules)
+            write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
+            write_part(_item_counts(users), join(folder, f"items-{bucket:05d}.parquet"))
+            counts = {**dropped, "users": users.num_rows}
+        yield _counts(counts).append_column(BUCKET, pa.array([bucket] * len(counts), pa.int32()))
+
+
+def _item_counts(users: pa.Table) -> pa.Table:
+    items, rows = list_column(users["items"])[1], list_column(users["rows"])[1]
+    present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
+    first = np.full(len(present), np.iinfo(np.int64).max)
+    np.minimum.at(first, inverse, rows)
+    return pa.table({"item": present.astype(np.int64), "count": counts.astype(np.int64), "first_row": first})
+
+
+def _counts(counts: Mapping[str, int]) -> pa.Table:
+    return pa.table({"what": list(counts), "number": pa.array(counts.values(), pa.int64())})
+
+
+def _counted(table: pa.Table) -> Counter[str]:
+    totals: Counter[str] = Counter()
+    for what, number in zip(table["what"].to_pylist(), table["number"].to_pylist(), strict=True):
+        totals[what] += number
+    return totals
 
 
 def _finish_catalog(
@@ -370,9 +380,7 @@ def _finish_catalog(
         yield pa.table({"items": [part.num_rows]})
 
 
-def _finish_users(
-    batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str
-) -> Iterator[pa.Table]:
+def _finish_users(batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str) -> Iterator[pa.Table]:
     item_index, plan = ray.get([item_index, plan])
     for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
         part = read_part(str(name))

@@ -144,9 +144,7 @@ def evaluation_masks(
 
 
 def _draw(number: int, config: SplitConfig, generator: np.random.Generator, what: str) -> Labels:
-    sizes = [
-        round(size * number) if size < 1 else int(size) for size in (config.validation, config.test)
-    ]
+    sizes = [round(size * number) if size < 1 else int(size) for size in (config.validation, config.test)]
     if min(sizes) < 1 or sum(sizes) > number - 2:
         raise DataError(
             f"split: {sizes[0]} validation and {sizes[1]} test {what} of {number} leave too few; "

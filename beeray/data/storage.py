@@ -25,7 +25,7 @@ from beeray.errors import DataError
 
 @dataclass(frozen=True)
 class FileStat:
-    """A file and what tells whether it changed."""
+    """A file (path or URI) and what tells whether it changed."""
 
     path: str
     size: int
@@ -70,7 +70,7 @@ def exists(path: str) -> bool:
     return bool(filesystem.get_file_info(inside).type != fs.FileType.NotFound)
 
 
-def list_files(pattern: str) -> list[FileStat]:
+def list_files(pattern: str, *, may_be_empty: bool = False) -> list[FileStat]:
     """Files of a path: itself, everything below a folder, or what a glob matches; sorted by path.
 
     Names that begin with `_` or `.` are passed over inside folders.
@@ -93,8 +93,9 @@ def list_files(pattern: str) -> list[FileStat]:
             found = [one for one in below if not _is_hidden(one.path[len(inside) :])]
         else:
             found = [] if info.type == fs.FileType.NotFound else [info]
-    files = [FileStat(one.path, one.size, one.mtime_ns or 0) for one in found if one.type == fs.FileType.File]
-    if not files:
+    scheme = "" if is_local(pattern) else pattern.partition("://")[0] + "://"
+    files = [FileStat(scheme + one.path, one.size, one.mtime_ns or 0) for one in found if one.type == fs.FileType.File]
+    if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)
 

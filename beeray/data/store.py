@@ -93,7 +93,9 @@ class Store:
             record = read_json(marker)
             version = record["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again") from error
+            raise StoreError(
+                f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again"
+            ) from error
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"store {path!r}: schema_version is {version}, this beeray reads {SCHEMA_VERSION}; "
@@ -150,7 +152,9 @@ class Store:
         for path in self.user_paths():
             filesystem, inside = resolve(path)
             with filesystem.open_input_file(inside) as file:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=users_per_block * num_shards, columns=columns):
+                for batch in pq.ParquetFile(file).iter_batches(
+                    batch_size=users_per_block * num_shards, columns=columns
+                ):
                     mine = np.flatnonzero(batch["user_index"].to_numpy() % num_shards == shard)
                     block = self._user_block(split, batch.take(pa.array(mine)))
                     if len(block.user_index):
@@ -166,9 +170,7 @@ class Store:
         return UserBlock(batch["user_index"].to_numpy()[both], history[both], targets[both])
 
     def _parts(self, folder: str) -> list[str]:
-        _, inside = resolve(join(self.path, folder))
-        prefix = self.path.partition("://")[0] + "://" if "://" in self.path else ""
-        return [prefix + file.path for file in list_files(join(self.path, folder)) if file.path.startswith(inside)]
+        return [file.path for file in list_files(join(self.path, folder))]
 
 
 def training_rows(batch: pa.Table, with_validation: bool) -> pa.Table:

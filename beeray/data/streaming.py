@@ -10,6 +10,14 @@ import ray.data
 from beeray.errors import BeerayError
 
 
+def set_up_ray_data() -> None:
+    """No bars of Ray Data's own, and errors of tasks as they were raised; before datasets are made."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+
+
 def drain(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     """Execute a dataset and yield its blocks as Arrow tables.
 

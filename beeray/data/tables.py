@@ -7,12 +7,13 @@ Ray tasks, each of which yields one batch after the other, so nobody holds a tab
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
 from pyarrow import fs
@@ -35,6 +36,9 @@ FORMATS = {
 BATCH_ROWS = 262_144
 FRAGMENT_SHIFT = 40
 ROW = "row"
+IDS = ("user_id", "item_id")
+PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
+READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,20 @@ class Table:
         if isinstance(self.source, pa.Table):
             schema = self.source.schema
             self._require(schema, "the table in memory")
-        else:
-            schema = None
-            for fragment in self._file_fragments():
-                this = _physical_schema(fragment)
-                self._require(this, fragment.path)
-                schema = schema or this
-            assert schema is not None
-        return pa.schema([pa.field(name, schema.field(column).type) for name, column in self.columns.items()])
+            return self._standard(schema)
+        schemas: list[pa.Schema] = []
+        for fragment in self._file_fragments():
+            this = _physical_schema(fragment)
+            self._require(this, fragment.path)
+            schemas.append(self._standard(this))
+            try:
+                schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{fragment.path}: {self.label}'s columns have other types than in the files before it "
+                    f"({_first_line(error)}); give all parts the same types"
+                ) from error
+        return schemas[0]
 
     def fragments(self) -> list[Fragment]:
         """Pieces of the table that can be read independently, in the table's order."""
@@ -88,7 +98,7 @@ class Table:
 
         fragments = self.fragments()
         blocks = ray.data.from_items([{"fragment": f} for f in fragments], override_num_blocks=len(fragments))
-        return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=0.5)
+        return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=1)
 
     def fingerprint(self) -> str:
         """Digest that changes with the content: of the files' names, sizes and times, or of the rows."""
@@ -103,6 +113,9 @@ class Table:
                 digest.update(f"{file.path}|{file.size}|{file.modified_ns}".encode())
         return digest.hexdigest()[:16]
 
+    def _standard(self, schema: pa.Schema) -> pa.Schema:
+        return pa.schema([pa.field(name, schema.field(column).type) for name, column in self.columns.items()])
+
     def _require(self, schema: pa.Schema, where: str) -> None:
         for name, column in self.columns.items():
             if column not in schema.names:
@@ -116,7 +129,9 @@ class Table:
         filesystem, _ = resolve(self.source)
         fragments: list[pads.Fragment] = []
         for file in list_files(self.source):
-            fragments += _open(file.path, filesystem, self.columns.values())
+            fragments += _open(
+                resolve(file.path)[1], filesystem, [self.columns[name] for name in self.columns if name in IDS]
+            )
         return fragments
 
 
@@ -141,7 +156,17 @@ class Fragment:
             table = table.select(list(self.columns.values())).rename_columns(list(self.columns))
             rows = pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))
             first += table.num_rows
-            yield table.cast(self.schema).append_column(ROW, rows)
+            try:
+                table = table.cast(self.schema)
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{self._where}: a value has another type than its column ({_first_line(error)})"
+                ) from error
+            yield table.append_column(ROW, rows)
+
+    @property
+    def _where(self) -> str:
+        return "the table in memory" if isinstance(self.piece, pa.Table) else str(self.piece.path)
 
     def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
         if isinstance(self.piece, pa.Table):
@@ -150,7 +175,9 @@ class Fragment:
         try:
             yield from self.piece.to_batches(columns=list(self.columns.values()), batch_size=BATCH_ROWS)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.piece.path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+            raise DataError(
+                f"{self._where}: cannot be read ({_first_line(error)}); repair the file, or give the column one type"
+            ) from error
 
 
 def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
@@ -165,20 +192,40 @@ def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
             )
 
 
-def _open(path: str, filesystem: fs.FileSystem, columns: object) -> list[pads.Fragment]:
+def _open(path: str, filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[pads.Fragment]:
     suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
     if suffix is None:
         raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
     file_format: pads.FileFormat | str = FORMATS[suffix]
-    if file_format == "csv":
-        file_format = pads.CsvFileFormat(
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            read_options=pyarrow.csv.ReadOptions(block_size=8 << 20),
-        )
     try:
+        if file_format == "csv":
+            texts = _ids_with_leading_zeros(path, filesystem, id_columns)
+            file_format = pads.CsvFileFormat(
+                parse_options=PARSE_CSV,
+                read_options=READ_CSV,
+                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+            )
         return list(pads.dataset(path, filesystem=filesystem, format=file_format).get_fragments())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+
+
+def _ids_with_leading_zeros(path: str, filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[str]:
+    """Id columns of a CSV that must stay text: as numbers `007` and `7` would be one id. Looks at the first block."""
+    everything_text = pyarrow.csv.ConvertOptions(
+        include_columns=list(id_columns),
+        include_missing_columns=True,
+        column_types=dict.fromkeys(id_columns, pa.string()),
+    )
+    with filesystem.open_input_stream(path) as stream:
+        reader = pyarrow.csv.open_csv(
+            stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=everything_text
+        )
+        head = next(iter(reader), None)
+    if head is None:
+        return []
+    zeros = {name: pc.any(pc.match_substring_regex(head[name], r"^0[0-9]")).as_py() for name in id_columns}
+    return [name for name, found in zeros.items() if found]
 
 
 def _physical_schema(fragment: pads.Fragment) -> pa.Schema:

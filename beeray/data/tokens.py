@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 
 from beeray.data.storage import Staging, exists, is_local, join, read_json, resolve, write_json
 from beeray.data.store import Store
-from beeray.data.streaming import drain
+from beeray.data.streaming import drain, set_up_ray_data
 from beeray.errors import EncoderError
 
 Report = Callable[[str, int, int | None], None]
@@ -84,7 +84,9 @@ class TokenStore:
         bare = np.minimum(np.diff(self._offsets), max_seq_length - self.num_special_tokens)
         return (bare + self.num_special_tokens).astype(np.int32)
 
-    def gather(self, item_indices: NDArray[np.int32], max_seq_length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def gather(
+        self, item_indices: NDArray[np.int32], max_seq_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Ids of some items, special tokens included, truncated.
 
         Returns:
@@ -121,7 +123,9 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise EncoderError("encoder.name: its tokenizer has no fast (tokenizers) form, which token stores are made with")
+        raise EncoderError(
+            "encoder.name: its tokenizer has no fast (tokenizers) form, which token stores are made with"
+        )
     bare = Tokenizer.from_str(backend.to_str())
     bare.no_padding()
     bare.no_truncation()
@@ -161,11 +165,12 @@ def _tokenise(
 ) -> None:
     import ray
 
+    set_up_ray_data()
     report("tokenise catalog", 0, store.meta.num_items)
     parts = [{"part": number, "path": path} for number, path in enumerate(store.catalog_paths())]
     task = {"tokenizer": tokenizer_json, "prefix": prefix, "longest": longest, "dtype": dtype, "folder": folder}
     done = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-        _tokenise_part, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=0.5
+        _tokenise_part, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1
     )
     num_done = 0
     for table in drain(done):
@@ -202,7 +207,9 @@ def _tokenise_part(
             filesystem.open_output_stream(f"{stem}.lengths") as lengths,
         ):
             for texts in pq.ParquetFile(file).iter_batches(batch_size=CHUNK, columns=["text"]):
-                encoded = fast.encode_batch([prefix + text for text in texts["text"].to_pylist()], add_special_tokens=False)
+                encoded = fast.encode_batch(
+                    [prefix + text for text in texts["text"].to_pylist()], add_special_tokens=False
+                )
                 kept = [one.ids[:longest] for one in encoded]
                 ids.write(np.concatenate([np.asarray(one, dtype=dtype) for one in kept]).tobytes())
                 lengths.write(np.asarray([len(one) for one in kept], dtype=np.int32).tobytes())

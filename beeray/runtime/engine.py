@@ -42,6 +42,8 @@ def build_engine(encoder: Encoder, train: TrainConfig, stage: int, num_steps: in
     """
     import deepspeed
 
+    # without CUDA, DeepSpeed would compile a C++ all-reduce first: a minute, and a compiler that may not be there
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = build_optimizer(
         encoder,
         train.optimizer,

@@ -11,7 +11,7 @@ import ray.train
 
 from beeray.config import ClusterConfig
 from beeray.data.store import Store, training_rows
-from beeray.data.streaming import find_cause
+from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
 from beeray.runtime.worker import WorkerTask
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     """A store's users with their trainable items, streamed; kept in order so that a split is repeatable."""
+    set_up_ray_data()
     users = ray.data.read_parquet(store.user_paths(), columns=["user_index", "split", "item_indices", "splits"])
     return users.map_batches(
         training_rows,

@@ -1,12 +1,12 @@
 """The run's folder: whose it is, how far it is, and what is left in it.
 
-    runs/<name>/config.yaml      the config as resolved; `--config` takes it
-    runs/<name>/run.json         digest of what decides the result, fingerprint of the store
-    runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
-    runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
-    runs/<name>/model/           the trained encoder, there only when training is over
-    runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
-    runs/<name>/scores.parquet   per-user metrics of every split
+runs/<name>/config.yaml      the config as resolved; `--config` takes it
+runs/<name>/run.json         digest of what decides the result, fingerprint of the store
+runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
+runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
+runs/<name>/model/           the trained encoder, there only when training is over
+runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
+runs/<name>/scores.parquet   per-user metrics of every split
 """
 
 from __future__ import annotations

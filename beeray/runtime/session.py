@@ -53,7 +53,6 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         raise ClusterError(
             f"cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
         ) from error
-    _quieten_ray_data()
     try:
         yield
     finally:
@@ -102,11 +101,3 @@ def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
     if cluster.cpus_per_worker:
         placeable = min(placeable, int(max(0.0, cpus - DATA_CPUS) / cluster.cpus_per_worker))
     return placeable, f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
-
-
-def _quieten_ray_data() -> None:
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False

@@ -218,9 +218,7 @@ class _Training:
     def _validate(self, position: Position) -> dict[str, float]:
         embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
         held_out = score_split(embeddings, self.config, self.store, "validation")[0]
-        means = {
-            f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()
-        }
+        means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
         if self.rank == 0:
             self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
         return means

@@ -416,11 +416,12 @@ def test_what_the_packaged_list_brings_is_what_the_source_readers_open(
         file |= {"url": site.url(file["name"]), "unpack": list(file["unpack"])}
     folder = tmp_path / name
     download(name, folder, listing(tmp_path, *files, name=name))
-    tables = open_source(DataConfig(source=source, path=str(folder)))
+    tables = open_source(DataConfig.model_validate({"source": source, "path": str(folder)}))
     assert tables.interactions.check().names[:3] == ["user_id", "item_id", "value"]
     assert [row["item_id"] for f in tables.catalog.fragments() for b in f.read() for row in b.to_pylist()] in (
         [258],
         [31],
     )
     if source == "movielens":
+        assert isinstance(tables.catalog.source, pa.Table)
         assert tables.catalog.source.column("tags").to_pylist() == ["teacher"]

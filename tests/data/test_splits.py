@@ -184,7 +184,9 @@ def test_a_time_split_without_timestamps_is_refused() -> None:
 
 
 def published(real_data: Path, split: str) -> set[int]:
-    return set(np.loadtxt(real_data / "goodbooks-sample" / f"beeformer_item_split_{split}.txt", dtype=np.int64).tolist())
+    return set(
+        np.loadtxt(real_data / "goodbooks-sample" / f"beeformer_item_split_{split}.txt", dtype=np.int64).tolist()
+    )
 
 
 def test_the_published_held_out_lists_are_drawn_exactly(real_data: Path) -> None:

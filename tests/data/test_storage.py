@@ -83,7 +83,10 @@ def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
 
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     host = socket.gethostname()
-    dead, living = tmp_path / f"store.partial-{host}-{gone_pid()}-aa", tmp_path / f"store.partial-{host}-{os.getpid()}-bb"
+    dead, living = (
+        tmp_path / f"store.partial-{host}-{gone_pid()}-aa",
+        tmp_path / f"store.partial-{host}-{os.getpid()}-bb",
+    )
     elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cc"
     other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dd"
     for folder in (dead, living, elsewhere, other_store):
@@ -120,7 +123,9 @@ def test_a_store_written_again_where_there_is_no_rename_keeps_no_part_of_the_old
         write_json(join(staging.path, "users", "part-00000.parquet"), "new")
         write_json(join(staging.path, "meta.json"), {})
         staging.publish()
-    assert [file.path.rpartition("/")[2] for file in list_files(join(remote, "store", "users"))] == ["part-00000.parquet"]
+    assert [file.path.rpartition("/")[2] for file in list_files(join(remote, "store", "users"))] == [
+        "part-00000.parquet"
+    ]
 
 
 def test_json_can_be_written_and_read_anywhere_that_fsspec_reaches(remote: str) -> None:

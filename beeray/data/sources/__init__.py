@@ -63,13 +63,17 @@ def template_columns(template: str) -> list[str]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}; write column names in braces, e.g. '{{title}}. {{genres}}'") from error
+        raise ConfigError(
+            f"template {template!r}: {error}; write column names in braces, e.g. '{{title}}. {{genres}}'"
+        ) from error
     columns: list[str] = []
     for _, field, spec, conversion in parsed:
         if field is None:
             continue
         if not field or spec or conversion or any(sign in field for sign in ".["):
-            raise ConfigError(f"template {template!r}: {{{field}}} is no plain column name; write e.g. '{{title}}. {{genres}}'")
+            raise ConfigError(
+                f"template {template!r}: {{{field}}} is no plain column name; write e.g. '{{title}}. {{genres}}'"
+            )
         if field not in columns:
             columns.append(field)
     if not columns:

@@ -20,7 +20,9 @@ def goodbooks_tables(config: DataConfig) -> RawTables:
     return RawTables(
         domain=config.domain or "goodbooks",
         catalog=Table(
-            join(config.path, "item_text_descriptions.feather"), {"item_id": "book_id", TEXT: TEXT}, "GoodBooks' catalog"
+            join(config.path, "item_text_descriptions.feather"),
+            {"item_id": "book_id", TEXT: TEXT},
+            "GoodBooks' catalog",
         ),
         interactions=Table(
             join(config.path, "ratings.csv"),

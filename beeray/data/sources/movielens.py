@@ -47,7 +47,9 @@ def movielens_tables(config: DataConfig) -> RawTables:
     films = films.set_column(films.schema.get_field_index("genres"), "genres", genres)
     films = films.append_column("tags", _tags(join(config.path, "tags.csv"), films["item_id"]))
     names = {name: name for name in ("item_id", "title", "genres", "tags")}
-    return RawTables(domain, Table(films.select(list(names)), names, "MovieLens' films"), interactions, "{title}. {genres}. {tags}")
+    return RawTables(
+        domain, Table(films.select(list(names)), names, "MovieLens' films"), interactions, "{title}. {genres}. {tags}"
+    )
 
 
 def _tags(path: str, film_ids: pa.ChunkedArray) -> pa.Array:
@@ -55,7 +57,10 @@ def _tags(path: str, film_ids: pa.ChunkedArray) -> pa.Array:
     if not exists(path):
         return pa.array([""] * len(film_ids))
     tags = _read_whole(Table(path, {"item_id": "movieId", "tag": "tag"}, "MovieLens' tags"))
-    tags = pa.table({"item_id": tags["item_id"], "tag": pc.utf8_lower(pc.cast(tags["tag"], pa.string()))})
+    tags = pa.table(
+        {"item_id": tags["item_id"], "tag": pc.utf8_trim_whitespace(pc.utf8_lower(pc.cast(tags["tag"], pa.string())))}
+    )
+    tags = tags.filter(pc.fill_null(pc.not_equal(tags["tag"], ""), False))
     counted = tags.group_by(["item_id", "tag"]).aggregate([([], "count_all")])
     counted = counted.sort_by([("item_id", "ascending"), ("count_all", "descending"), ("tag", "ascending")])
     ordered = counted.group_by("item_id", use_threads=False).aggregate([("tag", "list")])

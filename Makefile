@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all their own set-up; PYTHON and VENV may be given.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m beeray.demo --fresh
+
+test: $(VENV)/.test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest --durations=10
+
+lint: $(VENV)/.test
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m mypy
+
+# torch goes first and pinned, so that nothing that needs it chooses another build
+$(VENV)/.torch: constraints.txt
+	@echo "setting up $(VENV) (some minutes the first time) …"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo,s3,test]'
+	@touch $@
+
+clean:
+	rm -rf runs stores build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

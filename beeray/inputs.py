@@ -1,0 +1,49 @@
+"""What a verb needs before its own work: the prepared store, the encoder's tokenizer, the token store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beeray.config import Config
+from beeray.console import Console, StageReporter
+from beeray.core.encoder import load_encoder
+from beeray.data.preparation import ensure_store
+from beeray.data.store import Store
+from beeray.data.tokens import ensure_tokens
+
+
+def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
+    """The store of a config and whether it was made now, with progress. Ray must be running."""
+    reporter = StageReporter(console)
+    try:
+        store, prepared = ensure_store(config, reporter)
+    finally:
+        reporter.close()
+    meta = store.meta
+    state = "prepared" if prepared else "up to date"
+    console.line(
+        f"store {state}: {meta.num_users:,} users, {meta.num_items:,} items, {meta.num_interactions:,} interactions; "
+        f"{meta.split_kind} split, items {_counts(meta.items)}, interactions {_counts(meta.interactions)}"
+    )
+    return store, prepared
+
+
+def open_tokenizer(config: Config) -> Any:
+    """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
+    encoder = config.encoder
+    return load_encoder(
+        encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
+    ).tokenizer
+
+
+def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
+    """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
+    reporter = StageReporter(console)
+    try:
+        return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
+    finally:
+        reporter.close()
+
+
+def _counts(labels: dict[str, int]) -> str:
+    return " / ".join(f"{number:,} {name}" for name, number in labels.items())

@@ -1,0 +1,176 @@
+"""One, two and four ranks, under any ZeRO stage, train the same model: DeepSpeed and gloo, without Ray.
+
+The reference is torch alone in one process, every activation kept. See `three_steps.py` for what each rank runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_encoder import build_tiny_encoder
+
+PROGRAM = Path(__file__).with_name("three_steps.py")
+WORLD_SIZES = (1, 2, 4)
+STAGES = ("0", "1", "2", "3")
+CASES = ("bounded", "clipped", "catalog")
+TOLERANCE = 1e-5
+JOBS = {
+    1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)] + ["unclipped:plain"],
+    2: [f"{case}:{stage}" for case in CASES for stage in STAGES] + ["bounded:muted", "bounded:detached"],
+    4: [f"{case}:{stage}" for case in CASES for stage in STAGES],
+}
+START_S = 240
+
+Result = dict[str, Any]
+Results = Callable[[str, str, int], Result]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What a job left, `results(case, variant, world_size)`; each world is started once, for all its jobs."""
+    folder = tmp_path_factory.mktemp("worlds")
+    encoder = build_tiny_encoder(folder / "encoder", dropout=0.0, seed=1)
+    started: set[int] = set()
+
+    def result(case: str, variant: str, world_size: int) -> Result:
+        if world_size not in started:
+            started.add(world_size)
+            run_world(world_size, [str(encoder), str(folder), *JOBS[world_size]], folder)
+        path = folder / f"{case}-{variant}-world{world_size}.pt"
+        assert path.is_file(), f"the world of {world_size} ranks did not get as far as {case}:{variant}"
+        return dict(torch.load(path))
+
+    return result
+
+
+def run_world(world_size: int, arguments: list[str], folder: Path) -> None:
+    """One process per rank; the first that fails ends the others, which would wait for it forever."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(PROGRAM.parents[2]),
+    }
+    logs = [folder / f"world{world_size}-rank{rank}.log" for rank in range(world_size)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(PROGRAM), *arguments]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT))
+    try:
+        deadline = time.monotonic() + START_S
+        while any(process.poll() is None for process in ranks):
+            assert time.monotonic() < deadline, f"{world_size} ranks took longer than {START_S} s"
+            for process, log in zip(ranks, logs, strict=True):
+                assert not process.poll(), f"a rank of {world_size} failed:\n{log.read_text()[-3000:]}"
+            time.sleep(0.2)
+        assert not any(process.returncode for process in ranks), [log.read_text()[-3000:] for log in logs]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """Largest difference of the parameters that the loss depends on, and the name of the one that has it.
+
+    BERT's pooler stands beside the path to the embedding and has no gradient: torch leaves it alone, DeepSpeed gives
+    it a gradient of zero and so lets weight decay shrink it.
+    """
+    differences = {
+        name: float((left[name] - right[name]).abs().max())
+        for name in left.keys() & right.keys()
+        if "pooler" not in name
+    }
+    assert len(differences) > 30, sorted(differences)
+    name = max(differences, key=lambda parameter: differences[parameter])
+    return differences[name], name
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_any_world_size_and_zero_stage_ends_with_the_parameters_of_one_plain_process(
+    results: Results, case: str, world_size: int
+) -> None:
+    reference = results(case, "plain", 1)
+    found = {
+        f"{case}, {world_size} ranks, ZeRO-{stage}": largest_difference(
+            results(case, stage, world_size)["end"], reference["end"]
+        )
+        for stage in STAGES
+    }
+    assert max(difference for difference, _ in found.values()) < TOLERANCE, found
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_without_gradient_too_are_the_same_in_every_world_and_stage(
+    results: Results, case: str, world_size: int
+) -> None:
+    reference = results(case, "0", 1)["end"]
+    poolers = [name for name in reference if "pooler" in name]
+    assert poolers
+    for stage in STAGES:
+        end = results(case, stage, world_size)["end"]
+        assert end.keys() == reference.keys()
+        for name in poolers:
+            difference = float((end[name] - reference[name]).abs().max())
+            assert difference < TOLERANCE, (name, stage, difference)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_steps_move_the_parameters_a_hundred_times_farther_than_worlds_may_differ(
+    results: Results, case: str
+) -> None:
+    reference = results(case, "plain", 1)
+    moved = largest_difference(reference["start"], reference["end"])
+    assert moved[0] > 1e-3 >= 100 * TOLERANCE, moved
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_compared_steps_recompute_part_of_their_work_and_lose_some_users(
+    results: Results, stage: str, world_size: int
+) -> None:
+    """Otherwise the equalities above would say nothing about recomputation, thinning and unequal ranks."""
+    bounded, clipped = results("bounded", stage, world_size)["work"], results("clipped", stage, world_size)["work"]
+    for step in bounded:
+        assert 0 < step["num_recomputed_tokens"] < step["num_padded_tokens"], step
+        assert step["num_items"] == 24, step
+    for step in clipped:
+        assert step["num_recomputed_tokens"] == step["num_padded_tokens"] > 0, step
+    users_before = (16, 13, 3)
+    users_after = [step["num_users"] for step in bounded]
+    assert users_after[0] < users_before[0] and users_after[1] < users_before[1] and users_after[2] > 0, users_after
+    assert users_after == [step["num_users"] for step in results("bounded", "plain", 1)["work"]]
+
+
+def test_the_gradient_clipping_that_worlds_agree_on_was_active(results: Results) -> None:
+    clipped, unclipped = results("clipped", "plain", 1), results("unclipped", "plain", 1)
+    difference = largest_difference(clipped["end"], unclipped["end"])
+    assert difference[0] > 30 * TOLERANCE, difference
+
+
+@pytest.mark.parametrize("fault", ["muted", "detached"])
+def test_a_rank_whose_gradient_is_lost_gives_another_model(results: Results, fault: str) -> None:
+    """`muted`: what rank 1's users say is lost; `detached`: what all users say about rank 1's items."""
+    difference = largest_difference(results("bounded", fault, 2)["end"], results("bounded", "plain", 1)["end"])
+    assert difference[0] > 100 * TOLERANCE, difference

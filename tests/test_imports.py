@@ -1,0 +1,193 @@
+"""The arrow of imports points one way, and `core` needs nothing of the cluster.
+
+core     knows beeray.core and beeray.errors; torch, numpy, scipy and sentence-transformers
+data     knows no encoder, no runtime
+runtime  knows no file formats
+verbs    know everybody; nobody knows the verbs
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_encoder import build_tiny_encoder
+
+PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
+VERBS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "demo")]
+CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers"}
+ENCODER_LIBRARIES = ["torch", "transformers", "sentence_transformers"]
+FILE_FORMATS = ["pyarrow.parquet", "pyarrow.csv", "pyarrow.feather", "pyarrow.dataset", "pyarrow.orc", "pyarrow.json"]
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(source: str, package: str) -> set[str]:
+    """Dotted names that a source imports anywhere, in functions and under TYPE_CHECKING too.
+
+    `from a.b import c` gives `a.b` and `a.b.c`, since c may be a module.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def forbidden(module: str, names: set[str]) -> list[str]:
+    """Those of a module's imports that go against the arrow."""
+    refused: list[str] = [] if module in VERBS else list(VERBS)
+    if within(module, "beeray.data"):
+        refused += ["beeray.core", "beeray.runtime", *ENCODER_LIBRARIES]
+    if within(module, "beeray.runtime"):
+        refused += FILE_FORMATS
+    found = {name for name in names if any(within(name, other) for other in refused)}
+    if within(module, "beeray.core"):
+        found |= {name for name in names if not allowed_in_core(name)}
+    return sorted(found)
+
+
+def allowed_in_core(name: str) -> bool:
+    root = name.split(".")[0]
+    if root == "beeray":
+        return within(name, "beeray.core") or within(name, "beeray.errors")
+    return root in CORE_LIBRARIES or root in sys.stdlib_module_names
+
+
+def modules() -> Iterator[tuple[str, set[str]]]:
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = module_name(file)
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        yield name, imported_names(file.read_text(), package)
+
+
+def test_every_import_follows_the_arrow() -> None:
+    walked = dict(modules())
+    assert {"beeray.core.step", "beeray.data.store", "beeray.runtime.worker", "beeray.config"} <= walked.keys()
+    assert {name: forbidden(name, names) for name, names in walked.items() if forbidden(name, names)} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("beeray.core.step", "import ray", ["ray"]),
+        ("beeray.core.step", "def late():\n    import deepspeed.comm as comm", ["deepspeed.comm"]),
+        ("beeray.core.step", "import pyarrow as pa", ["pyarrow"]),
+        ("beeray.core.step", "from beeray.config import Config", ["beeray.config", "beeray.config.Config"]),
+        ("beeray.core.step", "from ..data import store", ["beeray.data", "beeray.data.store"]),
+        ("beeray.core.step", "from beeray import config", ["beeray", "beeray.config"]),
+        ("beeray.data.store", "from beeray.core.batching import Tokens", ["beeray.core.batching"]),
+        ("beeray.data.store", "import sentence_transformers", ["sentence_transformers"]),
+        ("beeray.data.store", "from ..runtime import feed", ["beeray.runtime"]),
+        ("beeray.runtime.feed", "import pyarrow.parquet as pq", ["pyarrow.parquet"]),
+        ("beeray.runtime.feed", "from pyarrow import csv", ["pyarrow.csv"]),
+        ("beeray.runtime.feed", "if TYPE_CHECKING:\n    from beeray import train", ["beeray.train"]),
+        ("beeray.config", "import beeray.demo", ["beeray.demo"]),
+        ("beeray.console", "from .evaluate import run_evaluate", ["beeray.evaluate"]),
+    ],
+)
+def test_an_import_against_the_arrow_is_found(module: str, source: str, found: list[str]) -> None:
+    caught = forbidden(module, imported_names(source, module.rpartition(".")[0]))
+    assert set(found) <= set(caught)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("beeray.core.step", "import math\nimport torch.distributed as dist\nfrom beeray.core.gather import rank"),
+        ("beeray.core.encoder", "from sentence_transformers import SentenceTransformer\nimport beeray.errors"),
+        ("beeray.data.store", "import pyarrow.parquet as pq\nimport ray.data\nfrom beeray.config import Config"),
+        ("beeray.runtime.feed", "import pyarrow as pa\nfrom beeray.core.step import UserItems\nimport deepspeed"),
+        ("beeray.train", "from beeray.runtime.worker import run_rank\nfrom beeray.prepare import prepare"),
+        ("beeray.trainer", "import beeray.embedding"),
+    ],
+)
+def test_an_import_along_the_arrow_is_let_through(module: str, source: str) -> None:
+    assert forbidden(module, imported_names(source, module.rpartition(".")[0])) == []
+
+
+STEP_WITHOUT_THE_CLUSTER = """
+import importlib, pkgutil, sys
+
+BLOCKED = {"ray", "deepspeed", "mlflow", "pydantic"}
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+        return None
+
+sys.meta_path.insert(0, Blocker())
+for name in sorted(BLOCKED):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        print("blocked", name)
+
+import numpy as np
+import torch
+import beeray.core
+for module in pkgutil.iter_modules(beeray.core.__path__, "beeray.core."):
+    importlib.import_module(module.name)
+from beeray.core.encoder import Encoder, load_encoder
+from beeray.core.optimizers import build_optimizer
+from beeray.core.step import StepSettings, TrainingStep, UserItems
+
+torch.set_num_threads(1)
+
+class Tokens:
+    pad_token_id = 0
+    def lengths(self, max_seq_length):
+        return np.full(12, 4, dtype=np.int32)
+    def gather(self, items, max_seq_length):
+        ids = np.stack([np.array([2, 10 + item, 40 + item, 3]) for item in items])
+        return ids.astype(np.int64).ravel(), np.full(len(items), 4, dtype=np.int32)
+
+encoder = Encoder(load_encoder(sys.argv[1], max_seq_length=16)).train()
+optimizer = build_optimizer(encoder, "adamw", lr=1e-3, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01)
+step = TrainingStep(encoder, Tokens(), np.arange(12, dtype=np.int32), StepSettings(max_output=8, token_budget=12))
+users = UserItems(np.array([0, 3, 6]), np.array([0, 1, 2, 5, 6, 7], dtype=np.int32))
+before = encoder.model[0].model.embeddings.word_embeddings.weight.detach().clone()
+result = step.loss(users, epoch=0, step=0)
+result.loss.backward()
+optimizer.step()
+moved = (encoder.model[0].model.embeddings.word_embeddings.weight - before).abs().max().item()
+print("items", result.num_items, "finite", bool(torch.isfinite(result.loss)), "moved", moved > 1e-4)
+print("loaded", sorted(BLOCKED & sys.modules.keys()))
+"""
+
+
+def test_a_whole_training_step_runs_where_ray_deepspeed_mlflow_and_pydantic_cannot_be_imported(tmp_path: Path) -> None:
+    encoder = build_tiny_encoder(tmp_path / "encoder")
+    done = subprocess.run(
+        [sys.executable, "-c", STEP_WITHOUT_THE_CLUSTER, str(encoder)],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [
+        "blocked deepspeed",
+        "blocked mlflow",
+        "blocked pydantic",
+        "blocked ray",
+        "items 8 finite True moved True",
+        "loaded []",
+    ]
