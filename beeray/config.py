@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,9 +108,7 @@ class SplitConfig(Section):
         if self.reproduce and self.kind != "item":
             raise ValueError("split.reproduce: beeformer is an item split; set split.kind: item")
         if self.kind == "time" and (self.validation >= 1 or self.test >= 1):
-            raise ValueError(
-                "split.validation and split.test are fractions of time's interactions when split.kind is time"
-            )
+            raise ValueError("split.kind is time: split.validation and split.test are fractions of the interactions")
         if self.validation < 1 and self.test < 1 and self.validation + self.test >= 1:
             raise ValueError("split.validation + split.test must leave something to train on (sum below 1)")
         return self
@@ -265,7 +262,7 @@ class Config(Section):
     @property
     def store_path(self) -> str:
         """Where the prepared store is or will be; absolute, since workers have folders of their own."""
-        path = self.data.store or os.path.join("stores", self.name)
+        path = self.data.store or f"stores/{self.name}"
         return path if "://" in path else str(Path(path).absolute())
 
     @property
@@ -352,6 +349,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text  # `encoder.prefix=query: ` is a text that happens to look like YAML
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:

@@ -178,6 +178,14 @@ def run_verb(
     if arguments.verbose:
         return _guarded(verb, lambda console: execute(config, arguments, console), Console(), None)
     log_path = config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"beeray {verb}: runs_dir {config.runs_dir!r}: {error.strerror}; give a folder that can be made",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     with quiet(log_path) as console:
         return _guarded(verb, lambda console: execute(config, arguments, console), console, log_path)
 
@@ -194,7 +202,8 @@ def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: C
     except Exception as error:
         traceback.print_exc()
         where = f"; traceback in {log_path}" if log_path else ""
-        console.line(f"beeray {verb}: internal error: {type(error).__name__}: {str(error).splitlines()[0]}{where}")
+        said = (str(error).splitlines() or ["no message"])[0]
+        console.line(f"beeray {verb}: internal error: {type(error).__name__}: {said}{where}")
         return 1
     console.result(record)
     return 0

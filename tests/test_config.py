@@ -172,7 +172,7 @@ def test_a_value_of_the_wrong_type_or_range_is_named_with_its_rule(tree: dict[st
         (with_section(split={"kind": "user", "reproduce": "beeformer"}), "split.reproduce: beeformer is an item split"),
         (
             with_section(split={"kind": "time", "test": 50}),
-            "are fractions of time's interactions when split.kind is time",
+            "are fractions of the interactions",
         ),
         (with_section(split={"validation": 0.5, "test": 0.5}), "must leave something to train on (sum below 1)"),
     ],

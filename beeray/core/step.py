@@ -142,10 +142,8 @@ class TrainingStep:
     def _items_of_step(self, users: UserItems, epoch: int, step: int) -> tuple[NDArray[np.int32], Shares]:
         """The step's items and how they are shared out: the same on every rank."""
         settings = self.settings
-        if settings.max_output is None:
-            positives = self.trainable
-        else:
-            positives = gather_union(users.indices, self.device)
+        everything = settings.max_output is None
+        positives = self.trainable if everything else gather_union(users.indices, self.device)
         generator = np.random.default_rng([settings.seed, epoch, step])
         items = select_items(settings.items, positives, self.trainable, settings.max_output, generator)
         return items, deal_by_tokens(self.lengths[items], world_size(), settings.token_budget)

@@ -45,7 +45,10 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_integer(array.type):
-        return array.cast(pa.int64())
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{where}: an id does not fit 64 bits with sign ({error}); give ids as strings") from error
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
         return array.cast(pa.string())
     if pa.types.is_null(array.type):
@@ -82,10 +85,8 @@ def render(template: str, table: pa.Table) -> pa.Array:
 
 def content_hash(texts: pa.Array) -> pa.Array:
     """First 16 bytes of each text's SHA-256; fixed-size binary (items,)."""
-    digests = [
-        hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:HASH_BYTES] for text in texts.to_pylist()
-    ]
-    return pa.array(digests, pa.binary(HASH_BYTES))
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts.to_pylist())
+    return pa.array([hashlib.sha256(text).digest()[:HASH_BYTES] for text in encoded], pa.binary(HASH_BYTES))
 
 
 def catalog_texts(table: pa.Table, template: str, empty_text: str) -> pa.Table:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
 from beeray.data.tables import ROW
+from beeray.errors import DataError
 
 BUCKET = "bucket"
 
@@ -49,7 +50,7 @@ def bucket_interactions(table: pa.Table, item_ids: pa.Array, rules: Rules) -> tu
     dropped = {"interactions_without_id": table.num_rows - (pc.sum(known).as_py() or 0)}
     valued = known
     if rules.min_value is not None and "value" in table.column_names:
-        values = pc.cast(table["value"], pa.float64(), safe=False)
+        values = _cast(table["value"], pa.float64(), "value")
         enough = pc.fill_null(pc.greater_equal(values, rules.min_value), False)
         valued = pc.and_(known, enough.combine_chunks() if isinstance(enough, pa.ChunkedArray) else enough)
     dropped["interactions_below_min_value"] = (pc.sum(known).as_py() or 0) - (pc.sum(valued).as_py() or 0)
@@ -133,4 +134,14 @@ def _seconds(column: pa.ChunkedArray) -> pa.Array:
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("us"), safe=False)
-    return pc.fill_null(array.cast(pa.int64(), safe=False), 0)
+    return pc.fill_null(_cast(array, pa.int64(), "timestamp"), 0)
+
+
+def _cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, field: str) -> pa.Array | pa.ChunkedArray:
+    try:
+        return pc.cast(column, kind, safe=False)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"interactions {field}: is of type {column.type} and cannot be read as numbers "
+            f"({str(error).splitlines()[0]}); map a numeric column, or leave it out"
+        ) from error

@@ -9,9 +9,12 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beeray.data.catalog import normalize_ids
+from beeray.data.interactions import hash_ids
 from beeray.data.splits import SPLITS, TEST, TRAIN
 from beeray.data.storage import resolve
 from beeray.data.store import Store, label_counts, list_column
@@ -30,13 +33,43 @@ def check_leakage(store: Store) -> None:
     counted: Counter[str] = Counter()
     if len(labels) != store.meta.num_items or label_counts(labels) != store.meta.items:
         raise _refused(store, f"its catalog holds {len(labels)} items {label_counts(labels)}, meta.json says otherwise")
+    _require_distinct(store, store.item_ids(), "item_id")
+    last: pa.Array | None = None
     for path in store.user_paths():
         filesystem, inside = resolve(path)
         with filesystem.open_input_file(inside) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=16384):
                 counted.update(_check_batch(store, batch, labels))
-    if {name: counted[name] for name in SPLITS} != store.meta.interactions or counted["users"] != store.meta.num_users:
+                user_ids = batch["user_id"] if last is None else pa.concat_arrays([last, batch["user_id"]])
+                _require_order(store, user_ids)
+                _require_distinct(store, user_ids, "user_id")
+                last = user_ids[-1:]
+    interactions = {name: counted[name] for name in SPLITS}
+    users = {name: counted[f"{name} users"] for name in SPLITS}
+    totals = (sum(users.values()), sum(interactions.values()))
+    if (interactions, users, totals) != (
+        store.meta.interactions,
+        store.meta.users,
+        (store.meta.num_users, store.meta.num_interactions),
+    ):
         raise _refused(store, f"its users and interactions are {dict(counted)}, meta.json says otherwise")
+
+
+def _require_distinct(store: Store, ids: pa.Array | pa.ChunkedArray, name: str) -> None:
+    counted = pc.value_counts(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    twice = counted.filter(pc.greater(counted.field("counts"), 1))
+    if len(twice):
+        first = twice.field("values")[0].as_py()
+        raise _refused(store, f"{name} {first!r} stands in it {twice.field('counts')[0]} times ({len(twice)} such)")
+
+
+def _require_order(store: Store, user_ids: pa.Array) -> None:
+    """Users stand in the order of their ids' hashes, so none can stand in two places."""
+    hashes = hash_ids(normalize_ids(user_ids, "user_id"))
+    wrong = np.flatnonzero(hashes[1:] < hashes[:-1])
+    if len(wrong):
+        pair = " and ".join(repr(one) for one in user_ids[wrong[0] : wrong[0] + 2].to_pylist())
+        raise _refused(store, f"user_id {pair} stand in the wrong order, so one may stand in it twice")
 
 
 def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.int8]) -> Counter[str]:
@@ -63,7 +96,7 @@ def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.in
     else:
         _check_times(store, batch, users, items, labels)
     counted = Counter(label_counts(labels.astype(np.int8)))
-    counted["users"] += len(user_labels)
+    counted.update({f"{name} users": number for name, number in label_counts(user_labels).items()})
     return counted
 
 

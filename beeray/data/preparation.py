@@ -143,6 +143,8 @@ class _Preparation:
             listings.append(table.filter(pc.is_valid(table["item_id"])))
             num_rows += int(pc.sum(table["read"]).as_py() or 0)
             self.report("read catalog", num_rows, None)
+        if not listings:
+            raise DataError("catalog: no item has text (0 rows read); check the path")
         listing = pa.concat_tables(listings).sort_by(ROW)
         try:
             index = index_catalog(listing, num_rows)
@@ -319,7 +321,8 @@ def _bucket(table: pa.Table, item_ids: Any, rules: Rules, folder: str) -> pa.Tab
     rows, counts = bucket_interactions(table, ray.get(item_ids), rules)
     rows = rows.sort_by(BUCKET)
     buckets, first = np.unique(rows[BUCKET].to_numpy(), return_index=True)
-    for bucket, start, stop in zip(buckets, first, [*first[1:], len(rows)], strict=True):
+    bounds = np.append(first, len(rows))
+    for bucket, start, stop in zip(buckets, bounds[:-1], bounds[1:], strict=True):
         name = f"bucket-{bucket:05d}/{table[ROW][0].as_py():016x}.parquet"  # by row: a task run twice writes it twice
         write_part(rows.slice(start, stop - start).drop_columns([BUCKET]), join(folder, name))
     return _counts({**counts, "interactions": table.num_rows})

@@ -79,9 +79,10 @@ def list_files(pattern: str, *, may_be_empty: bool = False) -> list[FileStat]:
         DataError: nothing is there.
     """
     filesystem, inside = resolve(pattern)
-    if any(sign in inside for sign in "*?["):
+    literal = filesystem.get_file_info(inside).type != fs.FileType.NotFound
+    if not literal and any(sign in inside for sign in "*?["):
         if isinstance(filesystem, fs.LocalFileSystem):
-            found = [filesystem.get_file_info(name) for name in sorted(glob.glob(inside, recursive=True))]
+            found = [filesystem.get_file_info(name) for name in sorted(glob.glob(inside, recursive=True))]  # noqa: PTH207
         else:
             parent = inside[: min(inside.index(sign) for sign in "*?[" if sign in inside)].rpartition("/")[0]
             below = filesystem.get_file_info(fs.FileSelector(parent, recursive=True))
@@ -155,6 +156,7 @@ class Staging:
             filesystem, inside = resolve(join(self.final, self.marker))
             with contextlib.suppress(FileNotFoundError):
                 filesystem.delete_file(inside)
+            remove_tree(self.final)
         make_dir(self.path)
         return self
 

@@ -91,18 +91,19 @@ class Store:
             raise StoreError(f"store {path!r}: no {META} there, so no whole store; run beeray.prepare")
         try:
             record = read_json(marker)
-            version = record["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+            version = int(record["schema_version"])
+            known = {one.name for one in dataclasses.fields(StoreMeta)}
+            meta = StoreMeta(**{key: value for key, value in record.items() if key in known}) if version else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again"
             ) from error
-        if version != SCHEMA_VERSION:
+        if version != SCHEMA_VERSION or meta is None:
             raise StoreError(
                 f"store {path!r}: schema_version is {version}, this beeray reads {SCHEMA_VERSION}; "
-                + ("update beeray" if version > SCHEMA_VERSION else "prepare it again")
+                + ("update beeray" if version > SCHEMA_VERSION else "delete the store and prepare again")
             )
-        known = {one.name for one in dataclasses.fields(StoreMeta)}
-        return cls(path, StoreMeta(**{key: value for key, value in record.items() if key in known}))
+        return cls(path, meta)
 
     def catalog_paths(self) -> list[str]:
         """Parts of the catalog, in order."""
@@ -182,8 +183,7 @@ def training_rows(batch: pa.Table, with_validation: bool) -> pa.Table:
     _, labels = list_column(batch["splits"])
     user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
     mask = training_mask(user_labels, labels, with_validation)
-    counts = np.add.reduceat(np.concatenate([mask, [False]]).astype(np.int64), indptr[:-1]) if len(indptr) > 1 else []
-    counts = np.where(np.diff(indptr) > 0, counts, 0).astype(np.int64)
+    counts = np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr])
     enough = counts >= 2
     mask &= np.repeat(enough, np.diff(indptr))
     offsets = np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32)

@@ -30,6 +30,7 @@ def drain(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         ours = find_cause(error)
         if ours is None:
             raise
+        ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
         raise ours from None
 
 

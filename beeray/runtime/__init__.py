@@ -1,0 +1,1 @@
+"""Workers, DeepSpeed, checkpoints, scoring, tracking: what turns `core` into a job on a cluster."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.data
 import ray.train
@@ -14,9 +14,6 @@ from beeray.data.store import Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
 from beeray.runtime.worker import WorkerTask
-
-if TYPE_CHECKING:
-    from ray.train.v2.api.result import Result
 
 
 def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
@@ -40,7 +37,7 @@ def launch(
     name: str,
     users: ray.data.Dataset | None = None,
     keep_checkpoints: int | None = None,
-) -> Result:
+) -> ray.train.Result:
     """Run a loop on every worker and wait for it.
 
     Args:
@@ -100,7 +97,8 @@ def _what_failed(error: Exception, cluster: ClusterConfig) -> str:
     rank, cause = next(iter(failures.items()), (None, error))
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     who = f"worker {rank}" if rank is not None else "the training controller"
+    said = lines[-1][:300] if lines else repr(cause)
     return (
-        f"training stopped: {who} failed and cluster.max_failures is {cluster.max_failures} ({lines[-1][:300] if lines else cause!r}); "
+        f"training stopped: {who} failed and cluster.max_failures is {cluster.max_failures} ({said}); "
         "run the same command again to go on from the last checkpoint"
     )

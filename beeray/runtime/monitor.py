@@ -46,7 +46,7 @@ def listening(handle: Callable[[Event], None]) -> Iterator[Any]:
 
     An error in `handle` is raised when the context ends.
     """
-    monitor = Monitor.remote()
+    monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     failed: list[BaseException] = []
 

@@ -33,7 +33,7 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
 
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
-    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`; intervals are 95 % bootstraps over users."""
+    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users."""
     summary: Record = defaultdict(dict)
     for one in scores:
         record: Record = {"users": len(one.user_index), "candidates": one.num_candidates}
@@ -107,8 +107,7 @@ def headline(summary: dict[str, Any], evaluate: EvaluateConfig) -> list[str]:
                 for name, value in record.items()
                 if isinstance(value, dict)
             ]
-            where = "among held-out items" if ranking == "held_out" else "among the whole catalog"
-            lines.append(
-                f"{split}, {record['users']:,} users, {where} ({record['candidates']:,}): {'  '.join(shown) or 'no user has a target'}"
-            )
+            where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+            said = "  ".join(shown) or "no user has a target"
+            lines.append(f"{split}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ class SplitScores:
 
     def table(self) -> pa.Table:
         """The scores as a table: user_index, split, ranking, one column a metric."""
-        columns = {"user_index": self.user_index}
+        columns: dict[str, NDArray[Any]] = {"user_index": self.user_index}
         columns |= {name: self.scores[:, place] for place, name in enumerate(self.metrics)}
         table = pa.table(columns)
         for name in ("ranking", "split"):

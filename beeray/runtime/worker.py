@@ -15,6 +15,7 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.train.torch import get_device
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -101,7 +102,7 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
     context = ray.train.get_context()
     cluster = task.config.cluster
     if cluster.use_gpu:
-        device = ray.train.torch.get_device()
+        device = get_device()
         torch.cuda.set_device(device)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it looks for CUDA's compiler otherwise

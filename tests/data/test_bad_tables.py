@@ -291,7 +291,7 @@ def test_files_of_one_table_whose_columns_differ_in_type_are_refused(tmp_path: P
         pytest.param(
             good_interactions() | {"stars": ["good"] * 60},
             {},
-            ["value", "stars"],
+            ["interactions value", "'good'"],
             id="values that are no numbers",
         ),
     ],
