@@ -171,6 +171,7 @@ class EvaluateConfig(Section):
     """What is measured and how much memory a block may take."""
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    """What `train` scores when it is done, and `evaluate` scores; empty: nothing."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
     ndcg_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     max_seq_length: int | None = Field(None, ge=8)

@@ -44,10 +44,8 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     lines = [RULE, *metric_lines(record, store)]
     for item in shown:
         lines += neighbour_lines(shop, item, before, after)
-    lines += [
-        RULE,
-        f"The trained encoder is an ordinary SentenceTransformer folder: SentenceTransformer({_relative(record['model'])!r})",
-    ]
+    opened = f"SentenceTransformer({_relative(record['model'])!r})"
+    lines += [RULE, f"The trained encoder is an ordinary SentenceTransformer folder: {opened}"]
     console.show("\n".join(lines))
     record["seconds"] = round(time.monotonic() - started, 1)
     return record
@@ -100,9 +98,8 @@ def metric_lines(record: dict[str, Any], store: Store) -> list[str]:
         f"  {'':<12}{'text alone (before)':<28}{'with behaviour (after)':<28}",
     ]
     for name in [name for name, value in new.items() if isinstance(value, dict)]:
-        lines.append(
-            f"  {name:<12}{_interval(old[name]):<28}{_interval(new[name]):<28}× {new[name]['mean'] / old[name]['mean']:.2f}"
-        )
+        times = new[name]["mean"] / old[name]["mean"]
+        lines.append(f"  {name:<12}{_interval(old[name]):<28}{_interval(new[name]):<28}× {times:.2f}")
     lines += ["", "Nearest neighbours of three new products. Percent: how many of its buyers bought that one, too.", ""]
     return lines
 

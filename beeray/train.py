@@ -104,7 +104,8 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
 
 def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler) -> dict[str, Any]:
     after = handler.scores("after")
-    write_part(scores_table(after), str(folder.scores))
+    if after:
+        write_part(scores_table(after), str(folder.scores))
     record = {
         "run": config.name,
         "folder": str(folder.path),
@@ -131,7 +132,8 @@ def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str
     measured = {f"training/{name}": value for name, value in record["training"].items()}
     tracker.log_metrics({name: float(value) for name, value in measured.items()}, steps)
     tracker.log_artifact(folder.path / "config.yaml")
-    tracker.log_artifact(folder.scores)
+    if folder.scores.is_file():
+        tracker.log_artifact(folder.scores)
     if config.tracking.log_model:
         tracker.log_model(folder.model)
 

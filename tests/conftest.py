@@ -13,7 +13,7 @@ REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().par
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with `goodbooks-sample/` and `ml-latest-small/`: BEERAY_TEST_DATA, or ../shared/data beside the checkout."""
+    """Folder with `goodbooks-sample/` and `ml-latest-small/`: BEERAY_TEST_DATA, or ../shared/data."""
     if not (REAL_DATA / "goodbooks-sample" / "ratings.csv").is_file():
         pytest.skip(f"no sample data in {REAL_DATA}: set BEERAY_TEST_DATA")
     return REAL_DATA

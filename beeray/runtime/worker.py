@@ -256,6 +256,8 @@ def _score(
     task: WorkerTask, encode: nn.Module, store: Store, tokens: TokenStore, device: torch.device, when: str
 ) -> None:
     """Score every split asked for and send the driver this rank's users."""
+    if not task.config.evaluate.splits:
+        return
     rank = ray.train.get_context().get_world_rank()
     told = {"items": 0}
 
