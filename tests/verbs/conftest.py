@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,25 +56,22 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.encoder = build_tiny_encoder(folder / "encoder", dropout=0.1)
-        self.write_tables()
-        self.write_config("tiny", a_config(self.encoder))
+        pq.write_table(pa.table(a_catalog()), folder / "catalog.parquet")
+        self.write_interactions("interactions")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(a_config(self.encoder)), encoding="utf-8")
 
-    def write_tables(
-        self, catalog: Mapping[str, Any] | None = None, interactions: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write both tables; columns not given are the good ones."""
-        pq.write_table(pa.table(dict(catalog or a_catalog())), self.folder / "catalog.parquet")
-        pq.write_table(pa.table(dict(interactions or some_interactions())), self.folder / "interactions.parquet")
-
-    def write_config(self, name: str, tree: Mapping[str, Any]) -> None:
-        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(tree)), encoding="utf-8")
+    def write_interactions(self, name: str, num_rows: int | None = None) -> Path:
+        """Write the interactions, or the first of them."""
+        path = self.folder / f"{name}.parquet"
+        pq.write_table(pa.table(some_interactions()).slice(0, num_rows), path)
+        return path
 
     def start(self, verb: str, *arguments: str, config: str = "tiny.yaml") -> subprocess.Popen[str]:
         """Start `python -m beeray.<verb> --config <config> <arguments>` in a session of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", f"beeray.{verb}", "--config", config, *arguments],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PWD": str(self.folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -90,9 +87,27 @@ class World:
         try:
             out, err = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            end([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+            self.kill(process)
             raise
         return Done(process.returncode, out, err)
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """SIGKILL a command, then what of its descendants is left."""
+        driver = psutil.Process(process.pid)
+        descendants = driver.children(recursive=True)
+        end([driver])
+        end(descendants)
+        process.communicate()
+
+    def wait_until(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+        """Poll until a condition holds; fails when the command ends before it, or the time is over."""
+        deadline = time.monotonic() + LIMIT_S
+        while not condition():
+            assert process.poll() is None, f"the command ended with {process.returncode}: {process.communicate()[1]}"
+            if time.monotonic() > deadline:
+                self.kill(process)
+                raise TimeoutError("the condition did not come true in time")
+            time.sleep(0.02)
 
     def path(self, name: str) -> Path:
         """Folder of a run."""
@@ -116,12 +131,12 @@ class World:
 
 
 def a_catalog() -> dict[str, list[str]]:
-    """120 items in 6 groups; four of an item's five words are of its group's twenty."""
+    """120 items in 6 groups; all but one of an item's words are of its group's twenty; some texts exceed 16 tokens."""
     draw = np.random.default_rng(1)
     texts = []
     for item in range(NUM_ITEMS):
         words = np.array(SYLLABLES)[20 * (item % NUM_GROUPS) :][:20]
-        own = draw.choice(words, int(draw.integers(3, 9)), replace=False)
+        own = draw.choice(words, int(draw.integers(3, 19)), replace=False)
         texts.append(" ".join([*own, str(draw.choice(SYLLABLES))]))
     return {"sku": [f"item-{item:03d}" for item in range(NUM_ITEMS)], "title": texts}
 
@@ -138,7 +153,7 @@ def some_interactions() -> dict[str, list[str]]:
 
 
 def a_config(encoder: Path) -> dict[str, Any]:
-    """Two workers, ZeRO-1, dropout on, two epochs of five steps."""
+    """Two workers, ZeRO-1, dropout on, three epochs of five steps."""
     return {
         "data": {
             "source": "tables",
@@ -153,7 +168,7 @@ def a_config(encoder: Path) -> dict[str, Any]:
             "lr": 2e-3,
             "optimizer": "adamw",
             "scheduler": "cosine",
-            "epochs": 2,
+            "epochs": 3,
             "batch_size": 30,
             "max_output": 60,
             "token_budget": 256,
@@ -173,15 +188,6 @@ def end(processes: list[psutil.Process]) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=20)
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> None:
-    """Poll until a condition holds; fails when the command ends before it, or the time is over."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert process.poll() is None, f"the command ended with {process.returncode}: {process.communicate()[1]}"
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

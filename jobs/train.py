@@ -1,0 +1,20 @@
+"""Train on the cluster that runs this job.
+
+    ray job submit --working-dir . -- python jobs/train.py --config shop.yaml [key=value …]
+
+The same as `python -m beeray.train`; a scheduler that must name a file names this one. The job's exit code
+is the verb's: 0 when the model is there, 2 for a mistake in config or data, 1 for anything else. Submitted
+again under the same name it resumes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from beeray.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Scoring an encoder by itself: the figures of training, once more from the exported folder, and others' encoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from beeray.data.store import Store
+
+if TYPE_CHECKING:
+    from conftest import Done, World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def untouched(world: World, trained: Done) -> Done:
+    return world.run("evaluate", "name=first", "--model", "untouched")
+
+
+def same_scores(one: Path, other: Path) -> bool:
+    """Whether two per-user tables have the same users and, to 1e-9, the same scores."""
+    left, right = pq.read_table(one), pq.read_table(other)
+    assert left.column_names == right.column_names and len(left) == len(right) > 0
+    for name in ("user_index", "split", "ranking"):
+        assert left[name].to_pylist() == right[name].to_pylist()
+    return all(np.abs(left[name].to_numpy() - right[name].to_numpy()).max() < 1e-9 for name in ("recall@5", "ndcg@10"))
+
+
+def test_the_exported_model_scores_what_training_reported_user_by_user(world: World, trained: Done) -> None:
+    done = world.run("evaluate", "name=first")
+    assert done.record["metrics"] == trained.record["metrics"]
+    assert done.record["model"] == trained.record["model"]
+    folder = world.path("first")
+    assert same_scores(folder / "evaluations" / "model" / "scores.parquet", folder / "scores.parquet")
+    assert len(done.out.splitlines()) == 1
+    assert json.loads((folder / "evaluations" / "model" / "metrics.json").read_text()) == done.record
+
+
+def test_the_encoder_before_training_scores_otherwise(world: World, trained: Done, untouched: Done) -> None:
+    assert untouched.record["model"] == str(world.folder / "encoder")
+    folder = world.path("first")
+    assert not same_scores(folder / "evaluations" / "untouched" / "scores.parquet", folder / "scores.parquet")
+    assert untouched.record["metrics"] != trained.record["metrics"]
+
+
+def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: World, untouched: Done) -> None:
+    done = world.run("evaluate", "name=first", "--model", "encoder", "cluster.num_workers=1")
+    scores = Path(done.record["scores"])
+    assert scores.parent.name.startswith("encoder-")
+    assert same_scores(scores, world.path("first") / "evaluations" / "untouched" / "scores.parquet")
+    for split, rankings in untouched.record["metrics"].items():
+        for ranking, record in rankings.items():
+            assert done.record["metrics"][split][ranking]["ndcg@10"]["mean"] == pytest.approx(
+                record["ndcg@10"]["mean"], abs=1e-9
+            )
+
+
+def test_per_user_scores_join_with_the_stores_users_and_average_to_what_is_printed(world: World, trained: Done) -> None:
+    store = Store.open(str(world.folder / "stores" / "shared"))
+    users = {user["user_index"]: user for path in store.user_paths() for user in pq.read_table(path).to_pylist()}
+    scores = pq.read_table(world.path("first") / "scores.parquet").to_pylist()
+    for label, split in ((1, "validation"), (2, "test")):
+        for ranking in ("held_out", "catalog"):
+            rows = [row for row in scores if row["split"] == split and row["ranking"] == ranking]
+            with_target = {index for index, user in users.items() if label in user["splits"] and 0 in user["splits"]}
+            assert [row["user_index"] for row in rows] == sorted(with_target)
+            record = trained.record["metrics"][split][ranking]
+            assert record["users"] == len(rows)
+            mean = sum(row["recall@5"] for row in rows) / len(rows)
+            assert record["recall@5"]["mean"] == pytest.approx(mean, abs=1e-12)
+            assert f"{split}, {len(rows)} users" in trained.err and f"recall@5 {mean:.4f}" in trained.err
+    assert all(users[row["user_index"]]["user_id"].startswith("user-") for row in scores)
+
+
+def test_a_run_without_a_model_is_refused_in_one_line(world: World) -> None:
+    refused = world.run("evaluate", "name=never")
+    assert refused.complaint.startswith("beeray evaluate: run 'never': ")
+    assert "the run is not finished; train it, or give --model PATH" in refused.complaint
+    assert len(refused.err.splitlines()) == 1
+    assert not world.path("never").exists()
