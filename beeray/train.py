@@ -92,6 +92,10 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
         if handler.failure is not None:
             raise RunError(handler.failure)
         assert result.checkpoint is not None
+        if config.evaluate.splits and len(handler.scores("after")) == 0:
+            raise RunError(
+                f"run {config.name!r}: training is done but its scores were lost with a node; run the same command again"
+            )
         with result.checkpoint.as_directory() as exported:
             folder.take_model(Path(exported) / "model")
         record = _report(config, folder, inputs, handler)

@@ -20,7 +20,7 @@ Event = dict[str, Any]
 POLL_S = 0.25
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
+@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1)
 class Monitor:
     """Queues events until the driver drains them."""
 
@@ -51,7 +51,11 @@ def listening(handle: Callable[[Event], None]) -> Iterator[Any]:
     failed: list[BaseException] = []
 
     def pump() -> None:
-        for event in ray.get(monitor.drain.remote()):
+        try:
+            events = ray.get(monitor.drain.remote())
+        except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
+            return
+        for event in events:
             try:
                 handle(event)
             except Exception as error:  # the run must not die of its own progress bar

@@ -26,6 +26,7 @@ def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
         "include_dashboard": False,
         "logging_level": logging.WARNING,
         "_node_ip_address": "127.0.0.1",
+        "_system_config": {"num_workers_soft_limit": 4 * num_cpus},  # idle workers are used again, not started again
     }
 
 

@@ -88,7 +88,10 @@ RAY = [
         },
     ),
     Mistake(
-        "goodbooks-folder", ["{here}", "ratings.csv"], ["data.source=goodbooks", "data.path={here}"], verb="prepare"
+        "goodbooks-folder",
+        ["{here}/item_text_descriptions.feather: no such file"],
+        ["data.source=goodbooks", "data.path={here}"],
+        verb="prepare",
     ),
     Mistake(
         "two-texts",

@@ -1,0 +1,128 @@
+"""From per-rank scores and step records to what a run reports, with figures worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from beeray.config import EvaluateConfig
+from beeray.runtime.results import (
+    flat_means,
+    headline,
+    merge_ranks,
+    scores_table,
+    summarise_scores,
+    summarise_training,
+    summarise_workers,
+)
+from beeray.runtime.scoring import SplitScores
+
+EVALUATE = EvaluateConfig(num_bootstrap=200)
+
+
+def scores(split: str, users: list[int], *rows: tuple[float, float], ranking: str = "held_out") -> SplitScores:
+    table = np.array(rows, dtype=np.float64).reshape(len(users), 2)
+    return SplitScores(split, ranking, ["recall@2", "ndcg@3"], np.array(users, dtype=np.int64), table, 7)
+
+
+RANK_0 = [scores("test", [0, 2], (0.0, 0.25), (1.0, 0.75)), scores("validation", [2], (0.5, 0.5))]
+RANK_1 = [scores("test", [1, 3], (1.0, 0.25), (1.0, 0.75)), scores("validation", [])]
+
+
+def test_ranks_are_put_together_split_by_split_with_users_in_order() -> None:
+    test, validation = merge_ranks([*RANK_0, *RANK_1])
+    assert (test.split, test.user_index.tolist()) == ("test", [0, 1, 2, 3])
+    assert test.scores.tolist() == [[0.0, 0.25], [1.0, 0.25], [1.0, 0.75], [1.0, 0.75]]
+    assert (validation.split, validation.user_index.tolist(), validation.num_candidates) == ("validation", [2], 7)
+
+
+def test_means_are_over_users_of_all_ranks_and_intervals_hold_them() -> None:
+    summary = summarise_scores(merge_ranks([*RANK_0, *RANK_1]), EVALUATE)
+    test = summary["test"]["held_out"]
+    assert (test["users"], test["candidates"]) == (4, 7)
+    assert test["recall@2"]["mean"] == 0.75  # (0 + 1 + 1 + 1) / 4
+    assert test["ndcg@3"]["mean"] == 0.5  # (¼ + ¼ + ¾ + ¾) / 4
+    assert test["recall@2"]["low"] < 0.75 < test["recall@2"]["high"] <= 1.0
+    validation = summary["validation"]["held_out"]
+    assert validation["recall@2"] == {"mean": 0.5, "low": 0.5, "high": 0.5}, "one user: nothing to resample"
+
+
+def test_a_split_without_a_user_has_no_metric_rather_than_a_zero() -> None:
+    summary = summarise_scores([scores("test", [])], EVALUATE)
+    assert summary == {"test": {"held_out": {"users": 0, "candidates": 7}}}
+    assert flat_means(summary) == {}
+    (line,) = headline(summary, EvaluateConfig(splits=("test",)))
+    assert line == "test, 0 users, 7 held-out items: no user has a target"
+
+
+def test_flat_means_and_headlines_name_split_ranking_and_metric() -> None:
+    both = [scores("test", [0], (1.0, 0.5)), scores("test", [0], (0.25, 0.125), ranking="catalog")]
+    summary = summarise_scores(both, EVALUATE)
+    assert flat_means(summary) == {
+        "test/held_out/recall@2": 1.0,
+        "test/held_out/ndcg@3": 0.5,
+        "test/catalog/recall@2": 0.25,
+        "test/catalog/ndcg@3": 0.125,
+    }
+    assert headline(summary, EVALUATE) == [
+        "test, 1 users, 7 held-out items: recall@2 1.0000 [1.0000, 1.0000]  ndcg@3 0.5000 [0.5000, 0.5000]",
+        "test, 1 users, 7 items of the whole catalog: recall@2 0.2500 [0.2500, 0.2500]  ndcg@3 0.1250 [0.1250, 0.1250]",
+    ]
+
+
+def test_the_table_has_a_row_a_user_and_split() -> None:
+    table = scores_table(merge_ranks([*RANK_0, *RANK_1]))
+    assert table.to_pylist()[0] == {
+        "user_index": 0,
+        "split": "test",
+        "ranking": "held_out",
+        "recall@2": 0.0,
+        "ndcg@3": 0.25,
+    }
+    assert table["split"].to_pylist() == ["test"] * 4 + ["validation"]
+
+
+def step(loss: float, items: int, tokens: int, step_s: float) -> dict[str, float]:
+    return {
+        "loss": loss,
+        "items": items,
+        "tokens": tokens,
+        "padded_tokens": 2 * tokens,
+        "recomputed_tokens": 5,
+        "step_s": step_s,
+    }
+
+
+def test_throughput_is_of_all_steps_together_and_the_median_is_of_single_ones() -> None:
+    steps = [step(1.5, 10, 100, 4.0), step(1.4, 20, 300, 1.0), step(1.2, 30, 200, 1.0)]
+    workers = [
+        {"cpu_s": 3.0, "peak_memory_bytes": 100, "peak_gpu_memory_bytes": 0},
+        {"cpu_s": 4.5, "peak_memory_bytes": 300, "peak_gpu_memory_bytes": 7},
+    ]
+    summary = summarise_training(steps, workers)
+    assert summary == {
+        "steps": 3,
+        "first_loss": 1.5,
+        "last_loss": 1.2,
+        "encoded_items": 60,
+        "tokens": 600,
+        "padded_tokens": 1200,
+        "recomputed_tokens": 15,
+        "step_s_median": 1.0,
+        "train_s": 6.0,
+        "items_per_s": pytest.approx(10.0),  # 60 items in 6 s, not the mean of 2.5, 20 and 30
+        "tokens_per_s": pytest.approx(100.0),
+        "workers": 2,
+        "worker_cpu_s": 7.5,
+        "peak_memory_bytes": 300,
+        "peak_gpu_memory_bytes": 7,
+    }
+
+
+def test_no_worker_that_reported_is_nothing_used() -> None:
+    assert summarise_workers([]) == {
+        "workers": 0,
+        "worker_cpu_s": 0.0,
+        "peak_memory_bytes": 0,
+        "peak_gpu_memory_bytes": 0,
+    }

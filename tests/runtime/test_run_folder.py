@@ -1,0 +1,144 @@
+"""The run's folder: which commands may go on in it, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beeray.config import Config, load_config, validate_config
+from beeray.errors import RunError
+from beeray.runtime.run_folder import RunFolder
+
+
+def a_config(runs_dir: Path, **sections: Any) -> Config:
+    tree: dict[str, Any] = {"name": "mine", "runs_dir": str(runs_dir), "data": {"source": "shop"}}
+    return validate_config(tree | sections)
+
+
+def claimed(tmp_path: Path, **sections: Any) -> RunFolder:
+    folder = RunFolder(a_config(tmp_path, **sections))
+    folder.claim("store-a")
+    return folder
+
+
+def test_steps_are_in_order_and_the_last_line_of_a_repeated_step_counts(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    assert folder.steps() == []
+    for step, loss in [(0, 1.5), (1, 1.4), (2, 1.3), (1, 1.1), (2, 1.0)]:
+        folder.log_step({"step": step, "loss": loss})
+    assert folder.steps() == [{"step": 0, "loss": 1.5}, {"step": 1, "loss": 1.1}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_torn_last_line_is_ignored_and_does_not_swallow_the_step_written_after_it(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    folder.log_step({"step": 0, "loss": 1.5})
+    with open(folder.path / "steps.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 1, "lo')
+    assert folder.steps() == [{"step": 0, "loss": 1.5}]
+    folder.log_step({"step": 1, "loss": 1.4})
+    assert folder.steps() == [{"step": 0, "loss": 1.5}, {"step": 1, "loss": 1.4}]
+
+
+def test_a_config_with_another_result_is_refused_with_keys_and_both_values(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    changed = a_config(tmp_path, train={"lr": 2e-5, "relu": False}, seed=7)
+    with pytest.raises(RunError) as caught:
+        RunFolder(changed).check_config()
+    message = str(caught.value)
+    assert f"run 'mine' in {tmp_path / 'mine'} was started with another config (" in message
+    assert "(seed: 42 → 7; train.lr: 1e-05 → 2e-05; train.relu: True → False)" in message
+    assert message.endswith("choose another name=… or start over with --fresh")
+
+
+def test_no_more_than_six_changed_keys_are_shown(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    train = {"lr": 2e-5, "relu": False, "epochs": 1, "batch_size": 2, "max_output": 7, "top_k": 3, "epsilon": 1e-3}
+    with pytest.raises(RunError, match=r"and 2 more\)") as caught:
+        RunFolder(a_config(tmp_path, train=train, seed=7)).check_config()
+    assert str(caught.value).count("→") == 6
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"evaluate": {"recall_at": [5]}},
+        {"tracking": {"experiment": "other"}},
+        {"train": {"checkpoint_every_steps": 3, "keep_checkpoints": 1, "evaluate_every_epochs": 1}},
+        {"cluster": {"address": "10.0.0.1:6379", "max_failures": 9, "threads_per_worker": 1, "cpus_per_worker": 2}},
+    ],
+)
+def test_a_config_that_computes_the_same_may_go_on(tmp_path: Path, sections: dict[str, Any]) -> None:
+    claimed(tmp_path)
+    RunFolder(a_config(tmp_path, **sections)).check_config()
+
+
+def test_a_folder_that_nobody_claimed_takes_any_config(tmp_path: Path) -> None:
+    RunFolder(a_config(tmp_path)).check_config()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_config_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    (folder.path / "config.yaml").write_text("name: mine\ndata: {source: shop}\nold_key: 3\n")
+    with pytest.raises(RunError, match=r"is not a config of this version \(.*unknown key 'old_key'.*--fresh") as caught:
+        folder.check_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_changed_is_refused_and_the_same_one_is_not(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    folder.claim("store-a")
+    with pytest.raises(RunError, match=r"was started on store store-a, the store is now store-b \(its tables changed"):
+        folder.claim("store-b")
+    assert json.loads((folder.path / "run.json").read_text())["store_fingerprint"] == "store-a"
+
+
+def test_the_kept_config_is_the_whole_config_and_can_be_given_as_config(tmp_path: Path) -> None:
+    folder = claimed(tmp_path, train={"lr": 2e-5}, encoder={"prefix": "query: "})
+    kept = folder.path / "config.yaml"
+    assert load_config(str(kept)) == folder.config
+    assert kept.read_text().startswith(f"# fingerprint: {folder.config.result_digest()}\n")
+
+
+def test_a_run_is_finished_only_with_both_model_and_metrics(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "weights").write_text("new")
+    assert folder.finished() is None
+    folder.take_model(exported)
+    assert folder.finished() is None
+    folder.finish({"loss": 0.5})
+    assert folder.finished() == {"loss": 0.5}
+    folder.clear()
+    assert folder.finished() is None and not folder.path.exists()
+
+
+def test_a_model_is_taken_whole_and_replaces_the_one_before_and_what_a_crash_left(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    for names in (["old", "config"], ["weights", "config"]):
+        exported = tmp_path / names[0]
+        exported.mkdir()
+        for name in names:
+            (exported / name).write_text(names[0])
+        (folder.path / "model.partial").mkdir(exist_ok=True)
+        (folder.path / "model.partial" / "half").write_text("half")
+        folder.take_model(exported)
+        assert {path.name: path.read_text() for path in folder.model.iterdir()} == {name: names[0] for name in names}
+    assert not (folder.path / "model.partial").exists()
+
+
+def test_a_model_that_cannot_be_copied_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "weights").write_text("good")
+    folder.take_model(exported)
+    (exported / "weights").unlink()
+    (exported / "weights").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OSError):
+        folder.take_model(exported)
+    assert (folder.model / "weights").read_text() == "good"

@@ -1,0 +1,74 @@
+"""What a real Ray of two CPUs can place, and that a Ray which was joined goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import ray
+
+from beeray.config import ClusterConfig
+from beeray.errors import ClusterError
+from beeray.runtime.session import check_placement, ray_session
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"num_workers": 2},  # half a CPU each, and one left for data
+        {"num_workers": 1, "cpus_per_worker": 1},
+        {"num_workers": 500, "cpus_per_worker": 0},
+    ],
+)
+def test_workers_that_fit_beside_the_data_stream_are_accepted(cluster: dict[str, Any]) -> None:
+    check_placement(ClusterConfig(**cluster))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (
+            {"num_workers": 3},
+            "cluster.num_workers is 3: the cluster can place 2 of them (0.5 CPU each, 1 CPU left for streaming data) "
+            "and lacks 1; it offers 2 CPU and 0 GPU on 1 node; "
+            "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
+        ),
+        ({"num_workers": 2, "cpus_per_worker": 1}, "can place 1 of them (1 CPU each, 1 CPU left"),
+        ({"num_workers": 1, "cpus_per_worker": 1.5}, "can place 0 of them (1.5 CPU each"),
+        ({"use_gpu": True}, "can place 0 of them (0.5 CPU + 1 GPU each"),
+        ({"use_gpu": True, "gpus_per_worker": 0.25, "cpus_per_worker": 0}, "can place 0 of them (0 CPU + 0.25 GPU"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once_with_what_is_missing(cluster: dict[str, Any], expected: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError) as caught:
+        check_placement(ClusterConfig(**cluster))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_joined_cluster_gets_its_time_to_grow_before_it_is_refused() -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match="lacks 1"):
+        check_placement(ClusterConfig(num_workers=3, address="auto", placement_timeout_s=1.5))
+    assert 1.5 <= time.monotonic() - started < 10
+    check_placement(ClusterConfig(num_workers=2, address="auto", placement_timeout_s=1.5))
+
+
+def test_a_ray_that_was_there_already_is_used_and_goes_on_even_after_an_error() -> None:
+    node = ray.get_runtime_context().get_node_id()
+    with pytest.raises(KeyError, match="mine"), ray_session(ClusterConfig()):
+        assert ray.get_runtime_context().get_node_id() == node
+        raise KeyError("mine")
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_a_ray_of_our_own_is_as_small_as_asked_for() -> None:
+    (node,) = ray.nodes()
+    assert node["Resources"]["object_store_memory"] == 256 * 2**20
+    assert node["Resources"]["CPU"] == 2
