@@ -8,7 +8,6 @@ folder says.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from beeray.config_errors import explain
 from beeray.errors import ConfigError
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -318,7 +318,7 @@ def validate_config(tree: Mapping[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{where}: {explain(error, Config)}") from None
 
 
 def flatten_config(config: Config) -> dict[str, Any]:
@@ -359,35 +359,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[parent] = below = dict(below) if isinstance(below, dict) else {}
         node = below
     node[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        valid = _keys_beside(path)
-        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"valid keys here: {', '.join(valid)}"
-        return f"unknown key {'.'.join(path)!r}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"{'.'.join(path)}: required key is missing{more}"
-    path = [part for part in path if part.isidentifier()]
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{message}{more}"
-    return f"{'.'.join(path)} is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
-
-
-def _keys_beside(path: Sequence[str]) -> list[str]:
-    model: Any = Config
-    for part in path[:-1]:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -94,7 +94,7 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
         assert result.checkpoint is not None
         if config.evaluate.splits and len(handler.scores("after")) == 0:
             raise RunError(
-                f"run {config.name!r}: training is done but its scores were lost with a node; run the same command again"
+                f"run {config.name!r}: trained, but its scores were lost with a node; run the same command again"
             )
         with result.checkpoint.as_directory() as exported:
             folder.take_model(Path(exported) / "model")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +19,22 @@ import ray
 from numpy.typing import NDArray
 
 from beeray.config import Config, config_digest
-from beeray.data.catalog import CatalogIndex, DuplicateItemError, catalog_texts, index_catalog, normalize_ids
-from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
+from beeray.data.catalog import CatalogIndex, DuplicateItemError, index_catalog, normalize_ids
+from beeray.data.interactions import BUCKET, Rules
 from beeray.data.leakage import check_leakage
-from beeray.data.parts import read_part, write_part
+from beeray.data.parts import read_part
+from beeray.data.preparation_tasks import (
+    deal_to_buckets,
+    finish_catalog,
+    finish_users,
+    group_bucket,
+    stage_catalog,
+    sum_counts,
+)
 from beeray.data.sources import RawTables, open_source
-from beeray.data.splits import SplitPlan, draw_items, draw_users, interaction_labels, time_boundaries
+from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries
 from beeray.data.storage import Staging, exists, join, list_files, make_dir, remove_tree, write_json
-from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column, training_rows
+from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.tables import ROW
 from beeray.errors import ConfigError, DataError
@@ -135,7 +142,7 @@ class _Preparation:
         self.report("read catalog", 0, None)
         task = {"template": self.raw.template, "empty_text": self.config.data.empty_text, "folder": self.scratch}
         texts = self.raw.catalog.dataset().map_batches(
-            _stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
+            stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
         )
         listings: list[pa.Table] = []
         num_rows = 0
@@ -172,17 +179,17 @@ class _Preparation:
             make_dir(join(self.scratch, f"bucket-{bucket:05d}"))
         task = {"item_ids": ray.put(index.item_ids), "rules": self.rules, "folder": self.scratch}
         bucketed = self.raw.interactions.dataset().map_batches(
-            _bucket, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
+            deal_to_buckets, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
         )
         totals: Counter[str] = Counter()
         for table in drain(bucketed):
-            totals.update(_counted(table))
+            totals.update(sum_counts(table))
             self.report("read interactions", totals["interactions"], None)
         self.report("group users", 0, self.rules.num_buckets)
         numbers = range(self.rules.num_buckets)
         buckets = ray.data.from_items([{BUCKET: b} for b in numbers], override_num_blocks=len(numbers))
         grouped = buckets.map_batches(
-            _group,
+            group_bucket,
             batch_size=1,
             batch_format="numpy",
             fn_kwargs={"rules": self.rules, "folder": self.scratch},
@@ -192,7 +199,7 @@ class _Preparation:
         users = np.zeros(self.rules.num_buckets, dtype=np.int64)
         kept = _Kept(np.zeros(number, dtype=np.int64), np.full(number, np.iinfo(np.int64).max), users)
         for done, table in enumerate(drain(grouped), start=1):
-            counted, bucket = _counted(table), table[BUCKET][0].as_py()
+            counted, bucket = sum_counts(table), table[BUCKET][0].as_py()
             users[bucket] = counted.pop("users")
             totals.update(counted)
             if users[bucket]:
@@ -251,7 +258,7 @@ class _Preparation:
             "domain": self.raw.domain,
         }
         parts = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-        written = parts.map_batches(_finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
+        written = parts.map_batches(finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
         done = 0
         for table in drain(written):
             done += int(pc.sum(table["items"]).as_py())
@@ -269,7 +276,7 @@ class _Preparation:
             "domain": self.raw.domain,
         }
         parts = ray.data.from_items(work, override_num_blocks=len(work))
-        written = parts.map_batches(_finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
+        written = parts.map_batches(finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
         counted: Counter[str] = Counter()
         for table in drain(written):
             for row in table.to_pylist():
@@ -303,113 +310,6 @@ class _Preparation:
 
     def _bucket_path(self, bucket: int) -> str:
         return join(self.scratch, f"users-{bucket:05d}.parquet")
-
-
-def _stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
-    texts = catalog_texts(table, template, empty_text)
-    if texts.num_rows:
-        write_part(texts, join(folder, f"catalog-{texts[ROW][0].as_py():016x}.parquet"))
-    listing = texts.select(["item_id", "content_hash", ROW])
-    read = np.zeros(max(1, listing.num_rows), dtype=np.int64)
-    read[0] = table.num_rows
-    if not listing.num_rows:
-        listing = pa.table({field.name: pa.nulls(1, field.type) for field in listing.schema})
-    return listing.append_column("read", pa.array(read))
-
-
-def _bucket(table: pa.Table, item_ids: Any, rules: Rules, folder: str) -> pa.Table:
-    rows, counts = bucket_interactions(table, ray.get(item_ids), rules)
-    rows = rows.sort_by(BUCKET)
-    buckets, first = np.unique(rows[BUCKET].to_numpy(), return_index=True)
-    bounds = np.append(first, len(rows))
-    for bucket, start, stop in zip(buckets, bounds[:-1], bounds[1:], strict=True):
-        name = f"bucket-{bucket:05d}/{table[ROW][0].as_py():016x}.parquet"  # by row: a task run twice writes it twice
-        write_part(rows.slice(start, stop - start).drop_columns([BUCKET]), join(folder, name))
-    return _counts({**counts, "interactions": table.num_rows})
-
-
-def _group(batch: dict[str, Any], rules: Rules, folder: str) -> Iterator[pa.Table]:
-    for bucket in batch[BUCKET]:
-        pieces = list_files(join(folder, f"bucket-{bucket:05d}"), may_be_empty=True)
-        counts: dict[str, int] = {"users": 0}
-        if pieces:
-            users, dropped = group_users(pa.concat_tables([read_part(piece.path) for piece in pieces]), rules)
-            write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
-            write_part(_item_counts(users), join(folder, f"items-{bucket:05d}.parquet"))
-            counts = {**dropped, "users": users.num_rows}
-        yield _counts(counts).append_column(BUCKET, pa.array([bucket] * len(counts), pa.int32()))
-
-
-def _item_counts(users: pa.Table) -> pa.Table:
-    items, rows = list_column(users["items"])[1], list_column(users["rows"])[1]
-    present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
-    first = np.full(len(present), np.iinfo(np.int64).max)
-    np.minimum.at(first, inverse, rows)
-    return pa.table({"item": present.astype(np.int64), "count": counts.astype(np.int64), "first_row": first})
-
-
-def _counts(counts: Mapping[str, int]) -> pa.Table:
-    return pa.table({"what": list(counts), "number": pa.array(counts.values(), pa.int64())})
-
-
-def _counted(table: pa.Table) -> Counter[str]:
-    totals: Counter[str] = Counter()
-    for what, number in zip(table["what"].to_pylist(), table["number"].to_pylist(), strict=True):
-        totals[what] += number
-    return totals
-
-
-def _finish_catalog(
-    batch: dict[str, Any], rows: Any, item_index: Any, labels: Any, folder: str, domain: str
-) -> Iterator[pa.Table]:
-    rows, item_index, labels = ray.get([rows, item_index, labels])
-    for name in batch["name"]:
-        part = read_part(str(name))
-        places = np.minimum(np.searchsorted(rows, part[ROW].to_numpy()), len(rows) - 1)
-        keep = (rows[places] == part[ROW].to_numpy()) & (item_index[places] >= 0)
-        places, part = places[keep], part.filter(pa.array(keep))
-        if part.num_rows:
-            finished = pa.table(
-                {
-                    "item_index": item_index[places],
-                    "item_id": part["item_id"],
-                    "domain": pa.array([domain] * part.num_rows),
-                    "text": part["text"],
-                    "content_hash": part["content_hash"],
-                    "split": labels[places],
-                }
-            )
-            write_part(finished, join(folder, f"part-{int(item_index[places][0]):010d}.parquet"))
-        yield pa.table({"items": [part.num_rows]})
-
-
-def _finish_users(batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str) -> Iterator[pa.Table]:
-    item_index, plan = ray.get([item_index, plan])
-    for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
-        part = read_part(str(name))
-        indptr, items = list_column(part["items"])
-        user_index = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)
-        times = list_column(part["timestamps"])[1] if "timestamps" in part.column_names else None
-        indices = item_index[items]
-        labels = interaction_labels(plan, indices, np.repeat(user_index, np.diff(indptr)), times)
-        offsets = pa.array(indptr.astype(np.int32))
-        nothing = pa.nulls(part.num_rows, pa.list_(pa.int64()))
-        finished = pa.table(
-            {
-                "user_index": user_index.astype(np.int32),
-                "user_id": part["user_id"],
-                "domain": pa.array([domain] * part.num_rows),
-                "split": plan.users[user_index],
-                "item_indices": pa.ListArray.from_arrays(offsets, pa.array(indices)),
-                "splits": pa.ListArray.from_arrays(offsets, pa.array(labels)),
-                "timestamps": nothing if times is None else pa.ListArray.from_arrays(offsets, pa.array(times)),
-            }
-        )
-        write_part(finished, join(folder, f"part-{int(bucket):05d}.parquet"))
-        counts = label_counts(labels) | {"users": part.num_rows}
-        counts["trainable"] = training_rows(finished, False).num_rows
-        counts["trainable_with_validation"] = training_rows(finished, True).num_rows
-        yield pa.Table.from_pylist([counts])
 
 
 def _three(ids: pa.Array) -> str:

@@ -166,6 +166,7 @@ def a_config(encoder: Path) -> dict[str, Any]:
         "encoder": {"name": str(encoder), "max_seq_length": 16, "dropout": 0.1},
         "train": {
             "lr": 2e-3,
+            "epsilon": 1e-5,  # keys' biases have no gradient but rounding, which a smaller epsilon would blow up
             "optimizer": "adamw",
             "scheduler": "cosine",
             "epochs": 3,

@@ -1,0 +1,135 @@
+"""What each Ray Data task of a preparation does with its batch, bucket or part; see `preparation.py` for the order.
+
+A task may run twice, when a worker dies: names of what it writes follow from its input alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from beeray.data.catalog import catalog_texts
+from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
+from beeray.data.parts import read_part, write_part
+from beeray.data.splits import interaction_labels
+from beeray.data.storage import join, list_files
+from beeray.data.store import label_counts, list_column, training_rows
+from beeray.data.tables import ROW
+
+
+def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
+    """Render a batch of the catalog and put its texts on disk; returns ids, hashes and rows, and how many were read."""
+    texts = catalog_texts(table, template, empty_text)
+    if texts.num_rows:
+        write_part(texts, join(folder, f"catalog-{texts[ROW][0].as_py():016x}.parquet"))
+    listing = texts.select(["item_id", "content_hash", ROW])
+    read = np.zeros(max(1, listing.num_rows), dtype=np.int64)
+    read[0] = table.num_rows
+    if not listing.num_rows:
+        listing = pa.table({field.name: pa.nulls(1, field.type) for field in listing.schema})
+    return listing.append_column("read", pa.array(read))
+
+
+def deal_to_buckets(table: pa.Table, item_ids: Any, rules: Rules, folder: str) -> pa.Table:
+    """Deal a batch of interactions to files, one per user bucket; returns what was read and dropped."""
+    rows, counts = bucket_interactions(table, ray.get(item_ids), rules)
+    rows = rows.sort_by(BUCKET)
+    buckets, first = np.unique(rows[BUCKET].to_numpy(), return_index=True)
+    bounds = np.append(first, len(rows))
+    for bucket, start, stop in zip(buckets, bounds[:-1], bounds[1:], strict=True):
+        name = f"bucket-{bucket:05d}/{table[ROW][0].as_py():016x}.parquet"  # by row: a task run twice writes it twice
+        write_part(rows.slice(start, stop - start).drop_columns([BUCKET]), join(folder, name))
+    return _counts({**counts, "interactions": table.num_rows})
+
+
+def group_bucket(batch: dict[str, Any], rules: Rules, folder: str) -> Iterator[pa.Table]:
+    """One row per user of each bucket, and how often each item occurs in it; returns users and what was dropped."""
+    for bucket in batch[BUCKET]:
+        pieces = list_files(join(folder, f"bucket-{bucket:05d}"), may_be_empty=True)
+        counts: dict[str, int] = {"users": 0}
+        if pieces:
+            users, dropped = group_users(pa.concat_tables([read_part(piece.path) for piece in pieces]), rules)
+            write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
+            write_part(_item_counts(users), join(folder, f"items-{bucket:05d}.parquet"))
+            counts = {**dropped, "users": users.num_rows}
+        yield _counts(counts).append_column(BUCKET, pa.array([bucket] * len(counts), pa.int32()))
+
+
+def _item_counts(users: pa.Table) -> pa.Table:
+    items, rows = list_column(users["items"])[1], list_column(users["rows"])[1]
+    present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
+    first = np.full(len(present), np.iinfo(np.int64).max)
+    np.minimum.at(first, inverse, rows)
+    return pa.table({"item": present.astype(np.int64), "count": counts.astype(np.int64), "first_row": first})
+
+
+def _counts(counts: Mapping[str, int]) -> pa.Table:
+    return pa.table({"what": list(counts), "number": pa.array(counts.values(), pa.int64())})
+
+
+def sum_counts(table: pa.Table) -> Counter[str]:
+    """The counts that a task returned."""
+    totals: Counter[str] = Counter()
+    for what, number in zip(table["what"].to_pylist(), table["number"].to_pylist(), strict=True):
+        totals[what] += number
+    return totals
+
+
+def finish_catalog(
+    batch: dict[str, Any], rows: Any, item_index: Any, labels: Any, folder: str, domain: str
+) -> Iterator[pa.Table]:
+    """A staged part of the catalog as a part of the store: kept items with their index and label; returns how many."""
+    rows, item_index, labels = ray.get([rows, item_index, labels])
+    for name in batch["name"]:
+        part = read_part(str(name))
+        places = np.minimum(np.searchsorted(rows, part[ROW].to_numpy()), len(rows) - 1)
+        keep = (rows[places] == part[ROW].to_numpy()) & (item_index[places] >= 0)
+        places, part = places[keep], part.filter(pa.array(keep))
+        if part.num_rows:
+            finished = pa.table(
+                {
+                    "item_index": item_index[places],
+                    "item_id": part["item_id"],
+                    "domain": pa.array([domain] * part.num_rows),
+                    "text": part["text"],
+                    "content_hash": part["content_hash"],
+                    "split": labels[places],
+                }
+            )
+            write_part(finished, join(folder, f"part-{int(item_index[places][0]):010d}.parquet"))
+        yield pa.table({"items": [part.num_rows]})
+
+
+def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str) -> Iterator[pa.Table]:
+    """A bucket's users as a part of the store, every interaction labelled; returns counts per label."""
+    item_index, plan = ray.get([item_index, plan])
+    for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
+        part = read_part(str(name))
+        indptr, items = list_column(part["items"])
+        user_index = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)
+        times = list_column(part["timestamps"])[1] if "timestamps" in part.column_names else None
+        indices = item_index[items]
+        labels = interaction_labels(plan, indices, np.repeat(user_index, np.diff(indptr)), times)
+        offsets = pa.array(indptr.astype(np.int32))
+        nothing = pa.nulls(part.num_rows, pa.list_(pa.int64()))
+        finished = pa.table(
+            {
+                "user_index": user_index.astype(np.int32),
+                "user_id": part["user_id"],
+                "domain": pa.array([domain] * part.num_rows),
+                "split": plan.users[user_index],
+                "item_indices": pa.ListArray.from_arrays(offsets, pa.array(indices)),
+                "splits": pa.ListArray.from_arrays(offsets, pa.array(labels)),
+                "timestamps": nothing if times is None else pa.ListArray.from_arrays(offsets, pa.array(times)),
+            }
+        )
+        write_part(finished, join(folder, f"part-{int(bucket):05d}.parquet"))
+        counts = label_counts(labels) | {"users": part.num_rows}
+        counts["trainable"] = training_rows(finished, False).num_rows
+        counts["trainable_with_validation"] = training_rows(finished, True).num_rows
+        yield pa.Table.from_pylist([counts])
