@@ -184,6 +184,12 @@ class EvaluateConfig(Section):
     users_per_block: int = Field(512, ge=1)
     items_per_block: int = Field(65536, ge=1)
 
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluateConfig:
+        if not self.recall_at and not self.ndcg_at:
+            raise ValueError("evaluate.recall_at and evaluate.ndcg_at are both empty; give at least one k")
+        return self
+
 
 class ClusterConfig(Section):
     """What is asked of Ray."""
@@ -237,6 +243,25 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        train = self.train
+        if "://" in self.runs_dir:
+            raise ValueError(
+                f"runs_dir is {self.runs_dir!r}: it must be a folder on a disk that every node can write to"
+            )
+        if self.trains_on_validation and train.evaluate_every_epochs:
+            raise ValueError(
+                "train.evaluate_every_epochs is set, but validation data is trained on (train.with_validation, or "
+                "split.reproduce); set train.with_validation: false, or leave evaluate_every_epochs out"
+            )
+        if train.items == "catalog" and (train.checkpoint_every_steps or 0) % train.catalog_refresh:
+            raise ValueError(
+                f"train.checkpoint_every_steps is {train.checkpoint_every_steps}: with items: catalog it must be a "
+                f"multiple of train.catalog_refresh ({train.catalog_refresh}), so that a resumed run has a fresh table"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _deals_users_evenly(self) -> Config:
         if self.train.batch_size % self.cluster.num_workers:
             raise ValueError(
@@ -286,6 +311,7 @@ class Config(Section):
             deciding["cluster"].pop(key)
         for key in ("evaluate_every_epochs", "checkpoint_every_steps", "keep_checkpoints"):
             deciding["train"].pop(key)
+        deciding["served_seq_length"] = self.served_seq_length
         return dict(_flatten(deciding))
 
 
@@ -332,7 +358,8 @@ def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
 
 
 def _find(reference: str) -> Path:
-    tried = [Path(reference), CONFIGS_DIR / reference, CONFIGS_DIR / f"{reference}.yaml"]
+    names = (reference, f"{reference}.yaml")
+    tried = [Path(reference), *(folder / name for folder in (Path("configs"), CONFIGS_DIR) for name in names)]
     for path in tried:
         if path.is_file():
             return path

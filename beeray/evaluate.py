@@ -15,7 +15,9 @@ from beeray.config import Config
 from beeray.console import Console, run_verb, verb_parser
 from beeray.core.encoder import encoder_source
 from beeray.data.parts import write_part
-from beeray.errors import RunError
+from beeray.data.preparation import store_fingerprint
+from beeray.data.sources import open_source
+from beeray.errors import ConfigError, RunError
 from beeray.inputs import open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch
@@ -29,8 +31,10 @@ UNTOUCHED = "untouched"
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Score one encoder; leaves `runs/<name>/evaluations/<label>/` with metrics and per-user scores."""
+    """Score one encoder; leaves `runs/<name>/evaluations/<label>-<text length>/` with metrics and per-user scores."""
     started = time.monotonic()
+    if not config.evaluate.splits:
+        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
     label, model = chosen_model(config, arguments.model)
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
     tokenizer = open_tokenizer(config)
@@ -39,14 +43,16 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         store, _ = prepared_store(config, console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
-        handler = EventHandler(console, store.meta.num_items)
+        handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
         with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
             task = WorkerTask(config, store.path, tokens_path, monitor)
             launch(evaluate_worker, task, storage=Path(storage), name="evaluate")
         handler.close()
     scores = handler.scores("model")
+    if not scores:
+        raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
     metrics = summarise_scores(scores, config.evaluate)
-    folder = config.run_dir / "evaluations" / label
+    folder = config.run_dir / "evaluations" / f"{label}-{config.served_seq_length}"
     folder.mkdir(parents=True, exist_ok=True)
     write_part(scores_table(scores), str(folder / "scores.parquet"))
     record = {
@@ -60,7 +66,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "seconds": round(time.monotonic() - started, 1),
     }
     (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-    for line in headline(metrics, config.evaluate):
+    for line in headline(metrics, config):
         console.line(line)
     return record
 
@@ -72,7 +78,7 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
         asked: a folder or hub name; `untouched` for the config's own encoder; None for what the run trained.
 
     Raises:
-        RunError: the run has no model yet.
+        RunError: the run has no model yet, or was trained on another store or split.
     """
     if asked == UNTOUCHED:
         return UNTOUCHED, config.encoder.name
@@ -86,6 +92,7 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
             f"run {config.name!r}: {folder.model} is not there, so the run is not finished; "
             "train it, or give --model PATH (or --model untouched for the encoder before training)"
         )
+    folder.check_store(store_fingerprint(config, open_source(config.data)))
     return "model", str(folder.model)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from beeray.config import Config
 from beeray.console import Console, run_verb, verb_parser
 from beeray.data.parts import write_part
+from beeray.data.preparation import store_fingerprint
+from beeray.data.sources import open_source
 from beeray.data.store import Store
 from beeray.errors import DataError, RunError
 from beeray.inputs import open_tokenizer, prepared_store, token_store
@@ -33,23 +35,27 @@ from beeray.runtime.worker import WorkerTask, plan_steps, train_worker
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
     folder = RunFolder(config)
-    if arguments.fresh:
-        folder.clear()
-    folder.check_config()
-    finished = folder.finished()
-    if finished is not None:
-        console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
-        _show(console, finished, config)
-        return finished
-    tokenizer = open_tokenizer(config)
-    with ray_session(config.cluster):
-        check_placement(config.cluster)
-        store, _ = prepared_store(config, console)
-        inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))
-        folder.claim(store.meta.fingerprint)
-        record = _train(config, folder, inputs, console)
-    _show(console, record, config)
-    return record
+    with folder.locked():
+        if not arguments.fresh:
+            folder.check_config()
+            if folder.begun:
+                folder.check_store(store_fingerprint(config, open_source(config.data)))
+            finished = folder.finished()
+            if finished is not None:
+                console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
+                _show(console, finished, config)
+                return finished
+        tokenizer = open_tokenizer(config)
+        with ray_session(config.cluster):
+            check_placement(config.cluster)
+            store, _ = prepared_store(config, console)
+            inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))
+            if arguments.fresh:
+                folder.clear()
+            folder.claim(store.meta.fingerprint)
+            record = _train(config, folder, inputs, console)
+        _show(console, record, config)
+        return record
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,15 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
         f"worker{'s' if config.cluster.num_workers > 1 else ''}, ZeRO-{config.deepspeed.stage}"
     )
     with Tracker(config, folder.path) as tracker:
-        handler = EventHandler(console, inputs.store.meta.num_items, folder, tracker)
+        tracker.check()
+        handler = EventHandler(
+            console,
+            inputs.store.meta.num_items,
+            config.cluster.num_workers,
+            folder=folder,
+            tracker=tracker,
+            scored=lambda when: _keep_before(config, folder, handler) if when == "before" else None,
+        )
         with listening(handler) as monitor:
             result = launch(
                 train_worker,
@@ -92,18 +106,22 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
         if handler.failure is not None:
             raise RunError(handler.failure)
         assert result.checkpoint is not None
-        if config.evaluate.splits and len(handler.scores("after")) == 0:
-            raise RunError(
-                f"run {config.name!r}: trained, but its scores were lost with a node; run the same command again"
-            )
         with result.checkpoint.as_directory() as exported:
             folder.take_model(Path(exported) / "model")
         record = _report(config, folder, inputs, handler)
         record["wall_s"] = round(time.monotonic() - started, 1)
         _track(config, folder, tracker, record)
     record["mlflow_run_id"] = tracker.run_id
+    if tracker.trouble:
+        console.line(f"warning: {tracker.trouble}; what was measured is in {folder.metrics}")
     folder.finish(record)
     return record
+
+
+def _keep_before(config: Config, folder: RunFolder, handler: EventHandler) -> None:
+    scores = handler.scores("before")
+    write_part(scores_table(scores), str(folder.path / "scores-before.parquet"))
+    folder.keep_before(summarise_scores(scores, config.evaluate))
 
 
 def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler) -> dict[str, Any]:
@@ -121,12 +139,11 @@ def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHa
         "training": summarise_training(folder.steps(), handler.workers()),
         "timings": handler.timings,
     }
-    before = handler.scores("before")
-    if before:
-        write_part(scores_table(before), str(folder.path / "scores-before.parquet"))
-        record["metrics_before"] = summarise_scores(before, config.evaluate)
-    if handler.validation:
-        record["validation"] = handler.validation
+    before, validation = folder.before(), folder.validation()
+    if before is not None:
+        record["metrics_before"] = before
+    if validation:
+        record["validation"] = validation
     return record
 
 
@@ -143,7 +160,7 @@ def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str
 
 
 def _show(console: Console, record: dict[str, Any], config: Config) -> None:
-    for line in headline(record["metrics"], config.evaluate):
+    for line in headline(record["metrics"], config):
         console.line(line)
     console.line(f"model: {os.path.relpath(record['model'])}")
 

@@ -84,6 +84,7 @@ def load_encoder(
         raise EncoderError(
             f"encoder.max_seq_length {max_seq_length}: {name!r} has positions for {longest} tokens; lower it to that"
         )
+    model.float()  # an encoder published in half precision is trained in fp32 weights all the same
     model.max_seq_length = max_seq_length
     if prefix:
         model.prompts[PROMPT_NAME] = prefix

@@ -61,8 +61,7 @@ def bootstrap_interval(per_user: Scores, *, num_bootstrap: int = 1000, seed: int
     if not len(per_user):
         raise ValueError("no user has a target: there is nothing to average")
     generator = np.random.default_rng(seed)
-    values, counts = np.unique(per_user, return_counts=True)  # resampling values by their counts is the same, and small
-    draws = generator.multinomial(len(per_user), counts / len(per_user), size=num_bootstrap)
-    means = draws @ values / len(per_user)
+    number, values = len(per_user), np.sort(per_user)  # sorted, so that the order of users changes nothing
+    means = [values[generator.integers(number, size=number)].mean() for _ in range(num_bootstrap)]
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(per_user.mean()), float(low), float(high))

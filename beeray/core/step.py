@@ -114,16 +114,19 @@ class TrainingStep:
         if settings.items == "catalog" and settings.max_output is not None:
             self.table = CatalogTable(tokens, trainable, settings.max_seq_length, settings.token_budget, self.device)
 
-    def loss(self, users: UserItems, *, epoch: int, step: int) -> StepLoss:
+    def loss(self, users: UserItems, *, epoch: int, step: int, step_in_epoch: int | None = None) -> StepLoss:
         """The loss of one step.
 
         Args:
             users: this rank's users, with trainable items only.
             epoch: from 0.
             step: step of the whole run, from 0; (seed, epoch, step) and the users fix the step.
+            step_in_epoch: step inside the epoch, which decides when the catalog's table is refreshed; `step`
+                unless given.
         """
         items, shares = self._items_of_step(users, epoch, step)
-        if self.table is not None and step % self.settings.catalog_refresh == 0:
+        place = step if step_in_epoch is None else step_in_epoch
+        if self.table is not None and place % self.settings.catalog_refresh == 0:
             self.table.refresh(self.encode)
         seed_dropout(self.settings.seed, step)
         rows, work = self._embed(items[shares.of_rank(rank())], shares)

@@ -32,7 +32,7 @@ from beeray.data.preparation_tasks import (
     sum_counts,
 )
 from beeray.data.sources import RawTables, open_source
-from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries
+from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
 from beeray.data.storage import Staging, exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column
 from beeray.data.streaming import drain, set_up_ray_data
@@ -54,6 +54,7 @@ def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
     if exists(join(config.store_path, META)):
         store = Store.open(config.store_path)
         if store.meta.fingerprint == fingerprint:
+            check_leakage(store)
             return store, False
     return prepare_store(config, raw, report), True
 
@@ -84,6 +85,7 @@ def prepare_store(config: Config, raw: RawTables, report: Report) -> Store:
         DataError, ConfigError: the tables break the data contract, or the split asks for too much.
         StoreError: the leakage check refused what was written.
     """
+    fingerprint = store_fingerprint(config, raw)
     if config.split.kind == "time" and "timestamp" not in raw.interactions.columns:
         raise ConfigError(
             "split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user"
@@ -97,6 +99,8 @@ def prepare_store(config: Config, raw: RawTables, report: Report) -> Store:
         remove_tree(preparation.scratch)
         report("check for leakage", 0, None)
         check_leakage(Store(staging.path, meta))
+        if store_fingerprint(config, raw) != fingerprint:
+            raise DataError("data: the input tables changed while they were read; run the same command again")
         write_json(join(staging.path, META), dataclasses.asdict(meta))
         staging.publish()
     return Store.open(config.store_path)
@@ -170,7 +174,7 @@ class _Preparation:
         return ""
 
     def _staged_catalog(self) -> list[str]:
-        return [file.path for file in list_files(self.scratch) if "/catalog-" in file.path]
+        return [file.path for file in list_files(self.scratch) if file.path.rpartition("/")[2].startswith("catalog-")]
 
     def _group_interactions(self, index: CatalogIndex) -> _Kept:
         """Deal interactions to buckets by user, through files: no more than a batch and a bucket is ever in memory."""
@@ -238,11 +242,15 @@ class _Preparation:
         elif config.kind == "user":
             users = draw_users(config, len(users), seed)
         else:
-            times = [
-                list_column(read_part(self._bucket_path(bucket), ["timestamps"])["timestamps"])[1]
-                for bucket in self._buckets(kept)
-            ]
-            boundaries = time_boundaries(config, np.concatenate(times))
+            times = np.empty(0, dtype=np.int64)
+            first_times = np.full(len(index.item_ids), np.iinfo(np.int64).max)
+            for bucket in self._buckets(kept):
+                part = read_part(self._bucket_path(bucket), ["items", "timestamps"])
+                when = list_column(part["timestamps"])[1]
+                np.minimum.at(first_times, list_column(part["items"])[1], when)
+                times = np.concatenate([times, when])
+            boundaries = time_boundaries(config, times)
+            items = window_labels(boundaries, first_times[present])
         return SplitPlan(config.kind, items, users, boundaries, seed)
 
     def _write_catalog(self, index: CatalogIndex, item_index: NDArray[np.int32], plan: SplitPlan) -> None:

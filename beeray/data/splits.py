@@ -39,7 +39,8 @@ class SplitPlan:
 
     Attributes:
         kind: of split.
-        items: int8 (items,), label of each item; zeros unless kind is `item`.
+        items: int8 (items,), label of each item; for kind `time` the window of its first interaction, since
+            an item that appears later cannot be encoded before; zeros for kind `user`.
         users: int8 (users,), label of each user; zeros unless kind is `user`.
         boundaries: first timestamps of validation and of test; only when kind is `time`.
         seed: draws a held-out user's targets.
@@ -96,6 +97,12 @@ def time_boundaries(config: SplitConfig, timestamps: NDArray[np.int64]) -> tuple
     return validation_from, test_from
 
 
+def window_labels(boundaries: tuple[int, int], timestamps: NDArray[np.int64]) -> Labels:
+    """Label of each timestamp's window: training, validation or test."""
+    validation_from, test_from = boundaries
+    return ((timestamps >= validation_from).astype(np.int8) + (timestamps >= test_from)).astype(np.int8)
+
+
 def interaction_labels(
     plan: SplitPlan,
     items: NDArray[np.int32],
@@ -114,8 +121,7 @@ def interaction_labels(
     if plan.kind == "time":
         if timestamps is None or plan.boundaries is None:
             raise ConfigError("split.kind time needs timestamps; name a timestamp column or choose another split")
-        validation_from, test_from = plan.boundaries
-        return ((timestamps >= validation_from).astype(np.int8) + (timestamps >= test_from)).astype(np.int8)
+        return window_labels(plan.boundaries, timestamps)
     return np.where(_targets(plan, user_of), plan.users[user_of], TRAIN).astype(np.int8)
 
 

@@ -94,11 +94,24 @@ def list_files(pattern: str, *, may_be_empty: bool = False) -> list[FileStat]:
             found = [one for one in below if not _is_hidden(one.path[len(inside) :])]
         else:
             found = [] if info.type == fs.FileType.NotFound else [info]
-    scheme = "" if is_local(pattern) else pattern.partition("://")[0] + "://"
-    files = [FileStat(scheme + one.path, one.size, one.mtime_ns or 0) for one in found if one.type == fs.FileType.File]
+    files = [
+        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0)
+        for one in found
+        if one.type == fs.FileType.File
+    ]
     if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)
+
+
+def _uri(pattern: str, inside: str, path: str) -> str:
+    """The URI of a path inside the filesystem of a pattern; what comes before the path in the URI is kept."""
+    if is_local(pattern):
+        return path
+    inside = inside.rstrip("/")
+    if path.startswith(inside):
+        return pattern.rstrip("/") + path[len(inside) :]
+    return pattern.partition("://")[0] + "://" + path  # of a glob
 
 
 def read_json(path: str) -> Any:
@@ -129,10 +142,10 @@ def remove_tree(path: str) -> None:
 
 
 class Staging:
-    """A folder written beside its final name and renamed when whole; removed on error.
+    """A folder written beside its final name and put there when whole; removed on error.
 
-    Object stores have no rename: there the folder is written in place, and `marker`, without which
-    readers take it for missing, is removed first and written last (by the caller, before `publish`).
+    On a local disk it is renamed. Object stores have no rename: there its files are copied, `marker`,
+    without which readers take the folder for missing, last.
 
     Args:
         final: the folder's final path.
@@ -143,26 +156,22 @@ class Staging:
         self.final = final
         self.marker = marker
         self.local = is_local(final)
-        self.path = final
+        self._owner = f"{socket.gethostname()}-{os.getpid()}"
+        self.path = f"{final.rstrip('/')}.partial-{self._owner}-{uuid4().hex[:8]}"
         if self.local:
             self._final = Path(resolve(final)[1])
-            self._owner = f"{socket.gethostname()}-{os.getpid()}"
-            self.path = str(self._final.with_name(f"{self._final.name}.partial-{self._owner}-{uuid4().hex[:8]}"))
+            self.path = str(self._final.with_name(self.path.rstrip("/").rpartition("/")[2]))
 
     def __enter__(self) -> Staging:
         if self.local:
             self._sweep()
-        else:
-            filesystem, inside = resolve(join(self.final, self.marker))
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.delete_file(inside)
-            remove_tree(self.final)
         make_dir(self.path)
         return self
 
     def publish(self) -> None:
-        """Give the folder its final name; an older one of that name is moved aside first."""
+        """Give the folder its final name in place of an older one of that name."""
         if not self.local:
+            self._copy()
             return
         replaced = self._final.with_name(f"{self._final.name}.replaced-{self._owner}-{uuid4().hex[:8]}")
         with contextlib.suppress(FileNotFoundError):
@@ -170,11 +179,24 @@ class Staging:
         Path(self.path).rename(self._final)
         shutil.rmtree(replaced, ignore_errors=True)
 
+    def _copy(self) -> None:
+        filesystem, source = resolve(self.path)
+        _, target = resolve(self.final)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{target}/{self.marker}")
+        remove_tree(self.final)
+        names = [resolve(file.path)[1][len(source) + 1 :] for file in list_files(self.path)]
+        for name in sorted(names, key=lambda name: name == self.marker):
+            filesystem.create_dir(f"{target}/{name}".rpartition("/")[0], recursive=True)
+            filesystem.copy_file(f"{source}/{name}", f"{target}/{name}")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.local:
             shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            remove_tree(self.path)
 
     def _sweep(self) -> None:
         """Remove what processes of this host that are gone left behind."""

@@ -128,10 +128,10 @@ class Table:
         assert isinstance(self.source, str)
         filesystem, _ = resolve(self.source)
         fragments: list[pads.Fragment] = []
-        for file in list_files(self.source):
-            fragments += _open(
-                resolve(file.path)[1], filesystem, [self.columns[name] for name in self.columns if name in IDS]
-            )
+        paths = [resolve(file.path)[1] for file in list_files(self.source)]
+        texts = _ids_with_leading_zeros(paths, filesystem, [self.columns[name] for name in IDS if name in self.columns])
+        for path in paths:
+            fragments += _open(path, filesystem, texts)
         return fragments
 
 
@@ -192,40 +192,52 @@ def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
             )
 
 
-def _open(path: str, filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[pads.Fragment]:
-    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
-    if suffix is None:
-        raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
-    file_format: pads.FileFormat | str = FORMATS[suffix]
+def _open(path: str, filesystem: fs.FileSystem, text_columns: Sequence[str]) -> list[pads.Fragment]:
+    file_format: pads.FileFormat | str = _format(path)
+    if file_format == "csv":
+        as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string()))
+        file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
     try:
-        if file_format == "csv":
-            texts = _ids_with_leading_zeros(path, filesystem, id_columns)
-            file_format = pads.CsvFileFormat(
-                parse_options=PARSE_CSV,
-                read_options=READ_CSV,
-                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
-            )
         return list(pads.dataset(path, filesystem=filesystem, format=file_format).get_fragments())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
 
 
-def _ids_with_leading_zeros(path: str, filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[str]:
-    """Id columns of a CSV that must stay text: as numbers `007` and `7` would be one id. Looks at the first block."""
-    everything_text = pyarrow.csv.ConvertOptions(
+def _format(path: str) -> str:
+    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
+    if suffix is None:
+        raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
+    return FORMATS[suffix]
+
+
+def _ids_with_leading_zeros(paths: Sequence[str], filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[str]:
+    """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
+
+    Looks at the first block of each file.
+    """
+    as_text = pyarrow.csv.ConvertOptions(
         include_columns=list(id_columns),
         include_missing_columns=True,
         column_types=dict.fromkeys(id_columns, pa.string()),
     )
-    with filesystem.open_input_stream(path) as stream:
-        reader = pyarrow.csv.open_csv(
-            stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=everything_text
-        )
-        head = next(iter(reader), None)
-    if head is None:
-        return []
-    zeros = {name: pc.any(pc.match_substring_regex(head[name], r"^0[0-9]")).as_py() for name in id_columns}
-    return [name for name, found in zeros.items() if found]
+    found: set[str] = set()
+    for path in paths:
+        if _format(path) != "csv":
+            continue
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                reader = pyarrow.csv.open_csv(
+                    stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text
+                )
+                head = next(iter(reader), None)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+        if head is None:
+            continue
+        for name in id_columns:
+            if pc.any(pc.match_substring_regex(head[name], r"^0[0-9]")).as_py():
+                found.add(name)
+    return sorted(found)
 
 
 def _physical_schema(fragment: pads.Fragment) -> pa.Schema:

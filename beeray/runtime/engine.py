@@ -77,7 +77,7 @@ def full_state_dict(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
     sharded = engine.zero_optimization_stage() == 3
     state: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in engine.module.named_parameters(remove_duplicate=False):  # tied weights, too
         with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
             if engine.global_rank == 0:
                 state[name] = parameter.detach().cpu().clone()

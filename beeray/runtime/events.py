@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from beeray.console import Console, Progress
+from beeray.errors import RunError
 from beeray.runtime.results import merge_ranks
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.scoring import SplitScores
@@ -22,14 +24,22 @@ class EventHandler:
         num_items: of the catalog, for the bar of an embedding pass.
         folder: takes step lines; None where nothing is trained.
         tracker: takes MLflow metrics; None where nothing is tracked.
+        scored: called with the label of a scoring pass when every rank's scores have come.
     """
 
     def __init__(
-        self, console: Console, num_items: int, folder: RunFolder | None = None, tracker: Tracker | None = None
+        self,
+        console: Console,
+        num_items: int,
+        num_ranks: int,
+        *,
+        folder: RunFolder | None = None,
+        tracker: Tracker | None = None,
+        scored: Callable[[str], None] = lambda when: None,
     ) -> None:
-        self.console, self.num_items, self.folder, self.tracker = console, num_items, folder, tracker
+        self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
+        self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
-        self.validation: list[dict[str, float]] = []
         self.timings: dict[str, dict[str, float]] = {}
         self._workers: dict[int, dict[str, Any]] = {}
         self._scores: dict[str, dict[int, list[SplitScores]]] = {}
@@ -49,7 +59,13 @@ class EventHandler:
         self._bar, self._bar_label = None, ""
 
     def scores(self, when: str) -> list[SplitScores]:
-        """All ranks' scores of one scoring pass; empty if it was not asked for."""
+        """All ranks' scores of one scoring pass; empty if it was not asked for.
+
+        Raises:
+            RunError: some ranks' scores are missing: they were lost with a node.
+        """
+        if self._scores.get(when) and len(self._scores[when]) < self.num_ranks:
+            raise RunError(f"{LABELS[when]}: a worker's scores were lost with its node; run the same command again")
         return merge_ranks(one for rank in sorted(self._scores.get(when, {})) for one in self._scores[when][rank])
 
     def workers(self) -> list[dict[str, Any]]:
@@ -75,7 +91,8 @@ class EventHandler:
             self.tracker.log_step(event["step"], metrics)
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
-        self.validation.append({"epoch": event["epoch"], "step": event["step"], **event["metrics"]})
+        if self.folder is not None:
+            self.folder.log_validation({"epoch": event["epoch"], "step": event["step"], **event["metrics"]})
         shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in event["metrics"].items())
         self.close()
         self.console.line(f"epoch {event['epoch']}, step {event['step']:,}: validation {shown}")
@@ -88,6 +105,8 @@ class EventHandler:
     def _on_scores(self, event: dict[str, Any]) -> None:
         self._scores.setdefault(event["when"], {})[event["rank"]] = event["scores"]
         self.timings[event["when"]] = event["timings"]
+        if len(self._scores[event["when"]]) == self.num_ranks:
+            self.scored(event["when"])
 
     def _on_worker(self, event: dict[str, Any]) -> None:
         self._workers[event["rank"]] = event

@@ -19,7 +19,10 @@ from beeray.runtime.worker import WorkerTask
 def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     """A store's users with their trainable items, streamed; kept in order so that a split is repeatable."""
     set_up_ray_data()
-    users = ray.data.read_parquet(store.user_paths(), columns=["user_index", "split", "item_indices", "splits"])
+    paths = store.user_paths()
+    users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
+        paths, columns=["user_index", "split", "item_indices", "splits"], override_num_blocks=len(paths)
+    )
     return users.map_batches(
         training_rows,
         batch_size=None,

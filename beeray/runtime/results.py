@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from beeray.config import EvaluateConfig
+from beeray.config import Config, EvaluateConfig
 from beeray.core.metrics import bootstrap_interval
 from beeray.runtime.scoring import SplitScores
 
@@ -97,10 +97,10 @@ def summarise_workers(workers: list[Record]) -> Record:
     }
 
 
-def headline(summary: dict[str, Any], evaluate: EvaluateConfig) -> list[str]:
+def headline(summary: dict[str, Any], config: Config) -> list[str]:
     """A line per split and ranking: mean and interval of every metric."""
     lines: list[str] = []
-    for split in evaluate.splits:
+    for split in config.evaluate.splits:
         for ranking, record in summary.get(split, {}).items():
             shown = [
                 f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
@@ -109,5 +109,6 @@ def headline(summary: dict[str, Any], evaluate: EvaluateConfig) -> list[str]:
             ]
             where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
             said = "  ".join(shown) or "no user has a target"
-            lines.append(f"{split}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
+            trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
+            lines.append(f"{split}{trained_on}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines

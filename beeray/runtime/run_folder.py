@@ -3,6 +3,8 @@
 runs/<name>/config.yaml      the config as resolved; `--config` takes it
 runs/<name>/run.json         digest of what decides the result, fingerprint of the store
 runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
+runs/<name>/before.json      metrics of the encoder before training, if asked for
+runs/<name>/validation.jsonl one line an epoch, where validation is scored while training
 runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
@@ -11,8 +13,13 @@ runs/<name>/scores.parquet   per-user metrics of every split
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,7 @@ from beeray.config import Config, load_config
 from beeray.errors import ConfigError, RunError
 
 CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
+BEFORE, VALIDATION = "before.json", "validation.jsonl"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 SHOWN_KEYS = 6
 
@@ -40,9 +48,33 @@ class RunFolder:
         self.metrics = self.path / METRICS
         self.scores = self.path / SCORES
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands of this name away until the context ends.
+
+        Raises:
+            RunError: another command is at work on this run.
+        """
+        lock = self.path.parent / "logs" / f"{self.config.name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise RunError(
+                    f"run {self.config.name!r} in {self.path} is being trained by another command "
+                    f"({file.read().strip()}); wait for it, or choose another name=…"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
     def clear(self) -> None:
         """Remove all that an earlier run of this name left."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.exists():
+            shutil.rmtree(self.path)
 
     def check_config(self) -> None:
         """Refuse a config that would compute something else than the run that is in the folder.
@@ -71,26 +103,36 @@ class RunFolder:
             "choose another name=… or start over with --fresh"
         )
 
-    def claim(self, store_fingerprint: str) -> None:
-        """Make the folder this run's, or refuse when its store has changed since it began.
+    @property
+    def begun(self) -> bool:
+        """Whether a run has claimed the folder."""
+        return (self.path / RUN).is_file()
+
+    def check_store(self, store_fingerprint: str) -> None:
+        """Refuse a store that has changed since the run in the folder began.
 
         Raises:
-            RunError: the store was prepared anew from other data.
+            RunError: the store was, or would be, prepared anew from other data.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         marker = self.path / RUN
         if marker.is_file():
             kept = json.loads(marker.read_text())["store_fingerprint"]
             if kept != store_fingerprint:
                 raise RunError(
                     f"run {self.config.name!r} in {self.path} was started on store {kept}, the store is now "
-                    f"{store_fingerprint} (its tables changed); choose another name=… or start over with --fresh"
+                    f"{store_fingerprint} (its tables, rules or split changed); choose another name=…, start over "
+                    "with --fresh, or give beeray.evaluate --model PATH"
                 )
+
+    def claim(self, store_fingerprint: str) -> None:
+        """Make the folder this run's; errors as `check_store`."""
+        self.check_store(store_fingerprint)
+        self.path.mkdir(parents=True, exist_ok=True)
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         _write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
         record = {"config_digest": self.config.result_digest(), "store_fingerprint": store_fingerprint}
-        _write_whole(marker, json.dumps(record, indent=2))
+        _write_whole(self.path / RUN, json.dumps(record, indent=2))
 
     def finished(self) -> dict[str, Any] | None:
         """What the finished run measured; None while there is something to do."""
@@ -101,12 +143,26 @@ class RunFolder:
 
     def log_step(self, record: dict[str, Any]) -> None:
         """Append one step."""
-        with open(self.path / STEPS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(STEPS, record)
+
+    def log_validation(self, record: dict[str, Any]) -> None:
+        """Append the validation metrics of one epoch."""
+        self._append(VALIDATION, record)
 
     def steps(self) -> list[dict[str, Any]]:
         """All steps in order, each as it was last computed."""
-        path = self.path / STEPS
+        return self._latest(STEPS)
+
+    def validation(self) -> list[dict[str, Any]]:
+        """Validation metrics of all epochs in order, each as it was last computed."""
+        return self._latest(VALIDATION)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _latest(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         if not path.is_file():
             return []
         by_step: dict[int, dict[str, Any]] = {}
@@ -125,6 +181,15 @@ class RunFolder:
         shutil.copytree(exported, partial)
         shutil.rmtree(self.model, ignore_errors=True)
         partial.rename(self.model)
+
+    def keep_before(self, summary: dict[str, Any]) -> None:
+        """Write what the encoder scored before training."""
+        _write_whole(self.path / BEFORE, json.dumps(summary, indent=2))
+
+    def before(self) -> dict[str, Any] | None:
+        """What the encoder scored before training, if it was measured."""
+        path = self.path / BEFORE
+        return dict(json.loads(path.read_text())) if path.is_file() else None
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""

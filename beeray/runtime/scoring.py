@@ -86,10 +86,16 @@ def embed_catalog(
     return normalize_rows(embeddings)
 
 
-def score_split(embeddings: Tensor, config: Config, store: Store, split: str) -> list[SplitScores]:
-    """Score this rank's share of a split's users. Not collective."""
+def score_split(
+    embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
+) -> list[SplitScores]:
+    """Score this rank's share of a split's users, among the held-out items first. Not collective.
+
+    Args:
+        full_catalog: False leaves out the ranking among the whole catalog of an item split.
+    """
     candidates = {"held_out": store.candidates(split)}
-    if config.split.kind == "item" and config.evaluate.full_catalog:
+    if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
         candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
     elif config.split.kind != "item":
         candidates = {"catalog": candidates["held_out"]}

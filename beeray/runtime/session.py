@@ -68,21 +68,32 @@ def check_placement(cluster: ClusterConfig) -> None:
     Raises:
         ClusterError: says what is missing.
     """
-    grows = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-    deadline = time.monotonic() + (cluster.placement_timeout_s if grows else 0.0)
-    while True:
-        placeable, offered = _placeable_workers(cluster)
-        if placeable >= cluster.num_workers:
-            return
-        if time.monotonic() >= deadline:
-            break
+    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
+    placeable, offered = _placeable_workers(cluster)
+    if joined and placeable < cluster.num_workers:
+        _ask_to_grow(cluster)
+    while placeable < cluster.num_workers and time.monotonic() < deadline:
         time.sleep(1.0)
+        placeable, offered = _placeable_workers(cluster)
+    if placeable >= cluster.num_workers:
+        return
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" + {cluster.gpus_per_worker:g} GPU" if cluster.use_gpu else "")
     raise ClusterError(
         f"cluster.num_workers is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
         f"{DATA_CPUS:g} CPU left for streaming data) and lacks {cluster.num_workers - placeable}; it offers {offered}; "
         "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes"
     )
+
+
+def _ask_to_grow(cluster: ClusterConfig) -> None:
+    """Tell the autoscaler what is wanted; without one this does nothing."""
+    from ray.autoscaler.sdk import request_resources
+
+    each: dict[str, float] = {"CPU": math.ceil(cluster.cpus_per_worker)}
+    if cluster.use_gpu:
+        each["GPU"] = math.ceil(cluster.gpus_per_worker)
+    request_resources(bundles=[each] * cluster.num_workers)
 
 
 def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from beeray.errors import RunError
 
 ID_FILE = "mlflow_run.json"
 BATCH = 500
+RETRY_PAUSES_S = (1.0, 5.0)
 
 
 def tracking_uri(config: Config) -> str:
@@ -35,8 +36,7 @@ class Tracker:
         config: what `tracking` says, and the parameters to log.
         run_dir: keeps the run's id.
 
-    Raises:
-        RunError: on exit, when MLflow could not be reached or refused something.
+    MLflow that fails while a run goes on does not stop the run: `trouble` says what happened.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
@@ -60,9 +60,28 @@ class Tracker:
         self._queue.put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
         self._thread.join()
-        if self._error is not None and kind is None:
-            reason = str(self._error).splitlines()[0] if str(self._error) else type(self._error).__name__
-            raise RunError(f"tracking.uri {self.uri!r}: MLflow refused or did not answer ({reason})") from self._error
+
+    def check(self) -> None:
+        """Wait until a server of the user's has answered; the local database is opened meanwhile.
+
+        Raises:
+            RunError: MLflow cannot be reached.
+        """
+        if self.config.tracking.uri is None:
+            return
+        opened = threading.Event()
+        self._queue.put(lambda client: opened.set())
+        while not opened.wait(0.1):
+            if self.trouble:
+                raise RunError(f"{self.trouble}; check tracking.uri, or leave it out for a local database")
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what MLflow has is incomplete; None when it is not."""
+        if self._error is None:
+            return None
+        reason = (str(self._error).splitlines() or [type(self._error).__name__])[0]
+        return f"tracking.uri {self.uri!r}: MLflow refused or did not answer ({reason[:300]})"
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step; a step logged before a resume is skipped."""
@@ -93,11 +112,19 @@ class Tracker:
                     self._error = error
             if task is None:
                 return
-            if self._error is None:
-                try:
-                    task(client)
-                except Exception as error:
+            if client is not None:
+                self._attempt(task, client)
+
+    def _attempt(self, task: Callable[[Any], None], client: Any) -> None:
+        for pause_s in (*RETRY_PAUSES_S, None):
+            try:
+                return task(client)
+            except Exception as error:
+                if pause_s is None:
                     self._error = error
+                    return None
+                time.sleep(pause_s)
+        return None
 
     def _open(self) -> Any:
         import mlflow
@@ -112,10 +139,10 @@ class Tracker:
             return client
         run = client.create_run(self._experiment(client), run_name=self.config.name)
         self.run_id = run.info.run_id
+        kept.write_text(json.dumps({"run_id": self.run_id, "tracking_uri": self.uri}))
         params = [mlflow.entities.Param(key, str(value)) for key, value in flatten_config(self.config).items()]
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
-        kept.write_text(json.dumps({"run_id": self.run_id, "tracking_uri": self.uri}))
         return client
 
     def _experiment(self, client: Any) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -30,6 +31,8 @@ from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoin
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed, steps_per_epoch
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split, score_splits
+
+MUST_ARRIVE = ("scores", "failed", "worker")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,10 @@ class WorkerTask:
     model: str | None = None
 
     def send(self, kind: str, **event: Any) -> None:
-        """Tell the driver something; does not wait."""
-        self.monitor.send.remote({"kind": kind, **event})
+        """Tell the driver something; waits only for what must not be lost."""
+        sent = self.monitor.send.remote({"kind": kind, **event})
+        if kind in MUST_ARRIVE:
+            ray.get(sent)
 
     def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """The encoder before training."""
@@ -170,7 +175,7 @@ class _Training:
     def _train_step(self, users: UserItems, position: Position) -> Position:
         started = time.perf_counter()
         wait_s, self.step_ended = started - self.step_ended, started
-        step = self.step.loss(users, epoch=position.epoch, step=position.step)
+        step = self.step.loss(users, epoch=position.epoch, step=position.step, step_in_epoch=position.step_in_epoch)
         self.engine.backward(step.loss)
         lr = self.engine.get_lr()[0]
         self.engine.step()
@@ -213,12 +218,13 @@ class _Training:
         every = self.config.train.evaluate_every_epochs
         if every and position.epoch % every == 0:
             metrics |= self._validate(position)
-        if self.config.train.checkpoint_every_steps is None:
+        every_steps = self.config.train.checkpoint_every_steps
+        if every_steps is None or position.step % every_steps == 0:
             save_checkpoint(self.engine, position, metrics)
 
     def _validate(self, position: Position) -> dict[str, float]:
         embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation")[0]
+        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)[0]
         means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
         if self.rank == 0:
             self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)

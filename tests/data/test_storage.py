@@ -106,11 +106,12 @@ def test_an_old_folder_that_was_moved_aside_by_a_process_that_died_then_comes_ba
     assert names(tmp_path / "store") == ["old.txt"]
 
 
-def test_where_there_is_no_rename_the_marker_goes_first_and_so_tells_that_a_folder_is_not_whole(remote: str) -> None:
+def test_where_there_is_no_rename_the_old_folder_stays_until_the_new_one_is_whole(remote: str) -> None:
     write_json(join(remote, "store", "meta.json"), {"old": True})
     with pytest.raises(RuntimeError), Staging(join(remote, "store"), "meta.json"):
         raise RuntimeError("half-way")
-    assert not exists(join(remote, "store", "meta.json"))
+    assert read_json(join(remote, "store", "meta.json")) == {"old": True}
+    assert [file.path.rpartition("/")[2] for file in list_files(remote)] == ["meta.json"]
     with Staging(join(remote, "store"), "meta.json") as staging:
         write_json(join(staging.path, "meta.json"), {"new": True})
         staging.publish()
