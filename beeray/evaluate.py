@@ -18,7 +18,7 @@ from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.sources import open_source
 from beeray.errors import ConfigError, RunError
-from beeray.inputs import open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch
 from beeray.runtime.monitor import listening
@@ -45,7 +45,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
         with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
-            task = WorkerTask(config, store.path, tokens_path, monitor)
+            task = WorkerTask(config, store.path, tokens_path, monitor, model)
             launch(evaluate_worker, task, storage=Path(storage), name="evaluate")
         handler.close()
     scores = handler.scores("model")
@@ -81,10 +81,9 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
         RunError: the run has no model yet, or was trained on another store or split.
     """
     if asked == UNTOUCHED:
-        return UNTOUCHED, config.encoder.name
+        return UNTOUCHED, located_encoder(config.encoder.name)
     if asked is not None:
-        source = encoder_source(asked)
-        name = str(Path(source).absolute()) if Path(source).is_dir() else source
+        name = located_encoder(encoder_source(asked))
         return f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}", name
     folder = RunFolder(config)
     if not folder.model.is_dir():

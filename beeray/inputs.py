@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from beeray.config import Config
@@ -34,6 +35,11 @@ def open_tokenizer(config: Config) -> Any:
     return load_encoder(
         encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
     ).tokenizer
+
+
+def located_encoder(name: str) -> str:
+    """An encoder's name as any worker understands it: a folder as an absolute path, anything else as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:

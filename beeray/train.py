@@ -21,7 +21,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.sources import open_source
 from beeray.data.store import Store
 from beeray.errors import DataError, RunError
-from beeray.inputs import open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch, user_dataset
 from beeray.runtime.monitor import listening
@@ -96,7 +96,14 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
         with listening(handler) as monitor:
             result = launch(
                 train_worker,
-                WorkerTask(config, inputs.store.path, inputs.tokens_path, monitor, inputs.users_per_rank),
+                WorkerTask(
+                    config,
+                    inputs.store.path,
+                    inputs.tokens_path,
+                    monitor,
+                    num_users=inputs.users_per_rank,
+                    model=located_encoder(config.encoder.name),
+                ),
                 storage=folder.path,
                 name=CHECKPOINTS,
                 users=user_dataset(inputs.store, config.trains_on_validation),

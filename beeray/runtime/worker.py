@@ -45,15 +45,15 @@ class WorkerTask:
         tokens_path: the token store of this encoder.
         num_users: training users of one rank in an epoch.
         monitor: actor that takes progress events.
-        model: encoder to score in place of the config's (`beeray.evaluate`).
+        model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
     """
 
     config: Config
     store_path: str
     tokens_path: str
     monitor: Any
+    model: str
     num_users: int = 0
-    model: str | None = None
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""
@@ -65,7 +65,7 @@ class WorkerTask:
         """The encoder before training."""
         encoder = self.config.encoder
         return load_encoder(
-            self.model or encoder.name,
+            self.model,
             max_seq_length=self.config.served_seq_length,
             prefix=encoder.prefix,
             dropout=encoder.dropout,

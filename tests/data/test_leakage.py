@@ -13,15 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beeray.config import validate_config
+from beeray.config import Config, validate_config
 from beeray.data.leakage import check_leakage
 from beeray.data.preparation import ensure_store
-from beeray.data.store import Store
+from beeray.data.store import Store, training_rows
 from beeray.errors import StoreError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 KINDS = ["item", "time", "user"]
 Row = dict[str, Any]
+
+
+def config_of(kind: str, tables: Path, store: Path) -> Config:
+    return validate_config(
+        {
+            "name": kind,
+            "data": {
+                "source": "tables",
+                "catalog": {"path": str(tables / "catalog.parquet")},
+                "interactions": {"path": str(tables / "interactions.parquet"), "timestamp": "time"},
+                "store": str(store),
+                "num_buckets": 2,
+            },
+            "split": {"kind": kind, "validation": 0.2, "test": 0.2},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +51,7 @@ def good_stores(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> 
         pa.table({"item_id": range(10), "text": [f"item {item}" for item in range(10)]}), folder / "catalog.parquet"
     )
     for kind in KINDS:
-        config = validate_config(
-            {
-                "name": kind,
-                "data": {
-                    "source": "tables",
-                    "catalog": {"path": str(folder / "catalog.parquet")},
-                    "interactions": {"path": str(folder / "interactions.parquet"), "timestamp": "time"},
-                    "store": str(folder / kind),
-                    "num_buckets": 2,
-                },
-                "split": {"kind": kind, "validation": 0.2, "test": 0.2},
-            }
-        )
-        ensure_store(config, lambda *_: None)
+        ensure_store(config_of(kind, folder, folder / kind), lambda *_: None)
     return {kind: folder / kind for kind in KINDS}
 
 
@@ -86,6 +89,10 @@ def relabel(old: int, new: int) -> Callable[[Row], bool]:
     return change
 
 
+def training_rows_of(store: Store) -> list[Row]:
+    return [row for path in store.user_paths() for row in training_rows(pq.read_table(path), False).to_pylist()]
+
+
 def refused(store: Path, *expected: str) -> None:
     with pytest.raises(StoreError) as caught:
         check_leakage(Store.open(str(store)))
@@ -98,6 +105,34 @@ def refused(store: Path, *expected: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_good_store_passes(kind: str, good_stores: dict[str, Path]) -> None:
     check_leakage(Store.open(str(good_stores[kind])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_leak_planted_after_preparation_is_found_when_the_store_is_next_used(
+    kind: str, good_stores: dict[str, Path], copied: Callable[[str], Path]
+) -> None:
+    store = copied(kind)
+    config = config_of(kind, good_stores[kind].parent, store)
+    assert ensure_store(config, lambda *_: None)[1] is False
+    rewrite(store, "users", relabel(TEST, TRAIN))
+    with pytest.raises(StoreError, match="leakage check failed"):
+        ensure_store(config, lambda *_: None)
+
+
+def test_an_item_that_first_appears_in_a_later_window_of_time_is_not_trained_on(
+    good_stores: dict[str, Path], tmp_path: Path
+) -> None:
+    tables = good_stores["time"].parent
+    interactions = pq.read_table(tables / "interactions.parquet")
+    late = pa.table({"user_id": [100, 101, 102], "item_id": [10] * 3, "time": [1000] * 3})
+    pq.write_table(pa.concat_tables([interactions, late.cast(interactions.schema)]), tmp_path / "interactions.parquet")
+    catalog = pa.table({"item_id": range(11), "text": [f"item {item}" for item in range(11)]})
+    pq.write_table(catalog, tmp_path / "catalog.parquet")
+    store, _ = ensure_store(config_of("time", tmp_path, tmp_path / "store"), lambda *_: None)
+    item_ids = store.item_ids().to_pylist()
+    assert [item_ids[item] for item in store.trainable_items(True)] == list(range(10))
+    trained = {item for row in training_rows_of(store) for item in row["item_indices"]}
+    assert trained <= set(store.trainable_items(False).tolist())
 
 
 @pytest.mark.parametrize("held_out", [VALIDATION, TEST])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from beeray.config import EvaluateConfig
+from beeray.config import Config, EvaluateConfig, validate_config
 from beeray.runtime.results import (
     flat_means,
     headline,
@@ -18,6 +18,10 @@ from beeray.runtime.results import (
 from beeray.runtime.scoring import SplitScores
 
 EVALUATE = EvaluateConfig(num_bootstrap=200)
+
+
+def a_config(**train: bool) -> Config:
+    return validate_config({"name": "mine", "data": {"source": "shop"}, "train": train})
 
 
 def scores(split: str, users: list[int], *rows: tuple[float, float], ranking: str = "held_out") -> SplitScores:
@@ -51,7 +55,7 @@ def test_a_split_without_a_user_has_no_metric_rather_than_a_zero() -> None:
     summary = summarise_scores([scores("test", [])], EVALUATE)
     assert summary == {"test": {"held_out": {"users": 0, "candidates": 7}}}
     assert flat_means(summary) == {}
-    (line,) = headline(summary, EvaluateConfig(splits=("test",)))
+    (line,) = headline(summary, a_config())
     assert line == "test, 0 users, 7 held-out items: no user has a target"
 
 
@@ -64,10 +68,18 @@ def test_flat_means_and_headlines_name_split_ranking_and_metric() -> None:
         "test/catalog/recall@2": 0.25,
         "test/catalog/ndcg@3": 0.125,
     }
-    assert headline(summary, EVALUATE) == [
+    assert headline(summary, a_config()) == [
         "test, 1 users, 7 held-out items: recall@2 1.0000 [1.0000, 1.0000]  ndcg@3 0.5000 [0.5000, 0.5000]",
         "test, 1 users, 7 items of the whole catalog: recall@2 0.2500 [0.2500, 0.2500]  ndcg@3 0.1250 [0.1250, 0.1250]",
     ]
+
+
+def test_a_headline_says_when_validation_was_trained_on() -> None:
+    summary = summarise_scores([scores("validation", [0], (1.0, 0.5)), scores("test", [0], (1.0, 0.5))], EVALUATE)
+    validation, test = headline(summary, a_config(with_validation=True))
+    assert validation.startswith("validation (trained on), 1 users")
+    assert test.startswith("test, 1 users")
+    assert headline(summary, a_config())[0].startswith("validation, 1 users")
 
 
 def test_the_table_has_a_row_a_user_and_split() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,41 @@ def test_a_kept_config_of_another_version_is_refused_in_one_line(tmp_path: Path)
 def test_a_store_that_changed_is_refused_and_the_same_one_is_not(tmp_path: Path) -> None:
     folder = claimed(tmp_path)
     folder.claim("store-a")
-    with pytest.raises(RunError, match=r"was started on store store-a, the store is now store-b \(its tables changed"):
+    assert folder.begun
+    folder.check_store("store-a")
+    with pytest.raises(RunError, match=r"was started on store store-a, the store is now store-b \(its tables, rules"):
         folder.claim("store-b")
     assert json.loads((folder.path / "run.json").read_text())["store_fingerprint"] == "store-a"
+
+
+def test_a_folder_that_nobody_claimed_takes_any_store(tmp_path: Path) -> None:
+    folder = RunFolder(a_config(tmp_path))
+    folder.check_store("store-a")
+    assert not folder.begun
+
+
+def test_a_second_command_of_the_same_name_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    said = rf"run 'mine' in .* by another command \(process {os.getpid()} on "
+    with RunFolder(a_config(tmp_path)).locked():
+        with pytest.raises(RunError, match=said) as caught, RunFolder(a_config(tmp_path)).locked():
+            pass
+        assert "\n" not in str(caught.value)
+        with RunFolder(a_config(tmp_path, name="other")).locked():
+            pass
+    with RunFolder(a_config(tmp_path)).locked():
+        pass
+
+
+def test_validation_metrics_of_a_repeated_epoch_count_once_and_before_is_kept(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    assert (folder.validation(), folder.before()) == ([], None)
+    for step, score in [(5, 0.1), (10, 0.2), (5, 0.3)]:
+        folder.log_validation({"step": step, "ndcg@10": score})
+    folder.keep_before({"test": 0.5})
+    again = RunFolder(a_config(tmp_path))
+    assert again.validation() == [{"step": 5, "ndcg@10": 0.3}, {"step": 10, "ndcg@10": 0.2}]
+    assert again.before() == {"test": 0.5}
+    assert folder.steps() == []
 
 
 def test_the_kept_config_is_the_whole_config_and_can_be_given_as_config(tmp_path: Path) -> None:

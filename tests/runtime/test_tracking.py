@@ -9,12 +9,13 @@ import pytest
 
 from beeray.config import Config, validate_config
 from beeray.errors import RunError
+from beeray.runtime import tracking
 from beeray.runtime.tracking import Tracker, tracking_uri
 
 
-def a_config(folder: Path, **tracking: str) -> Config:
+def a_config(folder: Path, **section: str) -> Config:
     tree = {"name": "tracked", "runs_dir": str(folder), "data": {"source": "shop"}, "train": {"lr": 3e-4}}
-    return validate_config(tree | {"tracking": tracking})
+    return validate_config(tree | {"tracking": section})
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +101,37 @@ def test_a_run_that_raised_is_marked_failed_and_its_own_error_is_what_is_raised(
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db", "nonsense://x"])
-def test_an_mlflow_that_cannot_be_reached_is_one_line_that_names_the_uri(
+def test_an_mlflow_that_cannot_be_reached_is_said_before_training_in_one_line_that_names_the_uri(
     run_dir: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = a_config(run_dir, uri=uri)
     with pytest.raises(RunError) as caught, Tracker(config, run_dir) as tracker:
-        tracker.log_step(0, {"train/loss": 1.0})
+        tracker.check()
     message = str(caught.value)
     assert message.startswith(f"tracking.uri {uri!r}: MLflow refused or did not answer (")
+    assert message.endswith("; check tracking.uri, or leave it out for a local database")
     assert "\n" not in message
-    with pytest.raises(KeyError, match="mine"), Tracker(config, run_dir):
-        raise KeyError("mine")
+    assert not list(run_dir.iterdir())
+
+
+def test_an_mlflow_that_answers_passes_the_check(runs_dir: Path, run_dir: Path) -> None:
+    config = a_config(runs_dir, uri=tracking_uri(a_config(runs_dir)))
+    with Tracker(config, run_dir) as tracker:
+        tracker.check()
+        assert tracker.run_id is not None, "check returns when the server has answered, not before"
+    assert tracker.trouble is None
+
+
+def test_what_mlflow_refuses_while_a_run_goes_on_is_told_as_trouble_and_stops_nothing(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", (0.01,))
+    config = a_config(runs_dir)
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_step(0, {"train/loss": 1.5})
+        tracker.log_artifact(run_dir / "missing.parquet")
+        tracker.log_step(1, {"train/loss": 1.4})
+    assert tracker.trouble is not None and "missing.parquet" in tracker.trouble
+    assert tracker.run_id is not None
+    assert history(config, tracker.run_id) == [(0, 1.5), (1, 1.4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,23 +38,23 @@ def test_the_exported_model_scores_what_training_reported_user_by_user(world: Wo
     assert done.record["metrics"] == trained.record["metrics"]
     assert done.record["model"] == trained.record["model"]
     folder = world.path("first")
-    assert same_scores(folder / "evaluations" / "model" / "scores.parquet", folder / "scores.parquet")
+    assert same_scores(folder / "evaluations" / "model-16" / "scores.parquet", folder / "scores.parquet")
     assert len(done.out.splitlines()) == 1
-    assert json.loads((folder / "evaluations" / "model" / "metrics.json").read_text()) == done.record
+    assert json.loads((folder / "evaluations" / "model-16" / "metrics.json").read_text()) == done.record
 
 
 def test_the_encoder_before_training_scores_otherwise(world: World, trained: Done, untouched: Done) -> None:
     assert untouched.record["model"] == str(world.folder / "encoder")
     folder = world.path("first")
-    assert not same_scores(folder / "evaluations" / "untouched" / "scores.parquet", folder / "scores.parquet")
+    assert not same_scores(folder / "evaluations" / "untouched-16" / "scores.parquet", folder / "scores.parquet")
     assert untouched.record["metrics"] != trained.record["metrics"]
 
 
 def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: World, untouched: Done) -> None:
     done = world.run("evaluate", "name=first", "--model", "encoder", "cluster.num_workers=1")
     scores = Path(done.record["scores"])
-    assert scores.parent.name.startswith("encoder-")
-    assert same_scores(scores, world.path("first") / "evaluations" / "untouched" / "scores.parquet")
+    assert re.fullmatch(r"encoder-[0-9a-f]{8}-16", scores.parent.name)
+    assert same_scores(scores, world.path("first") / "evaluations" / "untouched-16" / "scores.parquet")
     for split, rankings in untouched.record["metrics"].items():
         for ranking, record in rankings.items():
             assert done.record["metrics"][split][ranking]["ndcg@10"]["mean"] == pytest.approx(

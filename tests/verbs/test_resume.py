@@ -128,8 +128,8 @@ def test_steps_of_a_resumed_run_are_all_there_once(world: World, trained: Done, 
 
 def test_a_changed_input_table_under_the_same_name_is_refused_and_does_no_harm(interrupted: Interrupted) -> None:
     assert interrupted.refused.complaint.startswith("beeray train: run 'killed' in ")
-    assert "its tables changed" in interrupted.refused.complaint
-    assert "choose another name=… or start over with --fresh" in interrupted.refused.complaint
+    assert "its tables, rules or split changed" in interrupted.refused.complaint
+    assert "choose another name=…, start over with --fresh" in interrupted.refused.complaint
 
 
 def test_a_finished_run_whose_input_table_changed_is_refused_too(world: World, interrupted: Interrupted) -> None:
@@ -140,7 +140,7 @@ def test_a_finished_run_whose_input_table_changed_is_refused_too(world: World, i
         refused = world.run(*KILLED)
     finally:
         os.utime(table, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert "its tables changed" in refused.complaint
+    assert "its tables, rules or split changed" in refused.complaint
 
 
 def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(world: World, lost_worker: Done) -> None:
