@@ -98,8 +98,8 @@ def metric_lines(record: dict[str, Any], store: Store) -> list[str]:
         f"  {'':<12}{'text alone (before)':<28}{'with behaviour (after)':<28}",
     ]
     for name in [name for name, value in new.items() if isinstance(value, dict)]:
-        times = new[name]["mean"] / old[name]["mean"]
-        lines.append(f"  {name:<12}{_interval(old[name]):<28}{_interval(new[name]):<28}× {times:.2f}")
+        times = f"× {new[name]['mean'] / old[name]['mean']:.2f}" if old[name]["mean"] else ""
+        lines.append(f"  {name:<12}{_interval(old[name]):<28}{_interval(new[name]):<28}{times}".rstrip())
     lines += ["", "Nearest neighbours of three new products. Percent: how many of its buyers bought that one, too.", ""]
     return lines
 

@@ -93,6 +93,7 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console)
             tracker=tracker,
             scored=lambda when: _keep_before(config, folder, handler) if when == "before" else None,
         )
+        handler.track(folder.steps())  # what a killed driver did not get to log
         with listening(handler) as monitor:
             result = launch(
                 train_worker,

@@ -1,9 +1,9 @@
 """How good MiniLM becomes on the GoodBooks sample (the paper's published item split), and at what cost.
 
-Fine-tunes through `beeray.train` in two stages: short texts (`quality_goodbooks_short.yaml`), then, from the
-encoder that this leaves, longer ones (`quality_goodbooks_long.yaml`). Their values were chosen on validation items
-only. Test items are scored after each stage, at the stage's own text length, and so is the untouched encoder at
-the lengths at which the reference implementation's figures are known. Costs of the second stage include the first.
+Fine-tunes through `beeray.train` in two stages: a short one (`quality_goodbooks_short.yaml`), then, from the
+encoder that this leaves, a longer one (`quality_goodbooks_long.yaml`). Their values were chosen on validation items
+only. Test items are scored after each stage, and so is the untouched encoder at the text lengths at which the
+reference implementation's figures are known. Costs of the second stage include the first.
 
     python benchmarks/quality_goodbooks.py --data FOLDER [--work FOLDER] [key=value …]
 """
@@ -104,7 +104,7 @@ def table(record: dict[str, Any]) -> str:
     rows = [(f"untouched, {length} tokens", row, "") for length, row in record["untouched"].items()]
     for name, stage in record["stages"].items():
         cost = f"{stage['cumulative_train_cpu_s']:,.0f} CPU-s, {stage['cumulative_train_wall_s'] / 60:.1f} min"
-        rows.append((f"beeray, {name} texts ({stage['text_length']} tokens)", means({"metrics": stage}), cost))
+        rows.append((f"beeray, {name}, {stage['text_length']} tokens", means({"metrics": stage}), cost))
     reference = {name: value for name, value in REFERENCE.items() if name != "cpu_s"}
     rows.append(("reference implementation, 32 tokens", reference, f"{REFERENCE['cpu_s']:,.0f} CPU-s"))
     lines = [f"{'':<38}" + "".join(f"{name:>12}" for name in reference)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from beeray.console import Console, Progress
@@ -72,6 +72,16 @@ class EventHandler:
         """What each worker of the last attempt used."""
         return [self._workers[rank] for rank in sorted(self._workers)]
 
+    def track(self, steps: Iterable[dict[str, Any]]) -> None:
+        """Hand steps to the tracker, which leaves out those that it has; a resumed run hands over all it did."""
+        if self.tracker is None:
+            return
+        for event in steps:
+            metrics = {f"train/{name}": event[name] for name in STEP_METRICS}
+            metrics["train/items_per_s"] = event["items"] / event["step_s"]
+            metrics["train/tokens_per_s"] = event["tokens"] / event["step_s"]
+            self.tracker.log_step(event["step"], metrics)
+
     def _on_start(self, event: dict[str, Any]) -> None:
         self._num_steps = event["num_steps"]
         if event["step"]:
@@ -85,10 +95,7 @@ class EventHandler:
         self._show("train", event["step"] + 1, self._num_steps, "step", note)
         if self.folder is not None:
             self.folder.log_step(event)
-        if self.tracker is not None:
-            metrics = {f"train/{name}": event[name] for name in STEP_METRICS}
-            metrics["train/items_per_s"], metrics["train/tokens_per_s"] = event["items"] / event["step_s"], rate
-            self.tracker.log_step(event["step"], metrics)
+        self.track([event])
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         if self.folder is not None:

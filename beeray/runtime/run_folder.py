@@ -8,7 +8,9 @@ runs/<name>/validation.jsonl one line an epoch, where validation is scored while
 runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
-runs/<name>/scores.parquet   per-user metrics of every split
+runs/<name>/scores.parquet   per-user metrics of every split (scores-before.parquet: before training, if asked for)
+runs/<name>/mlflow_run.json  id of the MLflow run, which a resumed run goes on with
+runs/<name>/evaluations/     what beeray.evaluate measured, a folder an encoder and text length
 """
 
 from __future__ import annotations
@@ -158,8 +160,12 @@ class RunFolder:
         return self._latest(VALIDATION)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with open(self.path / name, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the torn line of a killed driver must not swallow this one
+                    file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
 
     def _latest(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name

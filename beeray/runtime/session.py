@@ -18,14 +18,13 @@ DATA_CPUS = 1.0
 
 
 def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
-    """Arguments of `ray.init` for a small, loopback-only Ray of its own on this machine."""
+    """Arguments of `ray.init` for a small Ray of its own on this machine, without a dashboard."""
     return {
         "address": "local",
         "num_cpus": num_cpus,
         "object_store_memory": object_store_mib * 2**20,
         "include_dashboard": False,
         "logging_level": logging.WARNING,
-        "_node_ip_address": "127.0.0.1",
         "_system_config": {"num_workers_soft_limit": 4 * num_cpus},  # idle workers are used again, not started again
     }
 

@@ -163,6 +163,8 @@ class Tracker:
         values = dict(metrics) | ({"step": float(step)} if once else {})
         entries = [Metric(_metric_name(name), float(value), timestamp, step) for name, value in values.items()]
         client.log_batch(self.run_id, metrics=entries[:BATCH])
+        if once:
+            self._last_step = step
 
     def _log_model(self, folder: Path) -> None:
         import mlflow
