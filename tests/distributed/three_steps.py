@@ -46,7 +46,7 @@ class Case:
     train: TrainConfig
     settings: StepSettings
     num_users: tuple[int, ...]
-    activation_budget_bytes: int = 800_000  # about half of what all would take
+    activation_budget_bytes: int = 300_000  # about half of what all would take
 
 
 def _train(**changes: Any) -> TrainConfig:
