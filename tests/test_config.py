@@ -167,7 +167,7 @@ def test_a_value_of_the_wrong_type_or_range_is_named_with_its_rule(tree: dict[st
         (with_section(data={"source": "movielens"}), "data.path is required for source 'movielens'"),
         (
             with_section(data={"source": "tables"}),
-            "data.catalog and data.interactions are required for source 'tables'",
+            "data.catalog is required for source 'tables'",
         ),
         (with_section(split={"kind": "user", "reproduce": "beeformer"}), "split.reproduce: beeformer is an item split"),
         (

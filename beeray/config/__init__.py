@@ -1,0 +1,41 @@
+"""The one configuration tree: YAML → dotted overrides → validated once, then frozen.
+
+A config file is parsed with YAML's safe loader, `key.sub=value` arguments are laid over it (their
+values are YAML too), and the result is validated by one pydantic model tree that refuses unknown
+keys. Nobody re-validates later, and nobody mutates: what a run uses is what `config.yaml` in its
+folder says.
+"""
+
+from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
+from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, ShopConfig, SplitConfig
+from beeray.config.embed import EmbedConfig
+from beeray.config.index import IndexConfig
+from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
+from beeray.config.section import Section
+from beeray.config.storage import StorageConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
+from beeray.config.tree import Config, config_digest, flatten_config
+
+__all__ = [
+    "CONFIGS_DIR",
+    "CatalogTable",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "DeepSpeedConfig",
+    "EmbedConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "IndexConfig",
+    "InteractionsTable",
+    "Section",
+    "ShopConfig",
+    "SplitConfig",
+    "StorageConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "config_digest",
+    "flatten_config",
+    "load_config",
+    "validate_config",
+]

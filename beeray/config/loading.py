@@ -1,0 +1,89 @@
+"""From a YAML file and dotted overrides to a validated tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from beeray.config.credentials import redact_uri
+from beeray.config.explain import explain
+from beeray.config.tree import Config
+from beeray.errors import ConfigError
+
+CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides, validate once.
+
+    Args:
+        reference: path as given, or a name looked up under `configs/`.
+        overrides: dotted `key=value` strings; values are parsed as YAML.
+
+    Raises:
+        ConfigError: file not found, YAML that does not parse, unknown key (the nearest valid one is
+            named), or a value of the wrong type or range.
+    """
+    path = _find(reference)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, must be a mapping of config keys")
+    for override in overrides:
+        _apply(tree, override)
+    tree.setdefault("name", path.stem)
+    return validate_config(tree, where=str(path))
+
+
+def validate_config(tree: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate a plain mapping into a `Config`, with one clear line on the first error."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, Config)}") from None
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """A YAML error without the piece of the file that PyYAML shows: it may hold a password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it cannot be parsed"
+    problem = getattr(error, "problem", None) or "it cannot be parsed"
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def _find(reference: str) -> Path:
+    names = (reference, f"{reference}.yaml")
+    tried = [Path(reference), *(folder / name for folder in (Path("configs"), CONFIGS_DIR) for name in names)]
+    for path in tried:
+        if path.is_file():
+            return path
+    known = sorted(p.name for p in CONFIGS_DIR.glob("*.yaml"))
+    raise ConfigError(
+        f"--config {reference!r}: no such file, here or under configs/ (there are: {', '.join(known) or 'none'})"
+    )
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {redact_uri(override)!r}: must be of the form key.sub=value, e.g. train.lr=2e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text  # `encoder.prefix=query: ` is a text that happens to look like YAML
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        below = node.get(parent)
+        node[parent] = below = dict(below) if isinstance(below, dict) else {}
+        node = below
+    node[leaf] = value

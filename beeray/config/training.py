@@ -1,0 +1,86 @@
+"""The encoder, its training and its evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from beeray.config.section import Fraction, Section
+
+
+class EncoderConfig(Section):
+    """The sentence transformer that is trained or evaluated."""
+
+    name: str = "sentence-transformers/all-mpnet-base-v2"
+    """Hub name, folder, or `package:<python package>/<folder inside it>`."""
+    max_seq_length: int = Field(384, ge=8)
+    prefix: str = ""
+    """Put before every text; exported as the model's default prompt."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout probability while training; the encoder's own unless set."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+
+
+class TrainConfig(Section):
+    """The optimisation: objective, items and users of a step, schedule, precision."""
+
+    lr: float = Field(1e-5, gt=0)
+    optimizer: Literal["nadam", "adamw"] = "nadam"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 turns clipping off."""
+    scheduler: Literal["constant", "linear_warmup", "cosine"] = "constant"
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps over which lr rises linearly (`linear_warmup`, `cosine`)."""
+    epochs: int = Field(5, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after so many steps; the schedule is laid over them."""
+    batch_size: int = Field(1024, ge=1)
+    """Users a step, over all workers."""
+    items: Literal["bounded", "all_positives", "catalog"] = "bounded"
+    max_output: Annotated[int, Field(ge=2)] | Literal["all"] = 10000
+    """Items a step encodes and scores, over all workers; `all` is the full-catalog step."""
+    catalog_refresh: int = Field(1, ge=1)
+    """`items: catalog`: steps between two embeddings of the whole catalog."""
+    relu: bool = True
+    top_k: int | None = Field(None, ge=1)
+    """Optimise only each user's k highest scores."""
+    with_validation: bool | None = None
+    """Train on validation data too; unset means only under `split.reproduce: beeformer`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    token_budget: int = Field(8192, ge=1)
+    """Padded tokens of one micro-batch."""
+    activation_budget_gib: float = Field(1.0, ge=0)
+    """Activations a worker may keep; micro-batches beyond it are recomputed in backward."""
+    evaluate_every_epochs: int | None = Field(None, ge=1)
+    """Evaluate the validation split after every so many epochs; null: never while training."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints; null: once an epoch."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EvaluateConfig(Section):
+    """What is measured and how much memory a block may take."""
+
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    """What `train` scores when it is done, and `evaluate` scores; empty: nothing."""
+    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
+    ndcg_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
+    max_seq_length: int | None = Field(None, ge=8)
+    """Text length at evaluation; the encoder's unless set."""
+    full_catalog: bool = True
+    """`item` split: also rank the held-out items among the whole catalog."""
+    before: bool = False
+    """`train`: score the encoder before training, too."""
+    num_bootstrap: int = Field(1000, ge=2)
+    users_per_block: int = Field(512, ge=1)
+    items_per_block: int = Field(65536, ge=1)
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluateConfig:
+        if not self.recall_at and not self.ndcg_at:
+            raise ValueError("evaluate.recall_at and evaluate.ndcg_at are both empty; give at least one k")
+        return self

@@ -1,0 +1,151 @@
+"""The whole tree, what fits together in it, and what of it decides a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, model_validator
+
+from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
+from beeray.config.credentials import refuse_passwords
+from beeray.config.data import DataConfig, SplitConfig
+from beeray.config.embed import EmbedConfig
+from beeray.config.index import IndexConfig
+from beeray.config.section import Section
+from beeray.config.storage import StorageConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
+
+
+class Config(Section):
+    """The whole tree. `name` names the run, its folder and, unless set otherwise, its store."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(42, ge=0)
+    runs_dir: str = "runs"
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    embed: EmbedConfig = EmbedConfig()
+    index: IndexConfig = IndexConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_password(cls, tree: Any) -> Any:
+        refuse_passwords(tree)  # first: other refusals show the value
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        train = self.train
+        if "://" in self.runs_dir:
+            raise ValueError(
+                f"runs_dir is {self.runs_dir!r}: it must be a folder on a disk that every node can write to"
+            )
+        if self.trains_on_validation and train.evaluate_every_epochs:
+            raise ValueError(
+                "train.evaluate_every_epochs is set, but validation data is trained on (train.with_validation, or "
+                "split.reproduce); set train.with_validation: false, or leave evaluate_every_epochs out"
+            )
+        if train.items == "catalog" and (train.checkpoint_every_steps or 0) % train.catalog_refresh:
+            raise ValueError(
+                f"train.checkpoint_every_steps is {train.checkpoint_every_steps}: with items: catalog it must be a "
+                f"multiple of train.catalog_refresh ({train.catalog_refresh}), so that a resumed run has a fresh table"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deals_users_evenly(self) -> Config:
+        if self.train.batch_size % self.cluster.num_workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}: it counts users over all workers, so it must be a "
+                f"multiple of cluster.num_workers ({self.cluster.num_workers})"
+            )
+        return self
+
+    @property
+    def served_seq_length(self) -> int:
+        """Text length at evaluation and of the exported model."""
+        return self.evaluate.max_seq_length or self.encoder.max_seq_length
+
+    @property
+    def longest_seq_length(self) -> int:
+        """Tokens of a text that training or evaluation may ask for."""
+        return max(self.served_seq_length, self.encoder.max_seq_length)
+
+    @property
+    def run_dir(self) -> Path:
+        """Absolute folder of this run."""
+        return Path(self.runs_dir).absolute() / self.name
+
+    @property
+    def store_path(self) -> str:
+        """Where the prepared store is or will be; absolute, since workers have folders of their own."""
+        path = self.data.store or f"stores/{self.name}"
+        return path if "://" in path else str(Path(path).absolute())
+
+    @property
+    def embeddings_path(self) -> str:
+        """Where embeddings are published; absolute, since workers have folders of their own."""
+        path = self.embed.path or f"embeddings/{self.name}"
+        return path if "://" in path else str(Path(path).absolute())
+
+    @property
+    def published_seq_length(self) -> int:
+        """Text length of published embeddings."""
+        return self.embed.max_seq_length or self.served_seq_length
+
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether validation data is trained on (`train.with_validation`, or the split's habit)."""
+        if self.train.with_validation is not None:
+            return self.train.with_validation
+        return self.split.reproduce is not None
+
+    def result_digest(self) -> str:
+        """Digest of everything that decides what training computes (not of where it runs or is tracked)."""
+        return _digest(self.result_keys())
+
+    def result_keys(self) -> dict[str, Any]:
+        """The dotted keys, with values, that decide what training computes."""
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "tracking"}
+        deciding = self.model_dump(mode="json", exclude=elsewhere)
+        for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
+            deciding["cluster"].pop(key)
+        for key in ("cpus_per_worker", "gpus_per_worker"):
+            deciding["cluster"].pop(key)
+        for key in ("evaluate_every_epochs", "checkpoint_every_steps", "keep_checkpoints"):
+            deciding["train"].pop(key)
+        deciding["served_seq_length"] = self.served_seq_length
+        return dict(_flatten(deciding))
+
+
+def flatten_config(config: Config) -> dict[str, Any]:
+    """The config as dotted keys, e.g. `{"train.lr": 1e-05}`."""
+    return dict(_flatten(config.model_dump(mode="json")))
+
+
+def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
+    """Digest of a section or mapping: 16 hex digits, the same on every machine."""
+    return _digest(section.model_dump(mode="json") if isinstance(section, BaseModel) else dict(section))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
