@@ -21,6 +21,10 @@ class StoreError(BeerayError):
     """A prepared store that is missing, half-written, from another version, or leaks held-out data."""
 
 
+class EmbeddingsError(BeerayError):
+    """Published embeddings that are missing, damaged, or from another version."""
+
+
 class EncoderError(BeerayError):
     """A folder or name that holds no sentence transformer."""
 

@@ -72,7 +72,7 @@ def render(template: str, table: pa.Table) -> pa.Array:
         if literal:
             pieces.append(literal)
         if field is not None:
-            column = pc.fill_null(pc.cast(_one_array(table[field]), pa.string()), "")
+            column = pc.fill_null(pc.cast(one_array(table[field]), pa.string()), "")
             columns.append(column)
             pieces.append(column)
     arrays = [pa.scalar(piece) if isinstance(piece, str) else piece for piece in pieces]
@@ -101,7 +101,7 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str) -> pa.Table:
     """
     item_ids = normalize_ids(table["item_id"], "catalog item_id")
     if item_ids.null_count:
-        row = int(_one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
+        row = int(one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
         raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")
     try:
         texts = render(template, table)
@@ -137,12 +137,12 @@ def index_catalog(listing: pa.Table, num_rows: int) -> CatalogIndex:
     order = codes.indices.to_numpy()
     _, first = np.unique(order, return_index=True)
     first.sort()
-    hashes = _one_array(listing["content_hash"])
+    hashes = one_array(listing["content_hash"])
     same = pc.equal(hashes, pc.take(hashes, pa.array(first[order])))  # codes are given in order of appearance
     if not pc.all(same).as_py():
         place = pc.index(same, False).as_py()
         raise DuplicateItemError(codes.dictionary[int(order[place])].as_py(), int(first[order[place]]), place)
-    rows = _one_array(listing[ROW]).to_numpy()
+    rows = one_array(listing[ROW]).to_numpy()
     dropped = {"items_without_text": num_rows - listing.num_rows, "items_repeated": listing.num_rows - len(first)}
     return CatalogIndex(codes.dictionary, rows[first], dropped)
 
@@ -159,7 +159,8 @@ class DuplicateItemError(DataError):
         self.item_id, self.places = item_id, places
 
 
-def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column in one piece."""
     if isinstance(column, pa.ChunkedArray):
         return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     return column

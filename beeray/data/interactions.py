@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
+from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.tables import ROW
 from beeray.errors import DataError
 
@@ -59,7 +58,7 @@ def bucket_interactions(table: pa.Table, item_ids: pa.Array, rules: Rules) -> tu
     dropped["interactions_of_unknown_items"] = (pc.sum(valued).as_py() or 0) - (pc.sum(kept).as_py() or 0)
     users = users.filter(kept)
     columns = {
-        BUCKET: pa.array(_buckets(hash_ids(users), rules.num_buckets)),
+        BUCKET: pa.array(ranges_of(hash_ids(users), rules.num_buckets)),
         "user_id": users,
         "item": places.filter(kept).cast(pa.int32()),
     }
@@ -111,22 +110,6 @@ def group_users(table: pa.Table, rules: Rules) -> tuple[pa.Table, Mapping[str, i
         "interactions_of_such_users": int(counts[~enough].sum()),
     }
     return pa.table(columns), dropped
-
-
-def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
-    """A 64-bit hash of each id, the same on every machine."""
-    if pa.types.is_integer(ids.type):
-        return pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(np.int64))
-    encoded = pc.dictionary_encode(ids)
-    if not len(encoded.dictionary):
-        return np.empty(0, dtype=np.uint64)
-    hashed = pd.util.hash_array(np.asarray(encoded.dictionary.to_pylist(), dtype=object), categorize=False)
-    return hashed[encoded.indices.to_numpy()]
-
-
-def _buckets(hashes: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int32]:
-    """Equal ranges of hashes, so that buckets one after the other hold users in hash order, however many there are."""
-    return ((hashes >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int32)
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:

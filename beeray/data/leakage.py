@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
-from beeray.data.interactions import hash_ids
+from beeray.data.id_ranges import hash_ids
 from beeray.data.splits import SPLITS, TEST, TRAIN
 from beeray.data.storage import resolve
 from beeray.data.store import Store, label_counts, list_column

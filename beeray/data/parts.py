@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beeray.data.storage import resolve
+from beeray.data.storage import resolve, storage_errors
 
 ROW_GROUP_ROWS = 4096
 
@@ -21,5 +21,5 @@ def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 def write_part(table: pa.Table, path: str) -> None:
     """Write a part in row groups of a few thousand rows, so that readers can stream and share it."""
     filesystem, inside = resolve(path)
-    with filesystem.open_output_stream(inside) as stream:
+    with storage_errors(path), filesystem.open_output_stream(inside) as stream:
         pq.write_table(table, stream, row_group_size=ROW_GROUP_ROWS, compression="zstd")

@@ -33,7 +33,8 @@ from beeray.data.preparation_tasks import (
 )
 from beeray.data.sources import RawTables, open_source
 from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
-from beeray.data.storage import Staging, exists, join, list_files, make_dir, remove_tree, write_json
+from beeray.data.staging import Staging
+from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.tables import ROW

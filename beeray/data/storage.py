@@ -1,6 +1,8 @@
-"""Paths on any filesystem, and folders that appear whole or not at all.
+"""Paths on any filesystem: what is there, small files, and which settings reach it.
 
-A path is local, or a URI that pyarrow or fsspec reads (`s3://`, `gs://`, `abfs://` …).
+A path is local, an `s3://` URI (through s3fs, see `s3.py`), or another that pyarrow or fsspec reads
+(`gs://`, `abfs://` …). What the filesystem refuses is a `DataError` of one line. An object store shows
+what others wrote at once and has no folders: one is there as soon as something is in it.
 """
 
 from __future__ import annotations
@@ -9,18 +11,24 @@ import contextlib
 import glob
 import json
 import os
-import shutil
-import socket
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+from fsspec.config import conf as fsspec_config
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
+from beeray.config import StorageConfig
+from beeray.config.credentials import holds_password, redact_uri
 from beeray.errors import DataError
+
+WILDCARDS = "*?["
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,48 @@ class FileStat:
     modified_ns: int
 
 
+@contextlib.contextmanager
+def storage_options(storage: StorageConfig) -> Iterator[None]:
+    """Reach `s3://` paths as the config says, in this process and until the context ends.
+
+    For work outside a Ray session, which does the same (`runtime/session.py`).
+    """
+    s3 = sys.modules.get("beeray.data.s3")
+    if s3 is not None:
+        s3.S3FileSystem.clear_instance_cache()  # credentials may have changed since
+    before = fsspec_config.get("s3")
+    fsspec_config["s3"] = {**(before or {}), **_s3_settings(storage)}
+    try:
+        yield
+    finally:
+        if before is None:
+            fsspec_config.pop("s3", None)
+        else:
+            fsspec_config["s3"] = before
+
+
+def storage_environment(storage: StorageConfig) -> dict[str, str]:
+    """The same settings as environment variables, which fsspec reads in a process that starts with them.
+
+    No credentials are among them, so they may be seen by anyone who sees the cluster.
+    """
+    return {f"FSSPEC_S3_{key.upper()}": json.dumps(value) for key, value in _s3_settings(storage).items()}
+
+
+def _s3_settings(storage: StorageConfig) -> dict[str, Any]:
+    """Arguments of s3fs."""
+    settings: dict[str, Any] = {}
+    if storage.endpoint_url:
+        settings["endpoint_url"] = storage.endpoint_url
+    if storage.profile:
+        settings["profile"] = storage.profile
+    if storage.anonymous:
+        settings["anon"] = True
+    if storage.region:
+        settings["client_kwargs"] = {"region_name": storage.region}
+    return settings
+
+
 def is_local(path: str) -> bool:
     """Whether a path is on this machine's disk."""
     return "://" not in path or path.startswith("file://")
@@ -41,10 +91,17 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path, and the path inside it.
 
     Raises:
-        DataError: no filesystem for that kind of URI is installed.
+        DataError: no filesystem for that kind of URI is installed, or the URI holds settings or a password.
     """
     if is_local(path):
         return fs.LocalFileSystem(), str(Path(path.removeprefix("file://")).absolute())
+    if path.startswith(("s3://", "s3a://")):
+        return _resolve_s3(path)
+    if holds_password(path):
+        raise DataError(
+            f"{redact_uri(path)}: credentials do not stand in a path; they come from the environment, "
+            "the filesystem's own config files or the node's role"
+        )
     try:
         filesystem, inside = fs.FileSystem.from_uri(path)
         return filesystem, inside
@@ -59,6 +116,53 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inside
 
 
+def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:
+    scheme, _, inside = path.partition("://")
+    bucket = inside.partition("/")[0]
+    if "@" in bucket:
+        raise DataError(
+            f"{scheme}://…@{bucket.rpartition('@')[2]}: credentials do not stand in a path; "
+            "they come from the environment, storage.profile or the node's role"
+        )
+    setting = re.search(r"\?(\w+)=", inside)
+    if setting:
+        raise DataError(
+            f"{scheme}://{inside[: setting.start()]}: the path has a query ({setting[1]}=…); "
+            "set storage.endpoint_url, storage.region or storage.anonymous in its place"
+        )
+    if not bucket or any(sign in bucket for sign in WILDCARDS):
+        raise DataError(f"{path}: the bucket must be named; give {scheme}://<bucket>/<path>")
+    try:
+        from beeray.data.s3 import s3_filesystem
+    except ImportError as error:
+        raise DataError(f"{path}: s3fs is not installed; pip install 'beeray[s3]'") from error
+    return s3_filesystem(), inside.rstrip("/")
+
+
+@contextlib.contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Tell what a filesystem raises in one line.
+
+    Raises:
+        DataError: missing, access denied, disk full, no answer …
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file or folder; check the path") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: access denied ({_reason(error)}); give this user the right to it") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{path}: a file stands where a folder must be; check the path") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read or written ({_reason(error)}); check the path and its disk") from error
+
+
+def _reason(error: OSError) -> str:
+    said = error.strerror or str(error) or type(error).__name__
+    return said.splitlines()[0].rpartition("Detail: ")[2][:200]
+
+
 def join(path: str, *names: str) -> str:
     """A path below another."""
     return "/".join([path.rstrip("/"), *names])
@@ -66,34 +170,45 @@ def join(path: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
+    return _info(path).type != fs.FileType.NotFound
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file."""
+    info = _info(path)
+    if info.type != fs.FileType.File:
+        raise DataError(f"{path}: no such file; check the path")
+    return int(info.size)
+
+
+def _info(path: str) -> fs.FileInfo:
     filesystem, inside = resolve(path)
-    return bool(filesystem.get_file_info(inside).type != fs.FileType.NotFound)
+    with storage_errors(path):
+        return filesystem.get_file_info(inside)
 
 
-def list_files(pattern: str, *, may_be_empty: bool = False) -> list[FileStat]:
+def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False) -> list[FileStat]:
     """Files of a path: itself, everything below a folder, or what a glob matches; sorted by path.
 
-    Names that begin with `_` or `.` are passed over inside folders.
+    In a glob `*` stays within a folder and `**` stands for any number of them.
+
+    Args:
+        may_be_empty: nothing there is no error.
+        hidden: also names that begin with `_` or `.`; they are passed over inside folders otherwise.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, or it may not be read.
     """
     filesystem, inside = resolve(pattern)
-    literal = filesystem.get_file_info(inside).type != fs.FileType.NotFound
-    if not literal and any(sign in inside for sign in "*?["):
-        if isinstance(filesystem, fs.LocalFileSystem):
-            found = [filesystem.get_file_info(name) for name in sorted(glob.glob(inside, recursive=True))]  # noqa: PTH207
-        else:
-            parent = inside[: min(inside.index(sign) for sign in "*?[" if sign in inside)].rpartition("/")[0]
-            below = filesystem.get_file_info(fs.FileSelector(parent, recursive=True))
-            found = [info for info in below if Path(info.path).match(inside)]
-    else:
+    with storage_errors(pattern):
         info = filesystem.get_file_info(inside)
         if info.type == fs.FileType.Directory:
             below = filesystem.get_file_info(fs.FileSelector(inside, recursive=True))
-            found = [one for one in below if not _is_hidden(one.path[len(inside) :])]
+            found = [one for one in below if hidden or not _is_hidden(one.path[len(inside) :])]
+        elif info.type == fs.FileType.NotFound:
+            found = _glob(filesystem, inside) if any(sign in inside for sign in WILDCARDS) else []
         else:
-            found = [] if info.type == fs.FileType.NotFound else [info]
+            found = [info]
     files = [
         FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0)
         for one in found
@@ -102,6 +217,18 @@ def list_files(pattern: str, *, may_be_empty: bool = False) -> list[FileStat]:
     if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)
+
+
+def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
+    if isinstance(filesystem, fs.LocalFileSystem):
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        return list(filesystem.get_file_info(names))
+    parent = pattern[: min(pattern.index(sign) for sign in WILDCARDS if sign in pattern)].rpartition("/")[0]
+    rest = pattern[len(parent) + 1 :]
+    deep = "/" in rest or "**" in rest
+    below = filesystem.get_file_info(fs.FileSelector(parent, recursive=deep, allow_not_found=True))
+    matches = re.compile(glob_translate(pattern)).match
+    return [one for one in below if matches(one.path) and "/." not in one.path[len(parent) :]]
 
 
 def _uri(pattern: str, inside: str, path: str) -> str:
@@ -114,101 +241,85 @@ def _uri(pattern: str, inside: str, path: str) -> str:
     return pattern.partition("://")[0] + "://" + path  # of a glob
 
 
+def list_dir(path: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted; none if it is not there."""
+    filesystem, inside = resolve(path)
+    with storage_errors(path):
+        below = filesystem.get_file_info(fs.FileSelector(inside, recursive=False, allow_not_found=True))
+    return sorted(one.base_name for one in below if one.type == fs.FileType.Directory)
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file."""
+    filesystem, inside = resolve(path)
+    with storage_errors(path), filesystem.open_input_stream(inside) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part; its folder is made.
+
+    A local file is written beside its name, brought to disk and renamed; object stores do as much by themselves.
+    """
+    filesystem, inside = resolve(path)
+    with storage_errors(path):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _replace(Path(inside), data)
+        elif hasattr(getattr(filesystem, "handler", None), "put_object"):
+            filesystem.handler.put_object(inside, bytes(data))  # an Arrow buffer is no body for botocore
+        else:
+            with filesystem.open_output_stream(inside) as stream:
+                stream.write(data)
+
+
+def _replace(final: Path, data: bytes | pa.Buffer) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = final.with_name(f".{final.name}.partial-{os.getpid()}-{uuid4().hex[:8]}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(final)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, outlives a loss of power
+    finally:
+        os.close(folder)
+
+
 def read_json(path: str) -> Any:
     """A JSON file."""
-    filesystem, inside = resolve(path)
-    with filesystem.open_input_stream(inside) as stream:
-        return json.loads(stream.read())
+    return json.loads(read_bytes(path))
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a JSON file, indented."""
-    filesystem, inside = resolve(path)
-    with filesystem.open_output_stream(inside) as stream:
-        stream.write(json.dumps(value, indent=2, default=str).encode())
+    """Write a JSON file, indented, as `write_bytes` does."""
+    write_bytes(path, json.dumps(value, indent=2, default=str).encode())
 
 
 def make_dir(path: str) -> None:
-    """Create a folder and its parents."""
+    """Create a folder and its parents; object stores have none to create."""
     filesystem, inside = resolve(path)
-    filesystem.create_dir(inside, recursive=True)
+    with storage_errors(path):
+        filesystem.create_dir(inside, recursive=True)
+
+
+def delete_file(path: str) -> None:
+    """Remove a file, if it is there."""
+    filesystem, inside = resolve(path)
+    with storage_errors(path), contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(inside)
 
 
 def remove_tree(path: str) -> None:
     """Remove a folder and all below it, if it is there."""
     filesystem, inside = resolve(path)
-    if filesystem.get_file_info(inside).type == fs.FileType.Directory:
-        filesystem.delete_dir(inside)
-
-
-class Staging:
-    """A folder written beside its final name and put there when whole; removed on error.
-
-    On a local disk it is renamed. Object stores have no rename: there its files are copied, `marker`,
-    without which readers take the folder for missing, last.
-
-    Args:
-        final: the folder's final path.
-        marker: file that makes the folder whole.
-    """
-
-    def __init__(self, final: str, marker: str = "meta.json") -> None:
-        self.final = final
-        self.marker = marker
-        self.local = is_local(final)
-        self._owner = f"{socket.gethostname()}-{os.getpid()}"
-        self.path = f"{final.rstrip('/')}.partial-{self._owner}-{uuid4().hex[:8]}"
-        if self.local:
-            self._final = Path(resolve(final)[1])
-            self.path = str(self._final.with_name(self.path.rstrip("/").rpartition("/")[2]))
-
-    def __enter__(self) -> Staging:
-        if self.local:
-            self._sweep()
-        make_dir(self.path)
-        return self
-
-    def publish(self) -> None:
-        """Give the folder its final name in place of an older one of that name."""
-        if not self.local:
-            self._copy()
-            return
-        replaced = self._final.with_name(f"{self._final.name}.replaced-{self._owner}-{uuid4().hex[:8]}")
-        with contextlib.suppress(FileNotFoundError):
-            self._final.rename(replaced)
-        Path(self.path).rename(self._final)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-    def _copy(self) -> None:
-        filesystem, source = resolve(self.path)
-        _, target = resolve(self.final)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(f"{target}/{self.marker}")
-        remove_tree(self.final)
-        names = [resolve(file.path)[1][len(source) + 1 :] for file in list_files(self.path)]
-        for name in sorted(names, key=lambda name: name == self.marker):
-            filesystem.create_dir(f"{target}/{name}".rpartition("/")[0], recursive=True)
-            filesystem.copy_file(f"{source}/{name}", f"{target}/{name}")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.local:
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            remove_tree(self.path)
-
-    def _sweep(self) -> None:
-        """Remove what processes of this host that are gone left behind."""
-        host = socket.gethostname()
-        for kind in ("partial", "replaced"):
-            for left in self._final.parent.glob(f"{self._final.name}.{kind}-{host}-*"):
-                pid = left.name.removeprefix(f"{self._final.name}.{kind}-{host}-").partition("-")[0]
-                if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                    if kind == "replaced" and not self._final.exists():
-                        left.rename(self._final)  # it died between its two renames: the old one is still whole
-                    else:
-                        shutil.rmtree(left, ignore_errors=True)
+    with storage_errors(path):
+        if filesystem.get_file_info(inside).type == fs.FileType.Directory:
+            filesystem.delete_dir(inside)
 
 
 def _is_hidden(relative: str) -> bool:

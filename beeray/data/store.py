@@ -25,7 +25,7 @@ from scipy import sparse
 from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN, VALIDATION, evaluation_masks, training_mask
 from beeray.data.storage import exists, join, list_files, read_json, resolve
-from beeray.errors import StoreError
+from beeray.errors import BeerayError, StoreError
 
 SCHEMA_VERSION = 1
 META = "meta.json"
@@ -94,6 +94,8 @@ class Store:
             version = int(record["schema_version"])
             known = {one.name for one in dataclasses.fields(StoreMeta)}
             meta = StoreMeta(**{key: value for key, value in record.items() if key in known}) if version else None
+        except BeerayError:  # storage that does not answer says nothing about the store
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again"

@@ -6,10 +6,13 @@ Ray tasks, each of which yields one batch after the other, so nobody holds a tab
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
 from pyarrow import fs
+from pyarrow import parquet as pq
 
-from beeray.data.storage import list_files, resolve
-from beeray.errors import DataError
+from beeray.data.storage import FileStat, list_files, resolve
+from beeray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import ray.data
@@ -33,27 +37,62 @@ FORMATS = {
     ".arrow": "feather",
     ".ipc": "feather",
 }
-BATCH_ROWS = 262_144
+BATCH_ROWS = 16_384
+BATCH_BYTES = 16 << 20
+"""Rows of a parquet file that are read at once; its columns are read through buffers of `BUFFER_BYTES`."""
+BUFFER_BYTES = 4 << 20
 FRAGMENT_SHIFT = 40
+FRAGMENT_ROWS = 1 << 20
+"""Rows of a table in memory that make a fragment."""
+SAMPLE_BYTES = 1 << 20
+SAMPLE_TEXT_BYTES = 32 << 20
+OPEN_AT_ONCE = 16
 ROW = "row"
 IDS = ("user_id", "item_id")
 PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file of a table whose footer (of a CSV: beginning) has been read.
+
+    Attributes:
+        path: as errors name it, with the scheme of a URI.
+        fragment: its content.
+        physical_schema: all of its columns.
+    """
+
+    path: str
+    fragment: pads.Fragment
+    physical_schema: pa.Schema
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of standard columns somewhere, or in memory.
+    """A table of standard columns somewhere, or in memory; picklable.
+
+    Files are opened once and again only when the list of them, their sizes or times have changed.
 
     Attributes:
         source: path (file, folder, glob, any filesystem), or an Arrow table.
         columns: standard name → name in the files.
         label: how errors call it, e.g. `catalog`.
+        unchecked_text: read texts of CSVs that are no UTF-8, for whoever sorts them out row by row.
     """
 
     source: str | pa.Table
     columns: Mapping[str, str]
     label: str = "table"
+    unchecked_text: bool = False
+    _opened: dict[tuple[FileStat, ...], list[OpenFile]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
 
     def check(self) -> pa.Schema:
         """The schema of the standard columns, after checking that every file has them.
@@ -66,31 +105,41 @@ class Table:
             self._require(schema, "the table in memory")
             return self._standard(schema)
         schemas: list[pa.Schema] = []
-        for fragment in self._file_fragments():
-            this = _physical_schema(fragment)
-            self._require(this, fragment.path)
-            schemas.append(self._standard(this))
+        for file in self._file_fragments():
+            self._require(file.physical_schema, file.path)
+            schemas.append(self._standard(file.physical_schema))
             try:
                 schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{fragment.path}: {self.label}'s columns have other types than in the files before it "
+                    f"{file.path}: {self.label}'s columns have other types than in the files before it "
                     f"({_first_line(error)}); give all parts the same types"
                 ) from error
         return schemas[0]
 
     def fragments(self) -> list[Fragment]:
         """Pieces of the table that can be read independently, in the table's order."""
+        schema, columns = self.check(), dict(self.columns)
         if isinstance(self.source, pa.Table):
-            starts = range(0, max(1, self.source.num_rows), BATCH_ROWS * 4)
-            pieces: list[pa.Table | pads.Fragment] = [self.source.slice(start, BATCH_ROWS * 4) for start in starts]
-        else:
-            pieces = []
-            for fragment in self._file_fragments():
-                split = isinstance(fragment, pads.ParquetFileFragment)
-                pieces += fragment.split_by_row_group() if split else [fragment]
-        schema = self.check()
-        return [Fragment(number, piece, dict(self.columns), schema) for number, piece in enumerate(pieces)]
+            starts = range(0, max(1, self.source.num_rows), FRAGMENT_ROWS)
+            slices = [self.source.slice(start, FRAGMENT_ROWS) for start in starts]
+            return [Fragment(number, "the table in memory", one, columns, schema) for number, one in enumerate(slices)]
+        pieces: list[tuple[str, pads.Fragment]] = []
+        for file in self._file_fragments():
+            split = isinstance(file.fragment, pads.ParquetFileFragment)
+            pieces += [(file.path, one) for one in (file.fragment.split_by_row_group() if split else [file.fragment])]
+        return [Fragment(number, path, one, columns, schema) for number, (path, one) in enumerate(pieces)]
+
+    def estimated_rows(self) -> int:
+        """About how many rows there are: exact for parquet and feather, from the first megabyte for CSVs."""
+        if isinstance(self.source, pa.Table):
+            return int(self.source.num_rows)
+        files = self._file_fragments()
+        is_csv = [isinstance(file.fragment.format, pads.CsvFileFormat) for file in files]
+        csvs = [file.path for file, yes in zip(files, is_csv, strict=True) if yes]
+        # Not in threads: Arrow's counts wait for each other for ever once they are as many as its I/O threads.
+        counted = [int(file.fragment.count_rows()) for file, yes in zip(files, is_csv, strict=True) if not yes]
+        return sum(counted) + sum(_in_threads(_estimated_csv_rows, csvs))
 
     def dataset(self) -> ray.data.Dataset:
         """The table as a streaming Ray dataset of standard columns and `row`."""
@@ -117,6 +166,8 @@ class Table:
         return pa.schema([pa.field(name, schema.field(column).type) for name, column in self.columns.items()])
 
     def _require(self, schema: pa.Schema, where: str) -> None:
+        if ROW in self.columns:
+            raise ConfigError(f"{self.label}: a column called {ROW!r} cannot be used in a template; rename it")
         for name, column in self.columns.items():
             if column not in schema.names:
                 raise DataError(
@@ -124,15 +175,23 @@ class Table:
                     f"its columns are {', '.join(schema.names)}; map the column in the config"
                 )
 
-    def _file_fragments(self) -> list[pads.Fragment]:
+    def _file_fragments(self) -> list[OpenFile]:
         assert isinstance(self.source, str)
-        filesystem, _ = resolve(self.source)
-        fragments: list[pads.Fragment] = []
-        paths = [resolve(file.path)[1] for file in list_files(self.source)]
-        texts = _ids_with_leading_zeros(paths, filesystem, [self.columns[name] for name in IDS if name in self.columns])
-        for path in paths:
-            fragments += _open(path, filesystem, texts)
-        return fragments
+        files = tuple(list_files(self.source))
+        if files not in self._opened:
+            filesystem, _ = resolve(self.source)
+            ids = [self.columns[name] for name in IDS if name in self.columns]
+            zeros = _in_threads(
+                lambda file: _ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
+                files,
+            )
+            texts = sorted(set().union(*zeros))
+            opened = _in_threads(
+                lambda file: _open(file.path, filesystem, texts, unchecked_text=self.unchecked_text), files
+            )
+            self._opened.clear()
+            self._opened[files] = opened
+        return self._opened[files]
 
 
 @dataclass(frozen=True)
@@ -140,6 +199,7 @@ class Fragment:
     """A readable piece of a table; picklable."""
 
     number: int
+    path: str
     piece: pa.Table | pads.Fragment
     columns: dict[str, str]
     schema: pa.Schema
@@ -153,31 +213,45 @@ class Fragment:
         first = self.number << FRAGMENT_SHIFT
         for batch in self._batches():
             table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            table = table.select(list(self.columns.values())).rename_columns(list(self.columns))
+            table = pa.table({name: table[column] for name, column in self.columns.items()})
             rows = pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))
             first += table.num_rows
             try:
                 table = table.cast(self.schema)
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{self._where}: a value has another type than its column ({_first_line(error)})"
+                    f"{self.path}: a value has another type than its column ({_first_line(error)})"
                 ) from error
             yield table.append_column(ROW, rows)
-
-    @property
-    def _where(self) -> str:
-        return "the table in memory" if isinstance(self.piece, pa.Table) else str(self.piece.path)
 
     def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
         if isinstance(self.piece, pa.Table):
             yield from (self.piece.slice(at, BATCH_ROWS) for at in range(0, self.piece.num_rows, BATCH_ROWS))
             return
-        try:
-            yield from self.piece.to_batches(columns=list(self.columns.values()), batch_size=BATCH_ROWS)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self._where}: cannot be read ({_first_line(error)}); repair the file, or give the column one type"
-            ) from error
+        columns = list(dict.fromkeys(self.columns.values()))
+        with _unreadable(self.path, "repair the file, or give the column one type"):
+            if isinstance(self.piece, pads.ParquetFileFragment):
+                yield from _parquet_batches(self.piece, columns)
+            else:
+                yield from self.piece.to_batches(
+                    columns=columns, batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+                )
+
+
+def _parquet_batches(piece: pads.ParquetFileFragment, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of one row group, page by page: a scan of the dataset would hold all of it, read and decoded."""
+    with piece.open() as stream:
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES, arrow_extensions_enabled=False)
+        for number in [group.id for group in piece.row_groups]:
+            group = file.metadata.row_group(number)
+            chunks = [group.column(at) for at in range(group.num_columns)]
+            size = sum(
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
+            )
+            rows = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, size)))
+            yield from file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False)
 
 
 def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
@@ -192,15 +266,49 @@ def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
             )
 
 
-def _open(path: str, filesystem: fs.FileSystem, text_columns: Sequence[str]) -> list[pads.Fragment]:
-    file_format: pads.FileFormat | str = _format(path)
-    if file_format == "csv":
-        as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string()))
+def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
+    """What `work` returns for each input, in order; for waiting on many files, not for computing."""
+    if len(inputs) < 2:
+        return [work(one) for one in inputs]
+    with ThreadPoolExecutor(min(OPEN_AT_ONCE, len(inputs))) as pool:
+        return list(pool.map(work, inputs))
+
+
+def _open(
+    path: str, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
+) -> OpenFile:
+    kind = _format(path)
+    file_format: pads.FileFormat = pads.ParquetFileFormat() if kind == "parquet" else pads.IpcFileFormat()
+    if kind == "csv":
+        as_text = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(text_columns, pa.string()), check_utf8=not unchecked_text
+        )
         file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
-    try:
-        return list(pads.dataset(path, filesystem=filesystem, format=file_format).get_fragments())
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+    with _unreadable(path, "repair or remove it"):
+        fragment = file_format.make_fragment(resolve(path)[1], filesystem)
+        return OpenFile(path, fragment, fragment.physical_schema)
+
+
+def _estimated_csv_rows(path: str) -> int:
+    filesystem, inside = resolve(path)
+    with _unreadable(path, "repair or remove it"):
+        size = filesystem.get_file_info(inside).size
+        with filesystem.open_input_stream(inside, compression=None) as stream:
+            head = bytes(stream.read(SAMPLE_BYTES))
+        text, num_bytes = _unzipped(head) if inside.lower().endswith(".gz") else (head, len(head))
+    return max(1, int(text.count(b"\n") * size / max(1, num_bytes)))
+
+
+def _unzipped(head: bytes) -> tuple[bytes, int]:
+    """The text of a gzip file's beginning, and how many bytes of the file it takes."""
+    text, left = b"", head
+    while left.startswith(b"\x1f\x8b") and len(text) < SAMPLE_TEXT_BYTES:
+        member = zlib.decompressobj(wbits=31)
+        text += member.decompress(left, SAMPLE_TEXT_BYTES - len(text))
+        left = member.unused_data if member.eof else member.unconsumed_tail
+        if not member.eof:
+            break
+    return text, len(head) - len(left)
 
 
 def _format(path: str) -> str:
@@ -210,41 +318,36 @@ def _format(path: str) -> str:
     return FORMATS[suffix]
 
 
-def _ids_with_leading_zeros(paths: Sequence[str], filesystem: fs.FileSystem, id_columns: Sequence[str]) -> list[str]:
+def _ids_with_leading_zeros(
+    path: str, filesystem: fs.FileSystem, id_columns: Sequence[str], *, unchecked_text: bool
+) -> set[str]:
     """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
 
-    Looks at the first block of each file.
+    Looks at the first block of a CSV.
     """
+    if _format(path) != "csv":
+        return set()
     as_text = pyarrow.csv.ConvertOptions(
-        include_columns=list(id_columns),
+        include_columns=list(dict.fromkeys(id_columns)),
         include_missing_columns=True,
         column_types=dict.fromkeys(id_columns, pa.string()),
+        check_utf8=not unchecked_text,
     )
-    found: set[str] = set()
-    for path in paths:
-        if _format(path) != "csv":
-            continue
-        try:
-            with filesystem.open_input_stream(path) as stream:
-                reader = pyarrow.csv.open_csv(
-                    stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text
-                )
-                head = next(iter(reader), None)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({_first_line(error)}); repair or remove it") from error
-        if head is None:
-            continue
-        for name in id_columns:
-            if pc.any(pc.match_substring_regex(head[name], r"^0[0-9]")).as_py():
-                found.add(name)
-    return sorted(found)
+    with _unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
+        reader = pyarrow.csv.open_csv(stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text)
+        head = next(iter(reader), None)
+    if head is None:
+        return set()
+    ids = {name: pc.cast(head[name], pa.binary()) for name in id_columns}
+    return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
 
 
-def _physical_schema(fragment: pads.Fragment) -> pa.Schema:
+@contextlib.contextmanager
+def _unreadable(path: str, remedy: str) -> Iterator[None]:
     try:
-        return fragment.physical_schema
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{fragment.path}: cannot be read ({_first_line(error)}); repair or remove it") from error
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beeray.data.interactions import Rules, bucket_interactions, group_users, hash_ids
+from beeray.data.id_ranges import hash_ids
+from beeray.data.interactions import Rules, bucket_interactions, group_users
 from beeray.errors import DataError
 
 RULES = Rules(min_value=4.0, min_user_interactions=2, num_buckets=3)

@@ -13,7 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from beeray.data.storage import Staging, exists, join, list_files, make_dir, read_json, remove_tree, write_json
+from beeray.data.staging import Staging
+from beeray.data.storage import exists, join, list_files, make_dir, read_json, remove_tree, write_json
 from beeray.errors import DataError
 
 

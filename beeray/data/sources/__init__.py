@@ -6,9 +6,9 @@ Every source opens as the same thing: a catalog table, an interactions table and
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from beeray.config import DataConfig
+from beeray.config import CatalogTable, DataConfig
 from beeray.data.tables import Table
 from beeray.errors import ConfigError
 
@@ -52,6 +52,31 @@ def open_source(config: DataConfig) -> RawTables:
     from beeray.data.sources.own import own_tables
 
     return own_tables(config)
+
+
+def open_catalog(config: DataConfig, own: CatalogTable | None) -> tuple[Table, str]:
+    """A catalog alone, without interactions: the table and the text template.
+
+    Texts of its CSVs may be no UTF-8: whoever reads it sets such rows aside (`data/quarantine.py`).
+
+    Args:
+        own: a catalog beside that of the source; None for the source's.
+
+    Raises:
+        DataError: files or columns are missing.
+        ConfigError: a malformed template.
+    """
+    from beeray.data.sources.own import own_catalog
+
+    if own is not None:
+        catalog, template = own_catalog(own, "embed.catalog"), own.template
+    elif config.source == "tables":
+        assert config.catalog is not None
+        catalog, template = own_catalog(config.catalog, "data.catalog"), config.catalog.template
+    else:
+        raw = open_source(config)
+        catalog, template = raw.catalog, raw.template
+    return replace(catalog, unchecked_text=True), template
 
 
 def template_columns(template: str) -> list[str]:

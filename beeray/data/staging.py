@@ -1,0 +1,102 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+from beeray.data.storage import delete_file, is_local, join, list_files, make_dir, remove_tree, resolve, storage_errors
+
+COPIES_AT_ONCE = 8
+
+
+class Staging:
+    """A folder written beside its final name and put there when whole; removed on error.
+
+    On a local disk it is renamed. Object stores have no rename: there its files are copied, `marker`,
+    without which readers take the folder for missing, last.
+
+    Args:
+        final: the folder's final path.
+        marker: file that makes the folder whole.
+
+    Raises:
+        DataError: the filesystem refuses something.
+    """
+
+    def __init__(self, final: str, marker: str = "meta.json") -> None:
+        self.final = final
+        self.marker = marker
+        self.local = is_local(final)
+        self._owner = f"{socket.gethostname()}-{os.getpid()}"
+        self.path = f"{final.rstrip('/')}.partial-{self._owner}-{uuid4().hex[:8]}"
+        if self.local:
+            self._final = Path(resolve(final)[1])
+            self.path = str(self._final.with_name(self.path.rstrip("/").rpartition("/")[2]))
+
+    def __enter__(self) -> Staging:
+        if self.local:
+            with storage_errors(self.final):
+                self._sweep()
+        make_dir(self.path)
+        return self
+
+    def publish(self) -> None:
+        """Give the folder its final name in place of an older one of that name."""
+        if not self.local:
+            self._copy()
+            return
+        replaced = self._final.with_name(f"{self._final.name}.replaced-{self._owner}-{uuid4().hex[:8]}")
+        with storage_errors(self.final):
+            with contextlib.suppress(FileNotFoundError):
+                self._final.rename(replaced)
+            Path(self.path).rename(self._final)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _copy(self) -> None:
+        filesystem, source = resolve(self.path)
+        _, target = resolve(self.final)
+        delete_file(join(self.final, self.marker))
+        remove_tree(self.final)
+        files = list_files(self.path, may_be_empty=True, hidden=True)
+        names = {resolve(file.path)[1][len(source) + 1 :] for file in files}
+
+        def copy(name: str) -> None:
+            filesystem.create_dir(f"{target}/{name}".rpartition("/")[0], recursive=True)
+            filesystem.copy_file(f"{source}/{name}", f"{target}/{name}")
+
+        with storage_errors(self.final):
+            with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+                list(pool.map(copy, sorted(names - {self.marker})))
+            if self.marker in names:
+                copy(self.marker)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.local:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        try:
+            remove_tree(self.path)
+        except Exception:
+            if error is None:
+                raise  # otherwise what stopped the writer is what counts
+
+    def _sweep(self) -> None:
+        """Remove what processes of this host that are gone left behind."""
+        host = socket.gethostname()
+        for kind in ("partial", "replaced"):
+            for left in self._final.parent.glob(f"{self._final.name}.{kind}-{host}-*"):
+                pid = left.name.removeprefix(f"{self._final.name}.{kind}-{host}-").partition("-")[0]
+                if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                    if kind == "replaced" and not self._final.exists():
+                        left.rename(self._final)  # it died between its two renames: the old one is still whole
+                    else:
+                        shutil.rmtree(left, ignore_errors=True)

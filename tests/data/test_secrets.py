@@ -1,0 +1,118 @@
+"""Passwords in URIs: refused by the config and by paths in a line that does not show them; others are let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beeray.config import TrackingConfig, load_config, validate_config
+from beeray.config.credentials import holds_password, redact_text, redact_uri
+from beeray.data.storage import list_files, read_bytes, resolve
+from beeray.errors import ConfigError, DataError
+
+HELD = [
+    ("postgresql://me:hunter2@host/db", "postgresql://***@host/db"),
+    ("postgresql+psycopg2://me:hunter2@host:5432/db", "postgresql+psycopg2://***@host:5432/db"),
+    ("postgresql://:hunter2@host/db", "postgresql://***@host/db"),
+    ("postgresql://me:hunter2@hunter2@host/db", "postgresql://***@host/db"),
+    ("postgresql://me:a/hunter2@host/db", "postgresql://***@host/db"),
+    ("postgresql://me:12/hunter2@host/db", "postgresql://***@host/db"),
+    ("mysql://me:a#b?hunter2@host/db", "mysql://***@host/db"),
+    ("POSTGRESQL://me:hunter2@host/db", "POSTGRESQL://***@host/db"),
+    ("postgresql://host/db?user=me&password=hunter2", "postgresql://host/db?***"),
+    ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhunter2", "mssql+pyodbc:///?***"),
+    ("https://me:hunter2@host/x", "https://***@host/x"),
+    ("https://hunter2@host/x", "https://***@host/x"),
+    ("sftp://me:hunter2@host/x", "sftp://***@host/x"),
+    ("ftp://me:hunter2@host:21/x", "ftp://***@host:21/x"),
+    ("abfs://:hunter2@account/x", "abfs://***@account/x"),
+    ("simplecache::sftp://me:hunter2@host/x", "simplecache::sftp://***@host/x"),
+]
+FREE = [
+    "sqlite:////home/me@work/a:b/mlflow.db",
+    "http://host:5000",
+    "http://[::1]:5000/a@b",
+    "postgresql://host:5432/db",
+    "postgresql://me@host/db",
+    "databricks://scope:prefix",
+    "hdfs://me@namenode:8020/data/a@b:c",
+    "hdfs://namenode:8020/data/a@b",
+    "abfss://container@account.dfs.core.windows.net/x",
+    "gs://anonymous@bucket/x",
+    "/data/a:b@c",
+    "query: what is a:b@c?",
+]
+
+
+@pytest.mark.parametrize(("uri", "shown"), HELD)
+def test_a_password_is_found_and_hidden(uri: str, shown: str) -> None:
+    assert holds_password(uri)
+    assert redact_uri(uri) == shown
+
+
+@pytest.mark.parametrize("uri", FREE)
+def test_what_holds_no_password_is_let_through(uri: str) -> None:
+    assert not holds_password(uri)
+    assert redact_uri(uri).rpartition("@")[2] == uri.rpartition("@")[2]
+    validate_config({"name": "x", "data": {"source": "shop"}, "tracking": {"uri": uri}, "embed": {"path": uri}})
+
+
+def test_a_user_alone_is_not_shown_either() -> None:
+    assert redact_uri("postgresql://me@host/db") == "postgresql://***@host/db"
+
+
+def test_what_a_library_says_is_shown_without_the_secret_however_it_spells_it() -> None:
+    uri = "postgresql://me:hunter%40two@host/db"
+    said = f"cannot parse {uri}: me:hunter@two, password hunter@two; see https://other:token@host"
+    shown = redact_text(said, uri)
+    assert "hunter" not in shown and "token" not in shown
+    assert shown == "cannot parse postgresql://***@host/db: ***, password ***; see https://***@host"
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"tracking": {"uri": "postgresql://me:hunter2@host/db"}}, "tracking.uri"),
+        ({"tracking": {"uri": ["postgresql://me:hunter2@host/db"]}}, "tracking.uri"),
+        ({"tracking": "postgresql://me:hunter2@host/db"}, "tracking"),
+        ({"tracking": {"url": "postgresql://me:hunter2@host/db"}}, "tracking.url"),
+        ({"embed": {"path": "sftp://me:hunter2@host/x"}}, "embed.path"),
+        ({"data": {"source": "shop", "store": "ftp://me:hunter2@host/x"}}, "data.store"),
+        ({"runs_dir": "sftp://me:hunter2@host/x"}, "runs_dir"),
+        ({"cluster": {"num_workers": "ray://me:hunter2@host"}}, "cluster.num_workers"),
+    ],
+)
+def test_a_config_refuses_a_password_in_a_line_that_names_the_key_and_no_value(
+    section: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config({"name": "x", "data": {"source": "shop"}} | section)
+    message = str(caught.value)
+    assert message.startswith(f"config: {key} holds a user and a password or token, which a config must not; ")
+    assert "hunter2" not in message and "\n" not in message
+    assert ("set MLFLOW_TRACKING_URI in the environment in its place" in message) == (key == "tracking.uri")
+
+
+def test_so_does_an_override_and_the_section_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {source: shop}\n")
+    with pytest.raises(ConfigError, match=r"tracking\.uri holds a user") as caught:
+        load_config(str(tmp_path / "c.yaml"), ["tracking.uri=postgresql://me:hunter2@host/db"])
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
+        TrackingConfig(uri="postgresql://me:hunter2@host/db")
+
+
+@pytest.mark.parametrize("read", [resolve, read_bytes, list_files])
+@pytest.mark.parametrize("scheme", ["sftp", "ftp", "https", "http", "hdfs", "gs", "abfs", "nonsense"])
+def test_a_path_with_a_password_is_refused_in_a_line_that_does_not_show_it(read: Any, scheme: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(f"{scheme}://me:hunter2@host/folder/x.parquet")
+    message = str(caught.value)
+    assert message.startswith(f"{scheme}://***@host/folder/x.parquet: credentials do not stand in a path; ")
+    assert "hunter2" not in message and "\n" not in message
+
+
+def test_a_path_without_one_is_resolved_as_before() -> None:
+    assert resolve("memory://a@b/c:d@e")[1].endswith("c:d@e")
