@@ -34,6 +34,33 @@ class Tokens(Protocol):
         ...
 
 
+class FlatTokens:
+    """Token ids of some texts in memory, cut already; a `Tokens`.
+
+    Args:
+        ids: of all texts one after the other, special tokens included.
+        lengths: tokens of each text, int32 (texts,).
+    """
+
+    def __init__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pad_token_id: int) -> None:
+        self._ids, self._lengths = ids, lengths
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.pad_token_id = pad_token_id
+
+    def lengths(self, max_seq_length: int) -> NDArray[np.int32]:
+        """Tokens of every text; they are cut already."""
+        return self._lengths
+
+    def gather(
+        self, item_indices: NDArray[np.int32], max_seq_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Ids of some texts one after the other, and the tokens of each."""
+        lengths = self._lengths[item_indices]
+        before = np.cumsum(lengths) - lengths
+        places = np.repeat(self._starts[item_indices] - before, lengths) + np.arange(int(lengths.sum()))
+        return self._ids[places].astype(np.int64), lengths
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Padded ids of some items, ready for the encoder.

@@ -10,11 +10,13 @@ limit. Padding and truncation that a tokenizer.json may carry are switched off.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from tokenizers import Tokenizer
 
-from beeray.data.storage import Staging, exists, is_local, join, read_json, resolve, write_json
+from beeray.data.staging import Staging
+from beeray.data.storage import exists, is_local, join, read_json, resolve, storage_errors, write_json
 from beeray.data.store import Store
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.errors import EncoderError
@@ -121,15 +124,8 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     Raises:
         EncoderError: the tokenizer is not a fast one.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise EncoderError(
-            "encoder.name: its tokenizer has no fast (tokenizers) form, which token stores are made with"
-        )
-    bare = Tokenizer.from_str(backend.to_str())
-    bare.no_padding()
-    bare.no_truncation()
-    as_json = bare.to_str()
+    as_json = bare_tokenizer(tokenizer)
+    bare = Tokenizer.from_str(as_json)
     digest = hashlib.sha256(json.dumps([as_json, prefix, limit, store.meta.fingerprint]).encode()).hexdigest()[:16]
     path = join(store.path, "tokens", digest)
     if exists(join(path, META)):
@@ -150,6 +146,24 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
         write_json(join(staging.path, META), meta)
         staging.publish()
     return path
+
+
+def bare_tokenizer(tokenizer: Any, label: str = "encoder.name") -> str:
+    """A fast Hugging Face tokenizer as JSON, its own padding and truncation switched off.
+
+    Args:
+        label: how an error calls the encoder.
+
+    Raises:
+        EncoderError: the tokenizer is not a fast one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise EncoderError(f"{label}: its tokenizer has no fast (tokenizers) form, which texts are tokenised with")
+    bare = Tokenizer.from_str(backend.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    return str(bare.to_str())
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -220,14 +234,30 @@ def _tokenise_part(
 def _bring_over(path: str, cache: Path) -> str:
     name = path.rstrip("/").rpartition("/")[2]
     final = cache / name
-    if (final / META).is_file():
-        return str(final)
-    partial = cache / f"{name}.partial-{os.getpid()}-{uuid4().hex[:8]}"
-    partial.mkdir(parents=True)
-    filesystem, inside = resolve(path)
-    fs.copy_files(inside, str(partial), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-    try:
-        partial.rename(final)
-    except OSError:  # another worker of this node was first; its copy is as good
-        shutil.rmtree(partial)
+    with storage_errors(str(cache)):
+        cache.mkdir(parents=True, exist_ok=True)
+    with _held(cache):  # workers of a node that come meanwhile find the first one's copy
+        if (final / META).is_file():
+            return str(final)
+        partial = cache / f"{name}.partial-{os.getpid()}-{uuid4().hex[:8]}"
+        filesystem, inside = resolve(path)
+        local = fs.LocalFileSystem()
+        try:
+            partial.mkdir()
+            with storage_errors(path):
+                fs.copy_files(inside, str(partial), source_filesystem=filesystem, destination_filesystem=local)
+                partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return str(final)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes of this node that ask for the same folder waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,240 @@
+"""Dealing a catalog to ranges of id hashes, through files, so that each range can be joined and embedded alone.
+
+In two steps, so that no more files are opened than need be, however large the catalog is:
+
+    work/scattered/<first row>.arrow     a batch of the catalog, one record batch a *group* of ranges
+    work/dealt/group-*.arrow             one group, one record batch a range: item_id, text, content_hash, row
+    work/errors/<first row>.parquet      refused rows
+
+Nobody holds more than a batch of the catalog or one group of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from beeray.data.id_ranges import hash_ids, ranges_of
+from beeray.data.parts import write_part
+from beeray.data.quarantine import sort_out
+from beeray.data.storage import (
+    exists,
+    file_size,
+    join,
+    list_files,
+    make_dir,
+    remove_tree,
+    resolve,
+    storage_errors,
+    write_bytes,
+)
+from beeray.data.streaming import drain, set_up_ray_data
+from beeray.data.tables import ROW, Table
+from beeray.errors import DataError
+
+Report = Callable[[str, int, int | None], None]
+SCATTERED, DEALT, ERRORS = "scattered", "dealt", "errors"
+BATCH_ROWS = 65_536
+GROUP_ROWS = 262_144
+IPC = pa.ipc.IpcWriteOptions(compression="lz4")
+TASK_CPUS = 0.5
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How a catalog is dealt.
+
+    Attributes:
+        template: text of an item.
+        max_text_chars: longer texts are refused.
+        num_ranges: ranges of id hashes.
+        num_groups: groups of neighbouring ranges.
+        folder: takes `scattered/`, `dealt/` and `errors/`.
+    """
+
+    template: str
+    max_text_chars: int
+    num_ranges: int
+    num_groups: int
+    folder: str
+
+    def group_of(self, number: int) -> int:
+        """The group of a range."""
+        return number * self.num_groups // self.num_ranges
+
+    def ranges_in(self, group: int) -> range:
+        """The ranges of a group."""
+        first = -(-group * self.num_ranges // self.num_groups)
+        return range(first, -(-(group + 1) * self.num_ranges // self.num_groups))
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What became of a catalog's rows.
+
+    Attributes:
+        rows: read.
+        errors: refused, by reason.
+        range_rows: good rows of each range, repeated ids included.
+        item_id_type: Arrow type of the ids.
+        group_bytes: size of each group's file.
+    """
+
+    rows: int
+    errors: dict[str, int]
+    range_rows: list[int]
+    item_id_type: str
+    group_bytes: list[int]
+
+
+def deal_catalog(catalog: Table, dealing: Dealing, report: Report) -> Dealt:
+    """Deal a whole catalog. Ray must be running.
+
+    Args:
+        report: told the stage, rows read and rows expected.
+
+    Raises:
+        DataError: a file or column is missing, or a file cannot be read.
+    """
+    set_up_ray_data()
+    for name in (SCATTERED, DEALT, ERRORS):
+        remove_tree(join(dealing.folder, name))
+        make_dir(join(dealing.folder, name))
+    expected = catalog.estimated_rows()
+    report("deal catalog", 0, expected)
+    batches = catalog.dataset().repartition(target_num_rows_per_block=BATCH_ROWS)  # row groups may be small
+    tasks = batches.map_batches(
+        deal_batch, batch_size=None, batch_format="pyarrow", fn_kwargs={"dealing": dealing}, num_cpus=TASK_CPUS
+    )
+    rows, errors = 0, Counter[str]()
+    range_rows = np.zeros(dealing.num_ranges, dtype=np.int64)
+    id_type = "string"
+    for table in drain(tasks):
+        for one in table.to_pylist():
+            rows += one["rows"]
+            errors.update(dict(zip(one["reasons"], one["counts"], strict=True)))
+            range_rows += np.asarray(one["range_rows"], dtype=np.int64)
+            id_type = one["item_id_type"]
+        report("deal catalog", rows, max(expected, rows))
+    group_bytes = _gather_groups(dealing, report)
+    return Dealt(rows, dict(errors), range_rows.tolist(), id_type, group_bytes)
+
+
+def dealt_is_whole(dealing: Dealing, group_bytes: Sequence[int]) -> bool:
+    """Whether the files of an earlier dealing are all there, as long as they were."""
+    paths = [group_path(dealing.folder, group) for group in range(dealing.num_groups)]
+    return all(exists(path) and file_size(path) == size for path, size in zip(paths, group_bytes, strict=True))
+
+
+def group_path(folder: str, group: int) -> str:
+    """The file of a group of ranges."""
+    return join(folder, DEALT, f"group-{group:05d}.arrow")
+
+
+def _gather_groups(dealing: Dealing, report: Report) -> list[int]:
+    """Second step: one file a group; returns their sizes."""
+    report("sort catalog", 0, dealing.num_groups)
+    names = [file.path for file in list_files(join(dealing.folder, SCATTERED), may_be_empty=True)]
+    numbers = range(dealing.num_groups)
+    groups = ray.data.from_items([{"group": number} for number in numbers], override_num_blocks=len(numbers))
+    task = {"dealing": dealing, "names": names}
+    gathered = groups.map_batches(gather_group, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=TASK_CPUS)
+    sizes = [0] * dealing.num_groups
+    for done, table in enumerate(drain(gathered), start=1):
+        sizes[table["group"][0].as_py()] = table["bytes"][0].as_py()
+        report("sort catalog", done, dealing.num_groups)
+    remove_tree(join(dealing.folder, SCATTERED))
+    return sizes
+
+
+def deal_batch(table: pa.Table, dealing: Dealing) -> pa.Table:
+    """Deal one batch of the raw catalog to its files; returns one row of counts."""
+    rows = table.num_rows
+    range_rows = np.zeros(dealing.num_ranges, dtype=np.int64)
+    reasons: Counter[str] = Counter()
+    id_type = sort_out(table.slice(0, 0), dealing.template, dealing.max_text_chars)[0].schema.field("item_id").type
+    for start in range(0, rows, BATCH_ROWS):
+        piece = table.slice(start, BATCH_ROWS)
+        good, bad = sort_out(piece, dealing.template, dealing.max_text_chars)
+        name = f"{piece[ROW][0].as_py():016x}"  # by row: a task run twice writes the same file twice
+        if good.num_rows:
+            numbers = ranges_of(hash_ids(good["item_id"].combine_chunks()), dealing.num_ranges)
+            range_rows += np.bincount(numbers, minlength=dealing.num_ranges)
+            groups = numbers.astype(np.int64) * dealing.num_groups // dealing.num_ranges
+            data = _batches_by(good, groups, dealing.num_groups)
+            write_bytes(join(dealing.folder, SCATTERED, f"{name}.arrow"), data)
+        if bad.num_rows:
+            reasons.update(bad["reason"].to_pylist())
+            write_part(bad, join(dealing.folder, ERRORS, f"{name}.parquet"))
+    return pa.table(
+        {
+            "rows": [rows],
+            "reasons": pa.array([list(reasons)], pa.list_(pa.string())),
+            "counts": pa.array([list(reasons.values())], pa.list_(pa.int64())),
+            "range_rows": pa.array([range_rows], pa.list_(pa.int64())),
+            "item_id_type": [str(id_type)],
+        }
+    )
+
+
+def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Write the file of each group; returns its size.
+
+    Raises:
+        DataError: the batches have different id types.
+    """
+    for group in batch["group"]:
+        ranges = dealing.ranges_in(int(group))
+        tables = [table for name in names if (table := _read_batch(name, int(group))).num_rows]
+        size = 0
+        try:
+            rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks() if tables else None
+        except pa.ArrowException as error:
+            raise DataError(
+                f"catalog item_id: its parts have different types ({error}); give all parts one type"
+            ) from error
+        if rows is not None:
+            numbers = ranges_of(hash_ids(rows["item_id"].combine_chunks()), dealing.num_ranges)
+            data = _batches_by(rows, numbers.astype(np.int64) - ranges.start, len(ranges))
+            write_bytes(group_path(dealing.folder, int(group)), data)
+            size = len(data)
+        else:
+            write_bytes(group_path(dealing.folder, int(group)), b"")
+        yield pa.table({"group": pa.array([group], pa.int64()), "bytes": pa.array([size], pa.int64())})
+
+
+def read_range(dealing: Dealing, number: int) -> pa.Table | None:
+    """All rows of one range: item_id, text, content_hash, row; None where its group has none."""
+    group = dealing.group_of(number)
+    path = group_path(dealing.folder, group)
+    if not file_size(path):
+        return None
+    return _read_batch(path, number - dealing.ranges_in(group).start)
+
+
+def _read_batch(path: str, number: int) -> pa.Table:
+    filesystem, inside = resolve(path)
+    with storage_errors(path), filesystem.open_input_file(inside) as stream:
+        return pa.Table.from_batches([pa.ipc.open_file(stream).get_batch(number)])
+
+
+def _batches_by(rows: pa.Table, numbers: NDArray[np.int64], count: int) -> pa.Buffer:
+    """Rows as an Arrow IPC file of `count` record batches, by their numbers."""
+    order = np.argsort(numbers, kind="stable")
+    counts = np.bincount(numbers, minlength=count)
+    ends = np.cumsum(counts)
+    sorted_rows = rows.take(pa.array(order)).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, sorted_rows.schema, options=IPC) as writer:
+        for size, end in zip(counts, ends, strict=True):
+            part = sorted_rows.slice(end - size, size).combine_chunks()  # more than one chunk beyond 2 GiB of text
+            writer.write_batch(part.to_batches()[0] if size else pa.RecordBatch.from_pylist([], sorted_rows.schema))
+    return sink.getvalue()

@@ -1,0 +1,226 @@
+"""Publishing embeddings: a job's own folder while it works, then one pointer that is replaced in one go.
+
+Below the path of the publication:
+
+    work/<digest>/job.json      what the job is; the folder goes when something is published
+    work/<digest>/…             dealt texts, errors, reports, Ray Data's checkpoint
+    versions/<version>/         parquet files are written here from the start; without `_manifest.json`
+                                the folder is no publication
+    latest                      replaced last (local: a rename; object store: one PUT)
+
+A job is identified by what it computes from what, so the same command after a kill finds its folder and goes
+on. What a job that will never be finished has encoded (its catalog has changed since) is reused by the next
+one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beeray.data.dealing import DEALT, ERRORS, SCATTERED
+from beeray.data.embedding_format import EmbeddingFormat
+from beeray.data.embeddings import INDEXES, LATEST, THREADS, VERSIONS, Embeddings, read_latest
+from beeray.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, PublishedFile, part_name
+from beeray.data.reuse import EarlierRows
+from beeray.data.storage import (
+    delete_file,
+    exists,
+    join,
+    list_dir,
+    list_files,
+    make_dir,
+    read_bytes,
+    remove_tree,
+    write_bytes,
+    write_json,
+)
+from beeray.errors import RunError
+
+WORK, JOB, REPORTS, CHECKPOINT, PLAN = "work", "job.json", "reports", "checkpoint", "plan"
+KEPT_UNFINISHED = 2
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What `job.json` says.
+
+    Attributes:
+        digest: of everything that decides what the job publishes.
+        version: name of the publication to be.
+        num_ranges: ranges of id hashes, and so files.
+        num_groups: groups that the catalog is dealt to first.
+        encoding_digest: what vectors of this job can be reused for.
+        format: of the vectors; an int8 scale may be missing at first.
+        dealt: what the finished dealing counted (`Dealt`); None until then.
+    """
+
+    digest: str
+    version: str
+    num_ranges: int
+    num_groups: int
+    encoding_digest: str
+    format: EmbeddingFormat
+    dealt: dict[str, Any] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+class JobFolder:
+    """The folders of one job.
+
+    Args:
+        path: of the publication.
+        digest: of the job.
+    """
+
+    def __init__(self, path: str, digest: str) -> None:
+        self.path, self.digest = path, digest
+        self.work = join(path, WORK, digest)
+
+    def state(self) -> JobState | None:
+        """The state of a job that was begun before; None for a new one, or one that this beeray cannot read."""
+        return _read_state(self.work)
+
+    def save(self, state: JobState) -> None:
+        """Keep the state, whole or not at all."""
+        write_json(join(self.work, JOB), dataclasses.asdict(state))
+
+    def target(self, version: str) -> str:
+        """Folder of the parquet files."""
+        return join(self.path, VERSIONS, version)
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Reports of the finished units, one each, in the order of their ranges.
+
+        A report that a loss of power left damaged is removed, and Ray Data's checkpoint with it, which would pass
+        over its unit: what is not reported is done again, to the same file.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        files = sorted(list_files(join(self.work, REPORTS), may_be_empty=True), key=lambda one: one.modified_ns)
+        with ThreadPoolExecutor(THREADS) as pool:
+            for file, rows in zip(files, pool.map(_read_report, (file.path for file in files)), strict=True):
+                if rows is None:
+                    delete_file(file.path)
+                    remove_tree(join(self.work, CHECKPOINT))
+                else:
+                    found.update({one["range"]: one for one in rows})  # of one that was done twice the last counts
+        return [found[number] for number in sorted(found)]
+
+    def unfinished(self) -> list[JobState]:
+        """States of other jobs that stopped on the way."""
+        states = [_read_state(join(self.path, WORK, name)) for name in list_dir(join(self.path, WORK))]
+        return [state for state in states if state is not None and state.digest != self.digest]
+
+    def earlier_rows(self, state: JobState) -> EarlierRows:
+        """What a job that stopped has left, as it is now."""
+        target = self.target(state.version)
+        there = {file.path.rpartition("/")[2] for file in list_files(target, may_be_empty=True)}
+        names = (part_name(number) for number in range(state.num_ranges))
+        return EarlierRows(tuple(join(target, name) if name in there else None for name in names), published=False)
+
+    def trim(self, unfinished: list[JobState]) -> list[JobState]:
+        """Of jobs that stopped keep only vectors, and only of the last few; returns those."""
+        stopped = [state for state in unfinished if not exists(join(self.target(state.version), MANIFEST))]
+        kept = sorted(stopped, key=lambda state: state.version)[-KEPT_UNFINISHED:]
+        for state in unfinished:
+            work = join(self.path, WORK, state.digest)
+            if state not in kept:
+                remove_tree(work)
+                if state in stopped:  # one that did publish was only killed before it cleaned up
+                    remove_tree(self.target(state.version))
+                continue
+            for name in (DEALT, SCATTERED, REPORTS, CHECKPOINT, PLAN):
+                remove_tree(join(work, name))
+        return kept
+
+
+def _read_report(path: str) -> list[dict[str, Any]] | None:
+    data = read_bytes(path)
+    try:
+        return list(pq.read_table(pa.BufferReader(data)).to_pylist())
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _read_state(work: str) -> JobState | None:
+    marker = join(work, JOB)
+    if not exists(marker):
+        return None
+    data = read_bytes(marker)
+    try:
+        record = json.loads(data)
+        if record.get("schema_version") != SCHEMA_VERSION:
+            return None
+        record["format"] = EmbeddingFormat(**record["format"])
+        return JobState(**record)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def publish_errors(work: str, target: str) -> list[PublishedFile]:
+    """Copy a job's refused rows beside what it publishes."""
+    files = list_files(join(work, ERRORS), may_be_empty=True)
+    if files:
+        make_dir(join(target, ERRORS))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda file: _copy_errors(file.path, target), files))
+
+
+def _copy_errors(path: str, target: str) -> PublishedFile:
+    data = read_bytes(path)
+    name = join(ERRORS, path.rpartition("/")[2])
+    write_bytes(join(target, name), data)
+    rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return PublishedFile(name, rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def publish(path: str, manifest: Manifest) -> None:
+    """Make a whole version the current one: its manifest, then the pointer.
+
+    Raises:
+        EmbeddingsError: a file of the version is not there.
+        RunError: another job published since this one was planned.
+    """
+    Embeddings(path, manifest).verify("sizes")
+    pointed = read_latest(path)
+    if (pointed["version"] if pointed else None) != manifest.previous:
+        raise RunError(
+            f"{path}: {pointed['version'] if pointed else 'nothing'} is published now, this job was to follow "
+            f"{manifest.previous}; another job published meanwhile; run the same command again"
+        )
+    data = manifest.to_json()
+    write_bytes(join(path, VERSIONS, manifest.version, MANIFEST), data)
+    pointer = {"version": manifest.version, "manifest_sha256": hashlib.sha256(data).hexdigest()}
+    write_bytes(join(path, LATEST), json.dumps(pointer).encode())
+
+
+def clean_up(path: str, keep_versions: int, jobs: Sequence[JobState]) -> None:
+    """Remove what jobs left, and all but the newest versions with their indexes.
+
+    Args:
+        jobs: the one that published, and those that had stopped when it began; others may be at work.
+    """
+    for job in jobs:
+        remove_tree(join(path, WORK, job.digest))
+        if not exists(join(path, VERSIONS, job.version, MANIFEST)):
+            remove_tree(join(path, VERSIONS, job.version))
+    if not list_dir(join(path, WORK)):
+        remove_tree(join(path, WORK))
+    pointed = read_latest(path)
+    names = sorted(list_dir(join(path, VERSIONS)))
+    whole = [name for name in names if exists(join(path, VERSIONS, name, MANIFEST))]
+    kept = set(whole[-keep_versions:]) | ({pointed["version"]} if pointed else set())
+    gone = set(whole) - kept
+    for name in list_dir(join(path, INDEXES)):
+        if name.rpartition("-")[0] in gone:  # `<version>-<kind>`; other folders are somebody's own
+            remove_tree(join(path, INDEXES, name))
+    for name in gone:
+        remove_tree(join(path, VERSIONS, name))
