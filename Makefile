@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m beeray.demo --fresh
@@ -13,7 +13,12 @@ test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest --durations=10 -m "not long"
+
+# what `make test` leaves out, too: whole jobs on S3, kills of every kind
+test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python tests/verbs/embed_chaos.py --rounds 12 --seed 1
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check --fix .
@@ -36,4 +41,4 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf runs stores build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs stores embeddings build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -125,6 +125,14 @@ class StageReporter:
             self._bar.close()
         self._stage, self._bar = "", None
 
+    def __enter__(self) -> StageReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
 
 @contextmanager
 def quiet(log_path: Path) -> Iterator[Console]:

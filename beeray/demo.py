@@ -22,6 +22,7 @@ from beeray.console import Console, run_verb, verb_parser
 from beeray.core.encoder import load_encoder
 from beeray.data.parts import read_part
 from beeray.data.splits import TEST
+from beeray.data.storage import storage_options
 from beeray.data.store import Store, list_column
 
 NUM_SHOWN = 3
@@ -34,8 +35,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     """Train the demo's config, then show it."""
     started = time.monotonic()
     record = train.execute(config, arguments, console)
-    store = Store.open(config.store_path)
-    shop = _Shop(store)
+    with storage_options(config.storage):
+        store = Store.open(config.store_path)
+        shop = _Shop(store)
     shown = shop.best_sellers(NUM_SHOWN)
     console.line("embed the catalog with both encoders …")
     texts = shop.texts

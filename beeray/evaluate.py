@@ -17,6 +17,7 @@ from beeray.core.encoder import encoder_source
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.sources import open_source
+from beeray.data.storage import storage_options
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
@@ -35,10 +36,11 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     started = time.monotonic()
     if not config.evaluate.splits:
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
-    label, model = chosen_model(config, arguments.model)
+    with storage_options(config.storage):
+        label, model = chosen_model(config, arguments.model)
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
     tokenizer = open_tokenizer(config)
-    with ray_session(config.cluster):
+    with ray_session(config.cluster, config.storage):
         check_placement(config.cluster)
         store, _ = prepared_store(config, console)
         tokens_path = token_store(config, store, tokenizer, console)

@@ -15,11 +15,8 @@ from beeray.data.tokens import ensure_tokens
 
 def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     """The store of a config and whether it was made now, with progress. Ray must be running."""
-    reporter = StageReporter(console)
-    try:
+    with StageReporter(console) as reporter:
         store, prepared = ensure_store(config, reporter)
-    finally:
-        reporter.close()
     meta = store.meta
     state = "prepared" if prepared else "up to date"
     console.line(
@@ -44,11 +41,8 @@ def located_encoder(name: str) -> str:
 
 def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
     """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
-    reporter = StageReporter(console)
-    try:
+    with StageReporter(console) as reporter:
         return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
-    finally:
-        reporter.close()
 
 
 def _counts(labels: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     """Prepare the store of a config, unless it is there and up to date; returns what was made."""
     started = time.monotonic()
     console.line(f"prepare {config.name}: {config.data.source} → {config.store_path}")
-    with ray_session(config.cluster):
+    with ray_session(config.cluster, config.storage):
         store, prepared = prepared_store(config, console)
     return {
         "store": store.path,

@@ -19,6 +19,7 @@ from beeray.console import Console, run_verb, verb_parser
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.sources import open_source
+from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DataError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
@@ -35,7 +36,7 @@ from beeray.runtime.worker import WorkerTask, plan_steps, train_worker
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
     folder = RunFolder(config)
-    with folder.locked():
+    with folder.locked(), storage_options(config.storage):
         if not arguments.fresh:
             folder.check_config()
             if folder.begun:
@@ -46,7 +47,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 _show(console, finished, config)
                 return finished
         tokenizer = open_tokenizer(config)
-        with ray_session(config.cluster):
+        with ray_session(config.cluster, config.storage):
             check_placement(config.cluster)
             store, _ = prepared_store(config, console)
             inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))

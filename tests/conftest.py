@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server, running_s3
 
 REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -29,3 +32,18 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init(**ray_init_arguments(num_cpus=2, object_store_mib=256))
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """A real S3 API on loopback, with an empty bucket."""
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray_dir() -> Iterator[Path]:
+    """Folder of the Rays that commands start; short, since sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="b-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

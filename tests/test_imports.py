@@ -18,7 +18,7 @@ import pytest
 from tiny_encoder import build_tiny_encoder
 
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
-VERBS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "demo")]
+VERBS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "index", "demo")]
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers"}
 ENCODER_LIBRARIES = ["torch", "transformers", "sentence_transformers"]
 FILE_FORMATS = ["pyarrow.parquet", "pyarrow.csv", "pyarrow.feather", "pyarrow.dataset", "pyarrow.orc", "pyarrow.json"]

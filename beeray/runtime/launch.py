@@ -10,6 +10,7 @@ import ray.data
 import ray.train
 
 from beeray.config import ClusterConfig
+from beeray.data.storage import resolve
 from beeray.data.store import Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
@@ -21,7 +22,10 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     set_up_ray_data()
     paths = store.user_paths()
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
-        paths, columns=["user_index", "split", "item_indices", "splits"], override_num_blocks=len(paths)
+        [resolve(path)[1] for path in paths],
+        filesystem=resolve(store.path)[0],
+        columns=["user_index", "split", "item_indices", "splits"],
+        override_num_blocks=len(paths),
     )
     return users.map_batches(
         training_rows,

@@ -36,6 +36,30 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 SHOWN_KEYS = 6
 
 
+@contextmanager
+def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
+    """Hold a file's lock until the context ends; it is free when its process is gone.
+
+    Args:
+        path: made if need be.
+        said, remedy: of the error, before and after the name of the holder.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RunError(f"{said} ({file.read().strip()}); {remedy}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -58,19 +82,8 @@ class RunFolder:
             RunError: another command is at work on this run.
         """
         lock = self.path.parent / "logs" / f"{self.config.name}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(lock, "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise RunError(
-                    f"run {self.config.name!r} in {self.path} is being trained by another command "
-                    f"({file.read().strip()}); wait for it, or choose another name=…"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        said = f"run {self.config.name!r} in {self.path} is being trained by another command"
+        with locked_file(lock, said, "wait for it, or choose another name=…"):
             yield
 
     def clear(self) -> None:

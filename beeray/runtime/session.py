@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -10,11 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from beeray.config import ClusterConfig
+from beeray.config import ClusterConfig, Config, StorageConfig
+from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 
+MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
+
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job's driver what it was submitted with."""
 
 
 def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
@@ -30,39 +37,77 @@ def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) -> Iterator[None]:
     """A connected Ray: the one already joined, the one named, or a small one started here.
 
-    A Ray started here ends with the context; a cluster that was joined goes on.
+    A Ray started here ends with the context; a cluster that was joined goes on. Paths are reached as
+    `storage` says, here until the context ends and in the workers of this session; those of a Ray that was
+    joined before keep their own settings. Credentials are never sent to a cluster: its nodes have a role,
+    a profile or an environment of their own. A Ray started here has this command's environment.
 
     Raises:
-        ClusterError: the address does not answer.
+        ClusterError: the address does not answer, or the submitted job sets what `storage` sets.
     """
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
+    storage = storage or StorageConfig()
+    with storage_options(storage):
+        if ray.is_initialized():
+            yield
+            return
+        _start_or_join(cluster, storage)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
+    import ray
+
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if not address:
+        arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
+    variables = _worker_variables(storage)
+    if variables:
+        arguments["runtime_env"] = {"env_vars": variables}
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            ray.init(**ray_init_arguments(os.cpu_count() or 1, cluster.object_store_mib))
+        ray.init(**arguments)
     except ConnectionError as error:
+        if "AuthenticationError" in str(error.__cause__):
+            raise ClusterError(
+                f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "
+                "token alike on both sides"
+            ) from error
         raise ClusterError(
             f"cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-def check_placement(cluster: ClusterConfig) -> None:
+def _worker_variables(storage: StorageConfig) -> dict[str, str]:
+    """Environment of the workers, less what a submitted job's runtime_env sets alike: Ray refuses it twice."""
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    of_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    ours = storage_environment(storage)
+    for name in ours.keys() & of_job.keys():
+        if of_job[name] not in (ours[name], ours[name].strip('"')):
+            raise ClusterError(
+                f"the submitted job's runtime_env sets {name}, and the config's storage section sets it otherwise; "
+                "leave one of them out"
+            )
+    return {name: value for name, value in ours.items() if name not in of_job}
+
+
+def check_placement(
+    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
+) -> None:
     """Refuse to wait for ever for workers that the cluster cannot place.
 
     A cluster that was joined gets `cluster.placement_timeout_s` to grow; a local one does not grow.
+
+    Args:
+        keys: config keys of the number of workers and of the CPUs of each, for the error.
 
     Raises:
         ClusterError: says what is missing.
@@ -79,10 +124,25 @@ def check_placement(cluster: ClusterConfig) -> None:
         return
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" + {cluster.gpus_per_worker:g} GPU" if cluster.use_gpu else "")
     raise ClusterError(
-        f"cluster.num_workers is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
+        f"{keys[0]} is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
         f"{DATA_CPUS:g} CPU left for streaming data) and lacks {cluster.num_workers - placeable}; it offers {offered}; "
-        "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes"
+        f"lower {keys[0]} or {keys[1]}, or add nodes"
     )
+
+
+def placeable_actors(config: Config) -> int:
+    """Encoder actors that a cluster takes: one per GPU or share of it, or one per core, at most 8 a node.
+
+    On CPUs several actors of one thread beat one of several: nobody waits for a thread that was interrupted.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if config.cluster.use_gpu:
+        return max(1, sum(int(node.get("GPU", 0.0) / config.embed.gpus_per_actor) for node in nodes))
+    free = sum(node.get("CPU", 0.0) for node in nodes) - DATA_CPUS
+    wanted = sum(min(MAX_ACTORS_PER_NODE, int(node.get("CPU", 0.0))) for node in nodes)
+    return max(1, min(wanted, int(free / config.embed.cpus_per_actor)))
 
 
 def _ask_to_grow(cluster: ClusterConfig) -> None:

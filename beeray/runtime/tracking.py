@@ -8,6 +8,7 @@ database takes seconds that training need not wait for.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 import time
@@ -17,16 +18,33 @@ from types import TracebackType
 from typing import Any
 
 from beeray.config import Config, flatten_config
+from beeray.config.credentials import redact_text, redact_uri
 from beeray.errors import RunError
 
 ID_FILE = "mlflow_run.json"
 BATCH = 500
 RETRY_PAUSES_S = (1.0, 5.0)
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", TIMEOUT_VARIABLE: "15"}
+"""How long the client tries (it reads the environment at each request) unless the user has said so: a mute
+server is given up in less than a minute, where MLflow's own defaults take a quarter of an hour."""
+UPLOAD_TIMEOUT_S = "120"
+"""An artifact's server may store a whole model elsewhere before it answers."""
+CHECK_S = 120.0
+"""How long `check` waits; a database of the user's may need its tables made."""
+STALL_S, EXIT_S, STUCK_S = 60.0, 600.0, 1.0
+"""What is left to log when the context ends may take so long: one record, all of them (or an upload), and what
+has failed already."""
 
 
 def tracking_uri(config: Config) -> str:
-    """The MLflow URI of a config: its own, or a sqlite file (absolute path) in the runs folder."""
-    return config.tracking.uri or f"sqlite:///{Path(config.runs_dir).absolute() / 'mlflow.db'}"
+    """The MLflow URI of a config: its own, that of the environment, or a sqlite file in the runs folder.
+
+    It may hold a password (from the environment): show `redact_uri` of it.
+    """
+    local = f"sqlite:///{Path(config.runs_dir).absolute() / 'mlflow.db'}"
+    return config.tracking.uri or os.environ.get(URI_VARIABLE) or local
 
 
 class Tracker:
@@ -36,20 +54,34 @@ class Tracker:
         config: what `tracking` says, and the parameters to log.
         run_dir: keeps the run's id.
 
-    MLflow that fails while a run goes on does not stop the run: `trouble` says what happened.
+    MLflow that fails while a run goes on does not stop the run: `trouble` says what happened. A record that it
+    refuses is left out; once it does not answer, nothing more is attempted.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self.config = config
         self.run_dir = run_dir
         self.uri = tracking_uri(config)
+        from_environment = config.tracking.uri is None and bool(os.environ.get(URI_VARIABLE))
+        self._is_local = config.tracking.uri is None and not from_environment
+        self._key = URI_VARIABLE if from_environment else "tracking.uri"
         self.run_id: str | None = None
         self._last_step = -1
-        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[Callable[[Any], None], bool] | None] = queue.Queue()
+        self._refusal: Exception | None = None
         self._error: Exception | None = None
+        self._uploading = False
+        self._progress_at = time.monotonic()
+        self._environment: dict[str, str | None] = {}
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
 
     def __enter__(self) -> Tracker:
+        settings = dict(REQUESTS)
+        if redact_uri(self.uri) != self.uri:
+            settings["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # MLflow would print the password
+        self._environment = {name: os.environ.get(name) for name in (*settings, URI_VARIABLE)}
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)
         self._thread.start()
         return self
 
@@ -57,9 +89,27 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = "FINISHED" if kind is None else "FAILED"
-        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
+        self._put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
-        self._thread.join()
+        try:
+            self._join()
+        finally:
+            for name, value in self._environment.items():  # MLflow sets URI_VARIABLE, which the next run would read
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def _join(self) -> None:
+        started = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.1)
+            waited = time.monotonic() - started
+            stalled = min(waited, time.monotonic() - self._progress_at) > STALL_S and not self._uploading
+            if self._error is not None and waited > STUCK_S:
+                return  # the thread is in a call that will fail, and tries nothing after it
+            if stalled or waited > EXIT_S:
+                self._error = self._error or TimeoutError(f"no end within {waited:.0f} s")
 
     def check(self) -> None:
         """Wait until a server of the user's has answered; the local database is opened meanwhile.
@@ -67,83 +117,134 @@ class Tracker:
         Raises:
             RunError: MLflow cannot be reached.
         """
-        if self.config.tracking.uri is None:
+        if self._is_local:
             return
         opened = threading.Event()
-        self._queue.put(lambda client: opened.set())
+        self._put(lambda client: opened.set())
+        deadline = time.monotonic() + CHECK_S
         while not opened.wait(0.1):
-            if self.trouble:
-                raise RunError(f"{self.trouble}; check tracking.uri, or leave it out for a local database")
+            if time.monotonic() > deadline:
+                self._error = self._error or TimeoutError(f"no answer within {CHECK_S:.0f} s")
+            if self._failure:
+                raise RunError(f"{self._failure}; check {self._key}, or leave it out for a local database")
 
     @property
     def trouble(self) -> str | None:
         """Why what MLflow has is incomplete; None when it is not."""
-        if self._error is None:
+        return self._failure and f"{self._failure}; its records of this run are incomplete"
+
+    @property
+    def _failure(self) -> str | None:
+        error = self._error or self._refusal
+        if error is None:
             return None
-        reason = (str(self._error).splitlines() or [type(self._error).__name__])[0]
-        return f"tracking.uri {self.uri!r}: MLflow refused or did not answer ({reason[:300]})"
+        reason = (redact_text(str(error), self.uri).splitlines() or [type(error).__name__])[0]
+        return f"{self._key} {redact_uri(self.uri)!r}: MLflow refused or did not answer ({reason[:300]})"
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step; a step logged before a resume is skipped."""
         from_time = int(time.time() * 1000)
-        self._queue.put(lambda client: self._log(client, step, metrics, from_time, once=True))
+        self._put(lambda client: self._log(client, step, metrics, from_time, once=True))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics of an epoch or of the whole run."""
         from_time = int(time.time() * 1000)
-        self._queue.put(lambda client: self._log(client, step, metrics, from_time, once=False))
+        self._put(lambda client: self._log(client, step, metrics, from_time, once=False))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A file of the run folder."""
-        self._queue.put(lambda client: client.log_artifact(self.run_id, str(path), folder))
+        self._put(lambda client: client.log_artifact(self.run_id, str(path), folder), upload=True)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Words about the run: fingerprints, versions."""
+        self._put(lambda client: self._set_tags(client, dict(tags)))
+
+    def log_dict(self, content: Mapping[str, Any], name: str) -> None:
+        """A JSON artifact."""
+        self._put(lambda client: client.log_dict(self.run_id, dict(content), name), upload=True)
 
     def log_model(self, folder: Path) -> None:
         """The trained encoder, as an MLflow model (registered when `tracking.registered_model` is set)."""
-        self._queue.put(lambda client: self._log_model(folder))
+        self._put(lambda client: self._log_model(folder), upload=True)
+
+    def _put(self, task: Callable[[Any], None], *, upload: bool = False) -> None:
+        self._queue.put((task, upload))
 
     def _work(self) -> None:
         client: Any = None
-        while True:
-            task = self._queue.get()
-            if self._error is None and client is None:
-                try:
-                    client = self._open()
-                except Exception as error:
-                    self._error = error
-            if task is None:
-                return
-            if client is not None:
-                self._attempt(task, client)
+        while (entry := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                client = client or self._open()
+            except Exception as error:
+                self._error = self._error or error
+                continue
+            task, self._uploading = entry
+            self._attempt(task, client)
+            self._uploading = False
+            self._progress_at = time.monotonic()
 
     def _attempt(self, task: Callable[[Any], None], client: Any) -> None:
         for pause_s in (*RETRY_PAUSES_S, None):
+            if self._error is not None:
+                return
             try:
-                return task(client)
+                return self._with_patience(task, client)
             except Exception as error:
+                if _is_refusal(error) or (self._uploading and pause_s is None):  # artifacts have a server of their own
+                    self._refusal = self._refusal or error
+                    return
                 if pause_s is None:
-                    self._error = error
-                    return None
+                    self._error = self._error or error
+                    return
                 time.sleep(pause_s)
-        return None
+
+    def _with_patience(self, task: Callable[[Any], None], client: Any) -> None:
+        if not self._uploading or self._environment[TIMEOUT_VARIABLE] is not None:
+            return task(client)
+        os.environ[TIMEOUT_VARIABLE] = UPLOAD_TIMEOUT_S
+        try:
+            return task(client)
+        finally:
+            if self._error is None:  # else the context may have ended, and put the environment back
+                os.environ[TIMEOUT_VARIABLE] = REQUESTS[TIMEOUT_VARIABLE]
 
     def _open(self) -> Any:
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
         client = mlflow.MlflowClient(self.uri)
-        kept = self.run_dir / ID_FILE
-        if kept.is_file():
-            self.run_id = json.loads(kept.read_text())["run_id"]
+        kept = self._kept_run(client)
+        if kept is not None:
+            self.run_id = str(kept.info.run_id)
             client.update_run(self.run_id, status="RUNNING")
-            self._last_step = int(client.get_run(self.run_id).data.metrics.get("step", -1))
+            self._last_step = int(kept.data.metrics.get("step", -1))
             return client
         run = client.create_run(self._experiment(client), run_name=self.config.name)
         self.run_id = run.info.run_id
-        kept.write_text(json.dumps({"run_id": self.run_id, "tracking_uri": self.uri}))
+        record = {"run_id": self.run_id, "tracking_uri": redact_uri(self.uri)}
+        (self.run_dir / ID_FILE).write_text(json.dumps(record))
         params = [mlflow.entities.Param(key, str(value)) for key, value in flatten_config(self.config).items()]
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
         return client
+
+    def _kept_run(self, client: Any) -> Any:
+        """The run that this folder began; None if there is none, or the server has it no more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run_id = json.loads((self.run_dir / ID_FILE).read_text())["run_id"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or torn by a killed driver
+            return None
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.get_http_status_code() == 404:
+                return None
+            raise
+        return None if run.info.lifecycle_stage == "deleted" else run
 
     def _experiment(self, client: Any) -> str:
         name = self.config.tracking.experiment
@@ -166,6 +267,10 @@ class Tracker:
         if once:
             self._last_step = step
 
+    def _set_tags(self, client: Any, tags: dict[str, str]) -> None:
+        for name, value in tags.items():
+            client.set_tag(self.run_id, name, value)
+
     def _log_model(self, folder: Path) -> None:
         import mlflow
         from sentence_transformers import SentenceTransformer
@@ -177,6 +282,16 @@ class Tracker:
                 registered_model_name=self.config.tracking.registered_model,
                 pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them
             )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow is there and says no to this record, so that others may pass and trying again is vain."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+        return status < 500 and status != 429
+    return isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError)
 
 
 def _metric_name(name: str) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 
-from beeray.config import Config, validate_config
+from beeray.config import Config, flatten_config, load_config, validate_config
 from beeray.errors import RunError
 from beeray.runtime import tracking
 from beeray.runtime.tracking import Tracker, tracking_uri
@@ -16,6 +23,27 @@ from beeray.runtime.tracking import Tracker, tracking_uri
 def a_config(folder: Path, **section: str) -> Config:
     tree = {"name": "tracked", "runs_dir": str(folder), "data": {"source": "shop"}, "train": {"lr": 3e-4}}
     return validate_config(tree | {"tracking": section})
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A port on loopback that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """A port on loopback where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +163,189 @@ def test_what_mlflow_refuses_while_a_run_goes_on_is_told_as_trouble_and_stops_no
     assert tracker.trouble is not None and "missing.parquet" in tracker.trouble
     assert tracker.run_id is not None
     assert history(config, tracker.run_id) == [(0, 1.5), (1, 1.4)]
+
+
+def test_the_environment_names_the_server_where_the_config_does_not(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = tracking_uri(a_config(runs_dir))
+    elsewhere = a_config(run_dir)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local)
+    assert tracking_uri(elsewhere) == local
+    assert tracking_uri(a_config(run_dir, uri="http://127.0.0.1:9")) == "http://127.0.0.1:9", "the config wins"
+    run_id = log(elsewhere, run_dir, {0: 1.0})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri(elsewhere) == f"sqlite:///{run_dir / 'mlflow.db'}"
+    assert history(a_config(runs_dir), run_id) == [(0, 1.0)]
+
+
+def test_a_tracker_leaves_the_environment_as_it_was_so_that_the_next_run_has_its_own_database(
+    runs_dir: Path, run_dir: Path
+) -> None:
+    before = dict(os.environ)
+    config = a_config(runs_dir)
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_metrics({"loss": 1.0})
+        while tracker.run_id is None:
+            time.sleep(0.01)
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert dict(os.environ) == before
+    assert tracking_uri(a_config(run_dir)) == f"sqlite:///{run_dir / 'mlflow.db'}"
+
+
+def test_what_the_user_says_about_requests_is_left_alone(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    with Tracker(a_config(runs_dir), run_dir):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:hunter2@127.0.0.1:{port}",
+        "http://hunter2@127.0.0.1:{port}",
+        "postgresql://me:hunter2@127.0.0.1:{port}/mlflow",
+        "postgresql://me:a/hunter2@127.0.0.1:{port}/mlflow",
+        "nonsense://me:hunter2@127.0.0.1:{port}/x",
+        "nonsense://127.0.0.1:{port}/x?password=hunter2",
+    ],
+)
+def test_a_password_from_the_environment_is_never_shown(
+    run_dir: Path, dead_port: int, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=dead_port))
+    config = a_config(run_dir)
+    with pytest.raises(RunError) as caught, Tracker(config, run_dir) as tracker:
+        tracker.check()
+    message = str(caught.value)
+    assert message.startswith("MLFLOW_TRACKING_URI '") and "***" in message and "127.0.0.1" in message
+    assert message.endswith("; check MLFLOW_TRACKING_URI, or leave it out for a local database")
+    assert SECRET not in message and SECRET not in (tracker.trouble or "")
+    assert SECRET not in str(flatten_config(config))
+    told = capfd.readouterr()
+    assert SECRET not in told.out + told.err
+
+
+def test_a_password_is_kept_neither_in_the_run_folder_nor_on_the_server_yet_it_connects(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sqlite takes no password, but a query: a real connection by a URI that holds one."""
+    database = runs_dir / "mlflow.db"
+    log(a_config(runs_dir), run_dir, {0: 1.0})
+    (run_dir / tracking.ID_FILE).unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{database}?uri=true&password={SECRET}")
+    run_id = log(a_config(runs_dir), run_dir, {0: 2.0})
+    kept = (run_dir / tracking.ID_FILE).read_text()
+    assert json.loads(kept) == {"run_id": run_id, "tracking_uri": f"sqlite:///file:{database}?***"}
+    with sqlite3.connect(database) as connection:
+        stored = "\n".join(connection.iterdump())
+    assert run_id in stored and SECRET not in stored
+
+
+def test_a_config_that_was_written_is_taken_again_with_the_password_in_the_environment(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{SECRET}@host/db")
+    config = a_config(run_dir)
+    text = yaml.safe_dump(config.model_dump(mode="json"))
+    (run_dir / "config.yaml").write_text(text)
+    assert SECRET not in text
+    again = load_config(str(run_dir / "config.yaml"))
+    assert again == config
+    assert tracking_uri(again) == f"postgresql://me:{SECRET}@host/db"
+
+
+def test_a_server_that_dies_is_given_up_once_and_holds_nothing(
+    runs_dir: Path, run_dir: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand queued steps cost one failure, not a thousand."""
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", (0.2, 0.2))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = a_config(runs_dir)
+    dead = mlflow.MlflowClient(f"http://127.0.0.1:{dead_port}")
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_step(0, {"train/loss": 1.0})
+        tracker._put(lambda client: dead.log_metric(str(tracker.run_id), "a", 1.0))
+        for step in range(1, 1000):
+            tracker.log_step(step, {"train/loss": 1.0})
+            tracker._put(lambda client: dead.log_metric(str(tracker.run_id), "a", 1.0))
+        started = time.monotonic()
+    assert time.monotonic() - started < 20, "0.4 s of pauses a failure; all of them would take 400 s"
+    assert tracker.trouble is not None and tracker.trouble.endswith("; its records of this run are incomplete")
+    assert tracker.run_id is not None
+    assert history(config, tracker.run_id) == [(0, 1.0)]
+
+
+def test_a_mute_server_ends_the_check_in_bounded_time_though_nothing_is_set(
+    run_dir: Path, mute_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's own defaults would wait a quarter of an hour: 8 requests of 120 s, and pauses between them."""
+    monkeypatch.setitem(tracking.REQUESTS, tracking.TIMEOUT_VARIABLE, "2")
+    config = a_config(run_dir, uri=f"http://127.0.0.1:{mute_port}")
+    started = time.monotonic()
+    with pytest.raises(RunError, match="MLflow refused or did not answer"), Tracker(config, run_dir) as tracker:
+        tracker.check()
+    assert time.monotonic() - started < 25, "3 requests of 2 s, with about 5 s between them"
+
+
+def test_a_server_that_falls_mute_while_the_context_ends_holds_the_command_no_longer_than_the_limit(
+    runs_dir: Path, run_dir: Path, mute_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "STALL_S", 2.0)
+    config = a_config(runs_dir)
+    mute = mlflow.MlflowClient(f"http://127.0.0.1:{mute_port}")
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_step(0, {"train/loss": 1.0})
+        while tracker.run_id is None or not history(config, tracker.run_id):
+            time.sleep(0.1)
+        tracker._put(lambda client: mute.log_metric(str(tracker.run_id), "a", 1.0))
+        tracker.log_step(1, {"train/loss": 1.0})
+        started = time.monotonic()
+    assert 1 < time.monotonic() - started < 8
+    assert tracker.trouble is not None and "no end within 2 s" in tracker.trouble
+    assert tracker.trouble.endswith("; its records of this run are incomplete")
+
+
+def test_a_check_that_gets_no_answer_ends_at_its_limit(
+    run_dir: Path, mute_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who lets MLflow try for long does not hold the command for as long."""
+    monkeypatch.setattr(tracking, "CHECK_S", 3.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute_port}")
+    started = time.monotonic()
+    with pytest.raises(RunError, match="no answer within 3 s"), Tracker(a_config(run_dir), run_dir) as tracker:
+        tracker.check()
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("gone", ["deleted", "unknown", "torn"])
+def test_a_run_that_the_server_has_no_more_is_begun_anew_with_all_its_steps(
+    runs_dir: Path, run_dir: Path, gone: str
+) -> None:
+    config = a_config(runs_dir, uri=tracking_uri(a_config(runs_dir)))
+    first = log(config, run_dir, {0: 1.5, 1: 1.4})
+    client = mlflow.MlflowClient(tracking_uri(config))
+    kept = run_dir / tracking.ID_FILE
+    if gone == "deleted":
+        client.delete_run(first)
+    elif gone == "unknown":
+        kept.write_text(json.dumps({"run_id": "0" * 32}))
+    else:
+        kept.write_text(kept.read_text()[:20])
+    with Tracker(config, run_dir) as tracker:
+        tracker.check()
+        for step, loss in ((0, 1.5), (1, 1.4), (2, 1.3)):
+            tracker.log_step(step, {"train/loss": loss})
+    assert tracker.trouble is None
+    assert tracker.run_id is not None and tracker.run_id != first
+    assert json.loads(kept.read_text())["run_id"] == tracker.run_id
+    assert history(config, tracker.run_id) == [(0, 1.5), (1, 1.4), (2, 1.3)]
+    assert client.get_run(tracker.run_id).data.params["train.lr"] == "0.0003"

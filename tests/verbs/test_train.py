@@ -175,6 +175,7 @@ def test_a_checkpoint_is_due_at_the_end_of_an_epoch_too_and_the_last_two_are_kep
     assert sharded.checkpoints == [10, NUM_STEPS]
 
 
+@pytest.mark.long
 def test_fresh_with_another_seed_starts_over_to_other_weights(world: World, sharded: Sharded) -> None:
     fresh = world.run("train", "name=stage3", "seed=7", "data.store=stores/seven", "--fresh")
     assert fresh.code == 0, fresh.err
