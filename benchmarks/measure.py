@@ -1,4 +1,4 @@
-"""Running a command as a benchmark does: its last JSON line, wall time, and CPU time of all its processes."""
+"""Running a command as a benchmark does: its last JSON line, wall time, CPU time and memory of its processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,40 +19,68 @@ PACKAGES = ("torch", "ray", "deepspeed", "sentence-transformers", "transformers"
 POLL_S = 0.2
 
 
-def run_verb(verb: str, *arguments: str, cwd: Path) -> tuple[dict[str, Any], float, float]:
+@dataclass
+class Family:
+    """What a process and all its descendants used, Ray's own daemons included.
+
+    Attributes:
+        cpu_s: seconds, user and system, of each process.
+        peak_bytes: largest private memory (resident less shared) that each process was seen with.
+        names: what each process calls itself.
+    """
+
+    cpu_s: dict[tuple[int, float], float] = field(default_factory=dict)
+    peak_bytes: dict[tuple[int, float], int] = field(default_factory=dict)
+    names: dict[tuple[int, float], str] = field(default_factory=dict)
+
+    def sample(self, pid: int) -> None:
+        """Note what everyone used so far."""
+        try:
+            everyone = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for one in everyone:
+            try:
+                key, times, memory = (one.pid, one.create_time()), one.cpu_times(), one.memory_info()
+                self.names[key] = (one.cmdline() or [one.name()])[0].rpartition("/")[2]
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            self.cpu_s[key] = times.user + times.system
+            self.peak_bytes[key] = max(self.peak_bytes.get(key, 0), memory.rss - memory.shared)
+
+    def peaks_mib(self) -> dict[str, float]:
+        """The largest private memory of each kind of process, MiB."""
+        peaks: dict[str, float] = {}
+        for key, number in self.peak_bytes.items():
+            kind = "driver" if key == min(self.peak_bytes, key=lambda one: one[1]) else self.names[key]
+            peaks[kind] = max(peaks.get(kind, 0.0), round(number / 2**20, 1))
+        return dict(sorted(peaks.items(), key=lambda item: -item[1]))
+
+
+def run_verb(
+    verb: str, *arguments: str, cwd: Path, family: Family | None = None
+) -> tuple[dict[str, Any], float, float]:
     """Run `python -m beeray.<verb>` to its end.
 
+    Args:
+        family: takes what its processes used.
+
     Returns:
-        the JSON of its last line on stdout, wall seconds, and CPU seconds (user + system) of the process and
-        all its descendants, Ray's own daemons included.
+        the JSON of its last line on stdout, wall seconds, and CPU seconds of all processes.
     """
+    family = family or Family()
     command = [sys.executable, "-m", f"beeray.{verb}", *arguments]
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True)
-    seconds: dict[tuple[int, float], float] = {}
     while process.poll() is None:
-        _sample(process.pid, seconds)
+        family.sample(process.pid)
         time.sleep(POLL_S)
     wall_s = time.monotonic() - started
     assert process.stdout is not None
     lines = process.stdout.read().splitlines()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return json.loads(lines[-1]), wall_s, sum(seconds.values())
-
-
-def _sample(pid: int, seconds: dict[tuple[int, float], float]) -> None:
-    """Note the CPU time so far of a process and its descendants; the last note of each counts."""
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for one in family:
-        try:
-            times = one.cpu_times()
-            seconds[one.pid, one.create_time()] = times.user + times.system
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
+    return json.loads(lines[-1]), wall_s, sum(family.cpu_s.values())
 
 
 def environment() -> dict[str, Any]:
