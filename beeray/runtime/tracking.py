@@ -220,15 +220,23 @@ class Tracker:
             self.run_id = str(kept.info.run_id)
             client.update_run(self.run_id, status="RUNNING")
             self._last_step = int(kept.data.metrics.get("step", -1))
+            self._log_params(client, known=kept.data.params)
             return client
         run = client.create_run(self._experiment(client), run_name=self.config.name)
         self.run_id = run.info.run_id
         record = {"run_id": self.run_id, "tracking_uri": redact_uri(self.uri)}
         (self.run_dir / ID_FILE).write_text(json.dumps(record))
-        params = [mlflow.entities.Param(key, str(value)) for key, value in flatten_config(self.config).items()]
+        self._log_params(client, known={})
+        return client
+
+    def _log_params(self, client: Any, known: Mapping[str, str]) -> None:
+        """The config's keys that the run lacks: all, or those that a killed driver did not get to log."""
+        from mlflow.entities import Param
+
+        flat = flatten_config(self.config)
+        params = [Param(key, str(value)) for key, value in flat.items() if key not in known]
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
-        return client
 
     def _kept_run(self, client: Any) -> Any:
         """The run that this folder began; None if there is none, or the server has it no more."""

@@ -349,3 +349,22 @@ def test_a_run_that_the_server_has_no_more_is_begun_anew_with_all_its_steps(
     assert json.loads(kept.read_text())["run_id"] == tracker.run_id
     assert history(config, tracker.run_id) == [(0, 1.5), (1, 1.4), (2, 1.3)]
     assert client.get_run(tracker.run_id).data.params["train.lr"] == "0.0003"
+
+
+@pytest.mark.parametrize("logged", [0, 1])
+def test_params_that_a_killed_driver_did_not_get_to_log_are_logged_when_the_run_goes_on(
+    runs_dir: Path, run_dir: Path, logged: int
+) -> None:
+    config = a_config(runs_dir)
+    client = mlflow.MlflowClient(tracking_uri(config))
+    (run_dir / "other").mkdir()
+    with Tracker(config, run_dir / "other") as opened:  # makes the database and the experiment
+        pass
+    experiment = client.get_run(str(opened.run_id)).info.experiment_id
+    run = client.create_run(experiment, run_name="tracked")
+    for key, value in list(flatten_config(config).items())[:logged]:
+        client.log_param(run.info.run_id, key, str(value))
+    (run_dir / tracking.ID_FILE).write_text(json.dumps({"run_id": run.info.run_id}))
+    assert log(config, run_dir, {0: 1.0}) == run.info.run_id
+    params = client.get_run(run.info.run_id).data.params
+    assert params == {key: str(value) for key, value in flatten_config(config).items()}
