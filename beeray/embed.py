@@ -6,30 +6,35 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from beeray.config import ClusterConfig, Config
+from beeray.config.credentials import redact_uri
 from beeray.console import Console, run_verb, verb_parser
 from beeray.core.encoder import embedding_dim, encoder_source, load_encoder
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
+from beeray.data.lease import leased
 from beeray.data.manifest import Manifest
-from beeray.data.publishing import JobFolder
+from beeray.data.publishing import JobFolder, pointed_version, pointer_digest
 from beeray.data.sources import open_catalog
-from beeray.data.storage import exists, is_local, join, storage_options
+from beeray.data.storage import exists, is_local, join, resolve, storage_errors, storage_options
 from beeray.data.tokens import bare_tokenizer
 from beeray.errors import ConfigError, EmbeddingsError, RunError
 from beeray.evaluate import UNTOUCHED
 from beeray.inputs import located_encoder
 from beeray.runtime.embedder import EmbedderTask
-from beeray.runtime.embedding_job import EmbeddingJob, JobPlan, full_run_reasons, new_state
+from beeray.runtime.embedding_job import EmbeddingJob
+from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
@@ -39,10 +44,13 @@ TOKEN_BUDGET = {"fp32": 2048, "bf16": 4096, "gpu": 65_536}
 at either precision (with 8,192 tokens MiniLM is a fifth slower), what fills a GPU."""
 
 
+KEPT_RUN_DIRS = 60
+
+
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Embed a catalog and publish it; returns what was published."""
     started = time.monotonic()
-    with storage_options(config.storage), publishing_alone(config):
+    with storage_options(config.storage), publishing_alone(config, console):
         plan, embedder, tokenizer = plan_job(config, arguments.model, console)
         unchanged = unchanged_publication(plan)
         if unchanged is not None:
@@ -51,23 +59,32 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         digest = plan.digest()
         folder = JobFolder(config.embeddings_path, digest)
         unfinished = folder.unfinished()
-        state = folder.state() or new_state(config, plan, digest, unfinished)
-        run_dir = config.run_dir / "embed" / state.version
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with Tracker(config, run_dir) as tracker, ray_session(config.cluster, config.storage):
-            tracker.check()
+        with ray_session(config.cluster, config.storage):
             embedder = dataclasses.replace(embedder, num_actors=config.embed.num_actors or placeable_actors(config))
             needs = actor_needs(config, embedder.num_actors)
             check_placement(needs, keys=("embed.num_actors", "embed.cpus_per_actor"))
-            job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished)
-            manifest = job.run()
-            record = _record(config, manifest, job.summary, started, published=True)
-            _track(tracker, manifest, record)
+            state = folder.state() or new_state(config, plan, digest, unfinished, embedder.num_actors)
+            with Tracker(config, _run_dir(config, state.version)) as tracker:
+                tracker.check()
+                job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished)
+                manifest = job.run()
+                record = _record(config, manifest, job.summary, started, published=True)
+                _track(tracker, manifest, record)
     for line in _headline(manifest):
         console.line(line)
     if tracker.trouble:
         console.line(f"warning: {tracker.trouble}")
     return {**record, "mlflow_run": tracker.run_id}
+
+
+def _run_dir(config: Config, version: str) -> Path:
+    """Folder that keeps the id of the MLflow run of one version's job; those of the job's last weeks stay."""
+    folder = config.run_dir / "embed"
+    with storage_errors(str(folder)):
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.iterdir())[:-KEPT_RUN_DIRS]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder / version
 
 
 def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPlan, EmbedderTask, str]:
@@ -90,6 +107,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     identity = {"name": name, "fingerprint": model_fingerprint(model)}
     catalog, template = open_catalog(config.data, embed.catalog)
     catalog.check()
+    refuse_reading_itself(config, catalog.source)
     encoding = {
         "template": template,
         "prefix": encoder.prefix,
@@ -99,6 +117,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         "dims": form.dim,
         "normalize": embed.normalize,
     }
+    follows, pointed = pointer_digest(config.embeddings_path), pointed_version(config.embeddings_path)
     previous, missing = current_publication(config)
     reasons = full_run_reasons(previous, identity, encoding, missing)
     if not embed.incremental:
@@ -109,10 +128,10 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     else:
         assert previous is not None
         console.line(f"incremental: {previous.version} has {previous.num_rows:,} items of the same encoder")
-    where = catalog.source if isinstance(catalog.source, str) else "generated"
+    where = redact_uri(catalog.source) if isinstance(catalog.source, str) else "generated"
     source = {"path": where, "fingerprint": catalog.fingerprint()}
     layout = {key: getattr(embed, key) for key in ("max_text_chars", "rows_per_file", "rows_per_row_group")}
-    plan = JobPlan(identity, encoding, catalog, source, template, previous, reasons, form, layout)
+    plan = JobPlan(identity, encoding, catalog, source, template, previous, reasons, form, layout, pointed, follows)
     use_gpu = config.cluster.use_gpu
     task = EmbedderTask(
         model=name,
@@ -128,6 +147,22 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         format=form,
     )
     return plan, task, tokenizer
+
+
+def refuse_reading_itself(config: Config, source: Any) -> None:
+    """Refuse to publish into the folder that the catalog is read from: the next night would read it as catalog.
+
+    Raises:
+        ConfigError: the one is inside the other.
+    """
+    if not isinstance(source, str):
+        return
+    read, written = (resolve(path)[1].rstrip("/") for path in (source, config.embeddings_path))
+    if is_local(source) == is_local(config.embeddings_path) and f"{written}/".startswith(f"{read}/"):
+        raise ConfigError(
+            f"embed.path {config.embeddings_path!r} lies inside the catalog {redact_uri(source)!r}, which is read "
+            "with it the next night; publish beside it, or name the catalog's files with a glob"
+        )
 
 
 def published_model(config: Config, asked: str | None) -> str:
@@ -164,17 +199,26 @@ def current_publication(config: Config) -> tuple[Embeddings | None, str]:
 
 
 @contextmanager
-def publishing_alone(config: Config) -> Iterator[None]:
+def publishing_alone(config: Config, console: Console) -> Iterator[None]:
     """Keep other jobs away from a publication until the context ends, whatever they are called.
 
-    On an object store those of this machine only; what others would break is noticed when it is published.
+    By a lock on a disk, by a lease on an object store. A folder that the lock made, and nothing came into, goes.
     """
     path = config.embeddings_path
     local = is_local(path)
-    name = ".lock" if local else f"beeray-embed-{hashlib.sha256(path.encode()).hexdigest()[:16]}.lock"
-    folder = Path(path.removeprefix("file://") if local else tempfile.gettempdir())
-    with locked_file(folder / name, f"{path} is being worked on by another command", "wait for it, or stop it"):
-        yield
+    folder = Path(resolve(path)[1] if local else tempfile.gettempdir())
+    name = ".lock" if local else f"beeray-embed-{os.getuid()}-{hashlib.sha256(path.encode()).hexdigest()[:16]}.lock"
+    lock, was_there = folder / name, folder.exists()
+    try:
+        with (
+            locked_file(lock, f"{path} is being worked on by another command", "wait for it, or stop it"),
+            nullcontext() if local else leased(path, console.line),
+        ):
+            yield
+    finally:
+        if not was_there and folder.is_dir() and [one.name for one in folder.iterdir()] == [name]:
+            lock.unlink()
+            folder.rmdir()
 
 
 def actor_needs(config: Config, num_actors: int) -> ClusterConfig:
@@ -220,10 +264,8 @@ def _record(
 
 def _track(tracker: Tracker, manifest: Manifest, record: dict[str, Any]) -> None:
     numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "published"}
-    counts = {f"rows_{name}": number for name, number in manifest.counts.items()}
-    errors = {f"errors_{reason}": number for reason, number in manifest.errors.items()}
     drift = {f"drift_{name}": value for name, value in (manifest.drift or {}).items() if value is not None}
-    tracker.log_metrics({**numbers, **counts, **errors, **drift})
+    tracker.log_metrics({**numbers, **drift})
     tracker.log_tags(
         {
             "version": manifest.version,

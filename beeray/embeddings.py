@@ -6,7 +6,7 @@
     for batch in published.iter_batches():
         serve(batch["item_id"], published.vectors(batch))
 
-Needs pyarrow and numpy only.
+Loads neither torch nor Ray.
 """
 
 from __future__ import annotations

@@ -37,5 +37,9 @@ class RunError(BeerayError):
     """A run folder that does not fit the command (changed config under the same name, no model …)."""
 
 
+class DealtOtherwiseError(RunError):
+    """What was dealt of a catalog is not what was counted, so it must be dealt again."""
+
+
 class DivergedError(RunError):
     """Training whose loss is no longer finite; every rank raises it at the same step."""

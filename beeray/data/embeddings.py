@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -117,7 +118,9 @@ class Embeddings:
             )
 
 
-def open_embeddings(path: str, version: str | None = None, verify: Verify = "checksums") -> Embeddings:
+def open_embeddings(
+    path: str | os.PathLike[str], version: str | None = None, verify: Verify = "checksums"
+) -> Embeddings:
     """Open what is published under a path.
 
     Args:
@@ -128,6 +131,7 @@ def open_embeddings(path: str, version: str | None = None, verify: Verify = "che
     Raises:
         EmbeddingsError: nothing published there, a file missing or changed, or a newer schema.
     """
+    path = os.fspath(path)
     pointed = read_latest(path) if version is None else None
     if version is None:
         if pointed is None:

@@ -43,7 +43,7 @@ from beeray.data.storage import (
     write_bytes,
     write_json,
 )
-from beeray.errors import RunError
+from beeray.errors import EmbeddingsError, RunError
 
 WORK, JOB, REPORTS, CHECKPOINT, PLAN = "work", "job.json", "reports", "checkpoint", "plan"
 KEPT_UNFINISHED = 2
@@ -109,10 +109,14 @@ class JobFolder:
             for file, rows in zip(files, pool.map(_read_report, (file.path for file in files)), strict=True):
                 if rows is None:
                     delete_file(file.path)
-                    remove_tree(join(self.work, CHECKPOINT))
+                    self.forget_checkpoint()
                 else:
                     found.update({one["range"]: one for one in rows})  # of one that was done twice the last counts
         return [found[number] for number in sorted(found)]
+
+    def forget_checkpoint(self) -> None:
+        """Remove what Ray Data remembers of finished units; the reports remember them too."""
+        remove_tree(join(self.work, CHECKPOINT))
 
     def unfinished(self) -> list[JobState]:
         """States of other jobs that stopped on the way."""
@@ -128,14 +132,15 @@ class JobFolder:
 
     def trim(self, unfinished: list[JobState]) -> list[JobState]:
         """Of jobs that stopped keep only vectors, and only of the last few; returns those."""
-        stopped = [state for state in unfinished if not exists(join(self.target(state.version), MANIFEST))]
+        published = set(published_versions(self.path))
+        stopped = [state for state in unfinished if state.version not in published]
         kept = sorted(stopped, key=lambda state: state.version)[-KEPT_UNFINISHED:]
         for state in unfinished:
             work = join(self.path, WORK, state.digest)
             if state not in kept:
-                remove_tree(work)
                 if state in stopped:  # one that did publish was only killed before it cleaned up
                     remove_tree(self.target(state.version))
+                remove_tree(work)  # last: without it nobody knows whose the other folder was
                 continue
             for name in (DEALT, SCATTERED, REPORTS, CHECKPOINT, PLAN):
                 remove_tree(join(work, name))
@@ -182,19 +187,53 @@ def _copy_errors(path: str, target: str) -> PublishedFile:
     return PublishedFile(name, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
-def publish(path: str, manifest: Manifest) -> None:
+def published_versions(path: str) -> list[str]:
+    """Versions that readers have seen and that are still there, newest first: `latest` and what it followed.
+
+    A version may have a manifest and be none of them: its job was killed just before it moved the pointer.
+    """
+    found: list[str] = []
+    version = pointed_version(path)
+    try:
+        while version is not None and version not in found and exists(join(path, VERSIONS, version, MANIFEST)):
+            found.append(version)
+            manifest = join(path, VERSIONS, version, MANIFEST)
+            version = Manifest.from_json(read_bytes(manifest), manifest).previous
+    except EmbeddingsError:  # a damaged link: what came before it cannot be told
+        pass
+    return found
+
+
+def pointed_version(path: str) -> str | None:
+    """The version that `latest` names; None: nothing is published, or the pointer is damaged."""
+    try:
+        pointed = read_latest(path)
+    except EmbeddingsError:
+        return None
+    return pointed["version"] if pointed else None
+
+
+def pointer_digest(path: str) -> str | None:
+    """What tells whether `latest` is still the one that it was, damaged or not; None: there is none."""
+    pointer = join(path, LATEST)
+    return hashlib.sha256(read_bytes(pointer)).hexdigest() if exists(pointer) else None
+
+
+def publish(path: str, manifest: Manifest, follows: str | None) -> None:
     """Make a whole version the current one: its manifest, then the pointer.
+
+    Args:
+        follows: `pointer_digest` when the job was planned.
 
     Raises:
         EmbeddingsError: a file of the version is not there.
         RunError: another job published since this one was planned.
     """
     Embeddings(path, manifest).verify("sizes")
-    pointed = read_latest(path)
-    if (pointed["version"] if pointed else None) != manifest.previous:
+    if pointer_digest(path) != follows:
         raise RunError(
-            f"{path}: {pointed['version'] if pointed else 'nothing'} is published now, this job was to follow "
-            f"{manifest.previous}; another job published meanwhile; run the same command again"
+            f"{join(path, LATEST)}: is not what it was when this job was planned, to follow {manifest.previous}; "
+            "another job published meanwhile; run the same command again"
         )
     data = manifest.to_json()
     write_bytes(join(path, VERSIONS, manifest.version, MANIFEST), data)
@@ -203,24 +242,33 @@ def publish(path: str, manifest: Manifest) -> None:
 
 
 def clean_up(path: str, keep_versions: int, jobs: Sequence[JobState]) -> None:
-    """Remove what jobs left, and all but the newest versions with their indexes.
+    """Remove what jobs left, and all but the newest publications with their indexes.
+
+    What belongs to no publication and to no job goes too: a kill between two removals leaves it. So does a whole
+    version of a job that was killed before it moved the pointer, since no reader has seen it.
 
     Args:
         jobs: the one that published, and those that had stopped when it began; others may be at work.
     """
+    published = published_versions(path)
     for job in jobs:
-        remove_tree(join(path, WORK, job.digest))
-        if not exists(join(path, VERSIONS, job.version, MANIFEST)):
+        if job.version not in published:
             remove_tree(join(path, VERSIONS, job.version))
+        remove_tree(join(path, WORK, job.digest))
+    at_work: set[str] = set()
+    for name in list_dir(join(path, WORK)):
+        state = _read_state(join(path, WORK, name))
+        if state is None:
+            remove_tree(join(path, WORK, name))
+        else:
+            at_work.add(state.version)
     if not list_dir(join(path, WORK)):
         remove_tree(join(path, WORK))
-    pointed = read_latest(path)
-    names = sorted(list_dir(join(path, VERSIONS)))
+    names = sorted(set(list_dir(join(path, VERSIONS))) - at_work)
     whole = [name for name in names if exists(join(path, VERSIONS, name, MANIFEST))]
-    kept = set(whole[-keep_versions:]) | ({pointed["version"]} if pointed else set())
-    gone = set(whole) - kept
+    gone = set(names) - set(whole[-keep_versions:]) - set(published[:1])
     for name in list_dir(join(path, INDEXES)):
-        if name.rpartition("-")[0] in gone:  # `<version>-<kind>`; other folders are somebody's own
+        if any(name.startswith(f"{version}-") for version in gone):  # others are somebody's own
             remove_tree(join(path, INDEXES, name))
     for name in gone:
         remove_tree(join(path, VERSIONS, name))

@@ -9,6 +9,7 @@
 | `broken_unicode` | has a column that is not UTF-8 |
 | `too_long_text` | renders to more characters than `embed.max_text_chars` |
 | `repeated_item_id` | has the id of an earlier row and another text (the earlier one counts) |
+| `not_finite_vector` | got a vector with NaN or infinity in it, or too large a number for float16 |
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ REASONS = (
     "broken_unicode",
     "too_long_text",
     "repeated_item_id",
+    "not_finite_vector",
 )
 SHOWN_BYTES = 200
 ERROR_SCHEMA = pa.schema(
@@ -91,15 +93,15 @@ def error_rows(table: pa.Table, reasons: NDArray[np.object_] | str) -> pa.Table:
     and of the row within it.
 
     Args:
-        table: item_id, text, row.
+        table: item_id, text, row; null where it is not known.
         reasons: of each row, or of all.
     """
     names = [reasons] * table.num_rows if isinstance(reasons, str) else [str(reason) for reason in reasons]
-    places = one_array(table[ROW]).to_numpy()
+    places = one_array(table[ROW])
     columns = [
         one_array(table["item_id"]).cast(pa.string()),
-        pa.array(places >> FRAGMENT_SHIFT, pa.int64()),
-        pa.array(places & ((1 << FRAGMENT_SHIFT) - 1), pa.int64()),
+        pc.shift_right(places, FRAGMENT_SHIFT),
+        pc.bit_wise_and(places, (1 << FRAGMENT_SHIFT) - 1),
         pa.array(names, pa.string()),
         pc.utf8_slice_codeunits(one_array(table["text"]), 0, SHOWN_BYTES).cast(pa.string()),
     ]

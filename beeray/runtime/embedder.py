@@ -109,15 +109,14 @@ class Embedder:
         return vectors.cpu().numpy()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encode one unit: `vectors` (bytes, as they are stored) and `timings` in place of the tokens."""
+        """Encode one unit: `vectors` and `unusable` (bytes, see `write_unit`), `timings` in place of the tokens."""
         started = time.time()
         ids, lengths = (np.frombuffer(batch[name][0].as_buffer(), dtype=np.int32) for name in ("tokens", "lengths"))
-        stored = b""
+        stored, unusable = b"", np.empty(0, dtype=np.bool_)
         if len(lengths):
             vectors = self.embed(ids, lengths)
-            finite = np.asarray(np.isfinite(vectors[:, : self.task.format.dim]).all(axis=1))
-            if not finite.all():
-                raise RunError(_not_finite(batch, finite, self.task.model))
+            unusable = ~self.task.format.fits(vectors)
+            vectors[unusable] = 0
             stored = self.task.format.numbers(self.task.format.encode(vectors)).tobytes()
         ended = time.time()
         timings: dict[str, Any] = {
@@ -128,16 +127,8 @@ class Embedder:
         }
         kept = batch.select(["range", "item_id", "content_hash", "source", "source_row", "counts"])
         kept = kept.append_column("vectors", pa.array([stored], pa.large_binary()))
+        kept = kept.append_column("unusable", pa.array([unusable.tobytes()], pa.binary()))
         return kept.append_column("timings", pa.array([json.dumps(timings)]))
-
-
-def _not_finite(batch: pa.Table, finite: NDArray[np.bool_], model: str) -> str:
-    sources = np.frombuffer(batch["source"][0].as_buffer(), dtype=np.int32)
-    place = np.flatnonzero(sources < 0)[int(np.argmin(finite))]
-    return (
-        f"encoder {model!r}: the vector of item_id {batch['item_id'][0][int(place)].as_py()!r} is not finite; "
-        "nothing is published; use embed.precision=fp32, or another encoder"
-    )
 
 
 def calibrated(config: Config, task: EmbedderTask, tokenizer: str, texts: list[str]) -> float:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,94 +19,24 @@ import pyarrow as pa
 
 from beeray.config import Config, config_digest
 from beeray.console import Console, StageReporter
-from beeray.data.dealing import ERRORS, GROUP_ROWS, Dealing, deal_catalog, dealt_is_whole
+from beeray.data.dealing import ERRORS, Dealing, deal_catalog, dealt_is_whole
 from beeray.data.drift import measure_drift
-from beeray.data.embedding_format import EmbeddingFormat
-from beeray.data.embedding_units import UnitTask, item_id_type, sample_texts
+from beeray.data.embedding_units import NOT_FINITE, UnitTask, item_id_type, sample_texts
 from beeray.data.embeddings import Embeddings
 from beeray.data.manifest import Manifest, PublishedFile
 from beeray.data.publishing import JobFolder, JobState, clean_up, publish, publish_errors
 from beeray.data.reuse import EarlierRows, same_kind
 from beeray.data.storage import join, make_dir, remove_tree
-from beeray.data.tables import Table
-from beeray.errors import BeerayError, RunError
+from beeray.errors import BeerayError, DealtOtherwiseError, RunError
 from beeray.runtime.embedder import EmbedderTask, calibrated
 from beeray.runtime.embedding_pipeline import Pipeline
+from beeray.runtime.embedding_plan import JobPlan
 from beeray.runtime.embedding_progress import UnitProgress
 from beeray.runtime.monitor import listening
 from beeray.runtime.tracking import Tracker
 
-UNITS_PER_ACTOR = 8
-MIN_UNITS = 16
-"""At least so many units, so that all actors have work to the end and a failure costs little."""
-SMALLEST_UNIT = 256
 CALIBRATION_TEXTS = 512
-
-
-@dataclass(frozen=True)
-class JobPlan:
-    """What a job computes from what.
-
-    Attributes:
-        model: name and fingerprint.
-        encoding: everything that decides an item's vector but the model.
-        catalog, template: what is read, and how a text is made of it.
-        previous: the current publication, if there is one.
-        full_run: why nothing of it can be reused; empty when it can.
-        format: of the vectors.
-        layout: settings that decide which rows are refused and how files are cut.
-    """
-
-    model: dict[str, str]
-    encoding: dict[str, Any]
-    catalog: Table
-    catalog_source: dict[str, str]
-    template: str
-    previous: Embeddings | None
-    full_run: list[str]
-    format: EmbeddingFormat
-    layout: dict[str, int]
-
-    @property
-    def encoding_digest(self) -> str:
-        """What vectors can be reused for."""
-        return config_digest({"model": self.model["fingerprint"], **self.encoding})
-
-    def digest(self) -> str:
-        """Identity of the job: the same command after a kill has the same."""
-        return config_digest(
-            {
-                "encoding": self.encoding_digest,
-                "catalog": self.catalog_source,
-                "previous": self.previous.version if self.previous else None,
-                "full_run": self.full_run,
-                "layout": self.layout,
-            }
-        )
-
-
-def full_run_reasons(
-    previous: Embeddings | None,
-    model: dict[str, str],
-    encoding: dict[str, Any],
-    missing: str = "nothing is published yet",
-) -> list[str]:
-    """Why vectors of the current publication cannot be reused, one reason a difference; empty when they can.
-
-    Args:
-        missing: why there is no publication, where there is none.
-    """
-    if previous is None:
-        return [missing]
-    before = previous.manifest
-    reasons: list[str] = []
-    if before.model["fingerprint"] != model["fingerprint"]:
-        reasons.append(f"the model changed ({before.model['fingerprint']} → {model['fingerprint']})")
-    for key in sorted(encoding.keys() | before.encoding.keys()):
-        old, new = before.encoding.get(key), encoding.get(key)
-        if old != new:
-            reasons.append(f"{key} changed ({old!r} → {new!r})")
-    return reasons
+ATTEMPTS = 2
 
 
 class EmbeddingJob:
@@ -145,11 +73,17 @@ class EmbeddingJob:
         """
         self._deal()
         self._calibrate()
-        reports = self._embed()
+        try:
+            reports = self._embed()
+        except DealtOtherwiseError:
+            self._keep(dealt=None)  # so that the next attempt deals anew
+            raise
         manifest = self._manifest(reports)
+        self._track_counts(manifest)
         self._check(manifest)
-        manifest = dataclasses.replace(manifest, drift=self._drift(manifest))
-        publish(self.folder.path, manifest)
+        errors = publish_errors(self.folder.work, self.folder.target(self.state.version))
+        manifest = dataclasses.replace(manifest, error_files=errors, drift=self._drift(manifest))
+        publish(self.folder.path, manifest, self.plan.follows)
         try:
             clean_up(self.folder.path, self.config.embed.keep_versions, [self.state, *self.unfinished])
         except (BeerayError, OSError) as error:
@@ -212,14 +146,23 @@ class EmbeddingJob:
         )
         try:
             with listening(progress) as monitor:
-                if len(done) < self.state.num_ranges:
+                reports = done
+                for _ in range(ATTEMPTS):
+                    if len(reports) == self.state.num_ranges:
+                        break
                     embedder = dataclasses.replace(self.embedder, format=self.state.format)
-                    missing = sorted(set(range(self.state.num_ranges)) - {one["range"] for one in done})
-                    plan = [(number, self.state.dealt["range_rows"][number]) for number in missing]
+                    done_ranges = {one["range"] for one in reports}
+                    plan = [
+                        (number, rows)
+                        for number, rows in enumerate(self.state.dealt["range_rows"])
+                        if number not in done_ranges
+                    ]
                     Pipeline(self._units(), embedder, plan, monitor).run(self.config)
+                    reports = self.folder.reports()
+                    if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
+                        self.folder.forget_checkpoint()
         finally:
             progress.close()
-        reports = self.folder.reports()
         if len(reports) != self.state.num_ranges:
             raise RunError(
                 f"embed: {len(reports)} of {self.state.num_ranges} files were reported; run the same command again"
@@ -247,10 +190,11 @@ class EmbeddingJob:
         assert self.state.dealt is not None
         earlier: list[EarlierRows] = []
         previous = self.plan.previous
-        if previous is not None and not self.plan.full_run:
+        if previous is not None:
             if self._same_ids(previous.manifest.item_id_type):
-                earlier.append(EarlierRows(tuple(previous.paths)))
-            else:
+                checksums = tuple(file.sha256 for file in previous.manifest.files)
+                earlier.append(EarlierRows(tuple(previous.paths), sha256=checksums, reusable=not self.plan.full_run))
+            elif not self.plan.full_run:
                 self.console.line(f"full run: {self._other_ids(previous)}")
         if self.config.embed.incremental:
             for left in self.unfinished:
@@ -273,8 +217,11 @@ class EmbeddingJob:
         for report in reports:
             counts.update(json.loads(report["counts"]))
         errors = Counter(self.state.dealt["errors"])
-        errors["repeated_item_id"] += counts.pop("repeated_item_id")
-        accounted = sum(report["rows"] for report in reports) + counts["repeated"] + errors["repeated_item_id"]
+        found_late = ("repeated_item_id", NOT_FINITE)
+        for reason in found_late:
+            errors[reason] += counts.pop(reason, 0)
+        accounted = sum(report["rows"] for report in reports) + counts["repeated"]
+        accounted += sum(errors[reason] for reason in found_late)
         dealt = sum(self.state.dealt["range_rows"])
         if accounted != dealt:
             raise RunError(
@@ -282,6 +229,10 @@ class EmbeddingJob:
                 f"remove {self.folder.work} and run the same command again"
             )
         plan = self.plan
+        if damaged := counts.pop("damaged_files", 0):
+            self.console.line(
+                f"warning: {damaged:,} files of earlier embeddings are damaged; their items are encoded anew"
+            )
         full_run = list(plan.full_run)
         if plan.previous is not None and not full_run and not self._same_ids(plan.previous.manifest.item_id_type):
             full_run.append(self._other_ids(plan.previous))
@@ -299,12 +250,16 @@ class EmbeddingJob:
             catalog=plan.catalog_source,
             counts={"read": self.state.dealt["rows"], **counts, "errors": sum(errors.values())},
             errors={reason: number for reason, number in sorted(errors.items()) if number},
-            error_files=publish_errors(self.folder.work, self.folder.target(self.state.version)),
-            previous=plan.previous.version if plan.previous else None,
+            previous=plan.previous_version,
             full_run=full_run,
             packages=_packages(),
             layout=plan.layout,
         )
+
+    def _track_counts(self, manifest: Manifest) -> None:
+        """Rows by what became of them, of nights too that end unpublished for them."""
+        counts = {f"rows_{name}": number for name, number in manifest.counts.items()}
+        self.tracker.log_metrics(counts | {f"errors_{reason}": number for reason, number in manifest.errors.items()})
 
     def _check(self, manifest: Manifest) -> None:
         embed, counts = self.config.embed, manifest.counts
@@ -339,36 +294,6 @@ class EmbeddingJob:
         except (BeerayError, OSError, pa.ArrowException) as error:  # a report must not stop the night
             self.console.line(f"no drift report: {str(error).partition(chr(10))[0]}")
             return None
-
-
-def choose_num_ranges(config: Config, rows: int, previous: Embeddings | None) -> int:
-    """Files of a publication: as many as last time while that is near `embed.rows_per_file`, to keep sizes stable."""
-    embed = config.embed
-    smallest = max(1, min(max(MIN_UNITS, (embed.num_actors or 0) * UNITS_PER_ACTOR), rows // SMALLEST_UNIT))
-    wanted = max(smallest, math.ceil(rows / embed.rows_per_file))
-    if previous is not None:
-        before = len(previous.manifest.files)
-        if wanted / 2 <= before <= wanted * 2:
-            return before
-    return wanted
-
-
-def new_state(config: Config, plan: JobPlan, digest: str, unfinished: list[JobState]) -> JobState:
-    """State of a job that was not begun before."""
-    version = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:8]}"
-    previous = plan.previous
-    if previous is not None and version <= previous.version:  # two within a second, or a clock that went back
-        version = f"{previous.version}.{digest[:8]}"
-    form = plan.format
-    if form.dtype == "int8" and config.embed.incremental:
-        scales = [left.format.scale for left in unfinished if left.encoding_digest == plan.encoding_digest]
-        if previous is not None and not plan.full_run:
-            scales.insert(0, previous.manifest.format.scale)
-        form = dataclasses.replace(form, scale=next((scale for scale in scales if scale is not None), None))
-    rows = plan.catalog.estimated_rows()
-    ranges = choose_num_ranges(config, rows, previous)
-    groups = min(ranges, max(1, math.ceil(rows / GROUP_ROWS)))
-    return JobState(digest, version, ranges, groups, plan.encoding_digest, form)
 
 
 def totals(reports: list[dict[str, Any]]) -> dict[str, float]:

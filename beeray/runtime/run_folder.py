@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from beeray.config import Config, load_config
+from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, RunError
 
 CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
@@ -46,9 +47,12 @@ def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
 
     Raises:
         RunError: another process holds it.
+        DataError: it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from published import VERSION, clustered, sha256, write_publication
 
+from beeray.data import publishing
 from beeray.data.dealing import DEALT, ERRORS, SCATTERED
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import open_embeddings, read_latest
@@ -27,6 +29,7 @@ from beeray.data.publishing import (
     JobFolder,
     JobState,
     clean_up,
+    pointer_digest,
     publish,
     publish_errors,
 )
@@ -77,7 +80,7 @@ def versions(path: Path) -> list[str]:
 def test_readers_see_the_new_version_as_soon_as_it_is_published(path: Path, tmp_path: Path) -> None:
     manifest = unpublished(path, tmp_path)
     assert current(path) == IDS
-    publish(str(path), manifest)
+    publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == ["x", "y"]
     assert read_latest(str(path)) == {
         "version": LATER,
@@ -89,7 +92,7 @@ def test_readers_see_the_new_version_as_soon_as_it_is_published(path: Path, tmp_
 
 def test_a_first_version_is_published_where_there_was_none(tmp_path: Path) -> None:
     (tmp_path / "new" / "versions").mkdir(parents=True)
-    publish(str(tmp_path / "new"), unpublished(tmp_path / "new", tmp_path, previous=None))
+    publish(str(tmp_path / "new"), unpublished(tmp_path / "new", tmp_path, previous=None), follows=None)
     assert current(tmp_path / "new") == ["x", "y"]
 
 
@@ -99,22 +102,22 @@ def test_when_the_manifest_cannot_be_written_readers_still_see_the_old_version(p
     blocked = path / "versions" / LATER / MANIFEST
     blocked.mkdir()  # no file can be put there
     with pytest.raises(DataError, match="cannot be read or written"):
-        publish(str(path), manifest)
+        publish(str(path), manifest, pointer_digest(str(path)))
     assert (path / "latest").read_bytes() == pointer
     assert current(path) == IDS
     blocked.rmdir()
-    publish(str(path), manifest)
+    publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == ["x", "y"]
 
 
 def test_a_version_whose_pointer_was_not_written_is_whole_but_not_current(path: Path, tmp_path: Path) -> None:
     manifest = unpublished(path, tmp_path)
     pointer = (path / "latest").read_bytes()
-    publish(str(path), manifest)
+    publish(str(path), manifest, pointer_digest(str(path)))
     (path / "latest").write_bytes(pointer)  # what a kill between manifest and pointer leaves
     assert current(path) == IDS
     assert open_embeddings(str(path), version=LATER).num_rows == 2
-    publish(str(path), manifest)
+    publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == ["x", "y"]
 
 
@@ -130,34 +133,45 @@ def test_a_version_whose_files_are_not_as_they_were_reported_is_not_published(
     else:
         file.write_bytes({"shorter": data[:-1], "longer": data + b"x", "emptied": b""}[change])
     with pytest.raises(EmbeddingsError, match=r"the manifest (lists it|says)"):
-        publish(str(path), manifest)
+        publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == IDS
     assert not (path / "versions" / LATER / MANIFEST).exists()
     file.write_bytes(data)
-    publish(str(path), manifest)
+    publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == ["x", "y"]
 
 
-@pytest.mark.parametrize("previous", [None, "20260101T000000Z-0"])
+@pytest.mark.parametrize("follows", [None, "0" * 64])
 def test_what_another_job_published_meanwhile_is_not_passed_over(
-    path: Path, tmp_path: Path, previous: str | None
+    path: Path, tmp_path: Path, follows: str | None
 ) -> None:
-    manifest = unpublished(path, tmp_path, previous=previous)
+    manifest = unpublished(path, tmp_path)
     pointer = (path / "latest").read_bytes()
-    with pytest.raises(RunError, match=f"{VERSION} is published now, this job was to follow {previous}; .* again"):
-        publish(str(path), manifest)
+    with pytest.raises(RunError, match=f"to follow {VERSION}; another job published meanwhile; run the same"):
+        publish(str(path), manifest, follows)
     assert (path / "latest").read_bytes() == pointer
 
 
 def test_of_two_jobs_that_follow_the_same_version_the_second_is_refused(path: Path, tmp_path: Path) -> None:
     first, second = unpublished(path, tmp_path), unpublished(path, tmp_path, "20260104T000000Z-1")
-    publish(str(path), second)
+    follows = pointer_digest(str(path))
+    publish(str(path), second, follows)
     with pytest.raises(RunError, match="another job published meanwhile"):
-        publish(str(path), first)
+        publish(str(path), first, follows)
     assert open_embeddings(str(path)).version == second.version
     (path / "latest").unlink()
-    with pytest.raises(RunError, match=f"nothing is published now, this job was to follow {VERSION}"):
-        publish(str(path), first)
+    with pytest.raises(RunError, match="another job published meanwhile"):
+        publish(str(path), first, follows)
+
+
+@pytest.mark.parametrize("pointer", [b"", b"{", b"\xff\xfe", b'{"version": "gone", "manifest_sha256": "0"}'])
+def test_a_damaged_pointer_is_published_over(path: Path, tmp_path: Path, pointer: bytes) -> None:
+    (path / "latest").write_bytes(pointer)
+    follows = pointer_digest(str(path))
+    publish(str(path), unpublished(path, tmp_path), follows)
+    assert current(path) == ["x", "y"]
+    clean_up(str(path), 2, [])
+    assert versions(path) == [VERSION, LATER]
 
 
 def add_versions(path: Path, *names: str) -> None:
@@ -172,9 +186,8 @@ def test_as_many_versions_are_kept_as_asked_for_the_newest_ones(path: Path) -> N
     for _ in range(2):
         clean_up(str(path), 3, [])
         assert versions(path) == ["20260103", "20260104", "20260105"]
-    (path / "versions" / "20260109").mkdir()  # half-written: stays, does not count
+    (path / "versions" / "20260109").mkdir()  # half-written and nobody's: goes, does not count
     clean_up(str(path), 2, [])
-    (path / "versions" / "20260109").rmdir()
     assert versions(path) == ["20260104", "20260105"]
     assert current(path) == IDS
 
@@ -215,11 +228,11 @@ def test_jobs_that_are_named_go_and_others_at_work_are_left_alone(path: Path) ->
     others = tree(path / WORK / "at-work"), tree(path / "versions" / at_work.version)
     clean_up(str(path), 1, [done, stopped])
     assert [one.name for one in (path / WORK).iterdir()] == ["at-work"]
-    assert versions(path) == [VERSION, "20260104", "20260110"]
+    assert versions(path) == [VERSION, "20260104"]
     assert (tree(path / WORK / "at-work"), tree(path / "versions" / "20260104")) == others
     assert tree(path / "versions" / VERSION) == before
     clean_up(str(path), 1, [at_work])
-    assert versions(path) == [VERSION, "20260110"]
+    assert versions(path) == [VERSION]
     assert current(path) == IDS
 
 
@@ -398,3 +411,87 @@ def test_refused_rows_are_published_with_what_proves_them(path: Path) -> None:
         assert (copied.stat().st_size, sha256(copied)) == (file.bytes, file.sha256)
         assert pq.read_table(copied).schema == ERROR_SCHEMA
     assert publish_errors(folder.work, target) == files
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a process, for a function."""
+
+
+def dying_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill whoever makes the `number`-th change to storage from here on, before it is made."""
+    left = [number]
+
+    def counted(change: Any) -> Any:
+        def changed(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return change(*arguments)
+
+        return changed
+
+    for name in ("write_bytes", "remove_tree", "make_dir"):
+        monkeypatch.setattr(publishing, name, counted(getattr(publishing, name)))
+
+
+def last_steps(path: Path, manifest: Manifest, state: JobState, stopped: list[JobState], follows: str | None) -> None:
+    """What a job does after its last unit."""
+    folder = JobFolder(str(path), state.digest)
+    stopped = folder.trim(stopped)
+    publish_errors(folder.work, folder.target(state.version))
+    if pointer_digest(str(path)) == follows:
+        publish(str(path), manifest, follows)
+    clean_up(str(path), 2, [state, *stopped])
+
+
+def test_killed_at_any_change_the_same_command_ends_in_the_same_publication_and_leaves_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill at each change after the last unit, then the next night: with a changed catalog, or the same job."""
+    draws = [(moment, again) for moment in range(12) for again in (True, False)]
+    for moment, again in draws:
+        here = tmp_path / f"{moment}-{again}"
+        shutil.copytree(path, here)
+        follows = pointer_digest(str(here))
+        manifest = unpublished(here, tmp_path / f"made-{moment}-{again}")
+        state = dataclasses.replace(STATE, digest="killed", version=LATER)
+        JobFolder(str(here), "killed").save(state)
+        (here / WORK / "killed" / ERRORS).mkdir()
+        write_part(pa.Table.from_pylist([], schema=ERROR_SCHEMA), str(here / WORK / "killed" / ERRORS / "e.parquet"))
+        left = job(here, "stopped", "20260102T999999Z-1")
+        with monkeypatch.context() as patched:
+            dying_at(moment, patched)
+            try:
+                last_steps(here, manifest, state, [left], follows)
+                killed = False
+            except Killed:
+                killed = True
+        assert killed or moment > 6, moment
+        seen = open_embeddings(str(here))  # a reader sees the old or the new one, whole
+        assert seen.version in (VERSION, LATER)
+        follows = pointer_digest(str(here))
+        if again and seen.version == VERSION:
+            last_steps(here, manifest, state, JobFolder(str(here), "killed").unfinished(), follows)
+            assert open_embeddings(str(here)).version == LATER
+        other = dataclasses.replace(STATE, digest="next", version="20260105T000000Z-1")
+        JobFolder(str(here), "next").save(other)
+        made = unpublished(here, tmp_path / f"next-{moment}-{again}", other.version, previous=seen.version)
+        last_steps(here, made, other, JobFolder(str(here), "next").unfinished(), pointer_digest(str(here)))
+        assert open_embeddings(str(here)).version == other.version
+        assert seen.table().num_rows == seen.num_rows, moment  # it was current until now, so it is kept
+        assert not (here / WORK).exists()
+        kept = {VERSION, LATER} if again or seen.version == LATER else {VERSION}
+        assert set(versions(here)) <= kept | {other.version} and len(versions(here)) == 2
+
+
+def test_what_nobody_knows_any_more_goes(path: Path) -> None:
+    orphan = path / "versions" / "20250101T000000Z-dead"
+    orphan.mkdir()
+    (orphan / "part-00000.parquet").write_bytes(b"x")
+    (path / WORK / "of-another-schema").mkdir(parents=True)
+    (path / WORK / "of-another-schema" / JOB).write_text(json.dumps({"schema_version": 0}))
+    (path / "indexes" / "20250101T000000Z-dead-hnsw.partial-host-1-ab").mkdir(parents=True)
+    clean_up(str(path), 2, [])
+    assert versions(path) == [VERSION]
+    assert not (path / WORK).exists() and list((path / "indexes").iterdir()) == []
+    assert current(path) == IDS

@@ -16,7 +16,7 @@ from beeray.data.embeddings import Embeddings, read_latest
 from beeray.data.generated_catalog import BAD_KINDS, GeneratedCatalog
 from beeray.data.quarantine import ERROR_SCHEMA
 from beeray.errors import DataError
-from beeray.runtime.embedding_job import full_run_reasons
+from beeray.runtime.embedding_plan import full_run_reasons
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
