@@ -13,6 +13,7 @@ from beeray.data.drift import NEIGHBOURS, RANGES_IN_VAIN, measure_drift, neighbo
 from beeray.data.embedding_format import EmbeddingFormat, Vectors
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.reuse import EarlierRows
+from beeray.errors import DataError
 
 ROWS, DIM = 200, 8
 FLOAT = EmbeddingFormat("float32", DIM, False)
@@ -189,5 +190,5 @@ def test_a_changed_template_is_found_out_after_a_few_ranges(tmp_path: Path) -> N
         Path(str(path)).unlink()
     assert measure_drift(new, FLOAT, old, FLOAT, 1000) is None
     Path(str(new.paths[RANGES_IN_VAIN - 1])).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match="no such file"):
         measure_drift(new, FLOAT, old, FLOAT, 1000)

@@ -105,14 +105,20 @@ def arrays(prepared: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return tokens, lengths
 
 
-def encoded(prepared: pa.Table, task: UnitTask) -> pa.Table:
-    """What an encoder actor hands on; a vector is worked out of its text's tokens alone."""
+def encoded(prepared: pa.Table, task: UnitTask, *, broken: bool = False) -> pa.Table:
+    """What an encoder actor hands on; a vector is worked out of its text's tokens alone.
+
+    Args:
+        broken: every fifth vector, from the fourth on, is none.
+    """
     tokens, lengths = arrays(prepared)
     texts = np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []
     vectors = np.array([vector_of(text) for text in texts], np.float32).reshape(-1, DIM)
+    unusable = np.arange(len(texts)) % 5 == 3 if broken else np.zeros(len(texts), dtype=bool)
     stored = task.format.numbers(task.format.encode(vectors)).tobytes() if len(texts) else b""
     kept = prepared.select(["range", "item_id", "content_hash", "source", "source_row", "counts"])
     kept = kept.append_column("vectors", pa.array([stored], pa.large_binary()))
+    kept = kept.append_column("unusable", pa.array([unusable.tobytes()], pa.binary()))
     return kept.append_column("timings", pa.array([json.dumps({"encode_s": 1.0, "encoded_at": 5.0})]))
 
 
@@ -373,3 +379,22 @@ def test_file_bytes_do_not_depend_on_chunks(task: UnitTask) -> None:
     table = pq.read_table(pa.BufferReader(run_unit(task, 0)[1]))
     chunked = pa.concat_tables([table.slice(0, 7), table.slice(7)])
     assert file_bytes(chunked, 10).to_pybytes() == file_bytes(table.combine_chunks(), 10).to_pybytes()
+
+
+def test_an_item_without_a_usable_vector_is_refused_and_the_others_keep_theirs(task: UnitTask) -> None:
+    deal(task, some_items())
+    refused: list[str] = []
+    for number in range(NUM_RANGES):
+        whole, _ = run_unit(task, number)
+        before = pq.read_table(f"{task.target}/{whole['path']}")
+        report = write_unit(encoded(prepare_unit(plan_row(task, number), task), task, broken=True), task).to_pylist()[0]
+        lost = np.arange(before.num_rows) % 5 == 3
+        after = pq.read_table(f"{task.target}/{report['path']}")
+        assert after.equals(before.filter(pa.array(~lost)))
+        assert counts(report) == {"new": len(lost), "encoded": int((~lost).sum()), "not_finite_vector": int(lost.sum())}
+        refused += before["item_id"].filter(pa.array(lost)).to_pylist()
+    errors = pa.concat_tables(pq.read_table(file) for file in sorted((Path(task.dealing.folder) / ERRORS).iterdir()))
+    assert sorted(errors["item_id"].to_pylist()) == sorted(refused) and refused
+    assert set(errors["reason"].to_pylist()) == {"not_finite_vector"}
+    assert errors.schema.names == ["item_id", "fragment", "row", "reason", "text_start"]
+    assert errors["row"].null_count == errors.num_rows
