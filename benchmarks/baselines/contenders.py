@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
@@ -81,10 +80,12 @@ class Published(Contender):
     """`two_pass_padded`."""
 
     def set_up(self) -> None:
+        """As `Contender`."""
         self.catalog = pad_catalog(self.workload.texts, self.workload.tokens.pad_token_id)
         self.algorithm = TwoPassPadded(self.encoder, *self.catalog)
 
     def backward(self, step: int) -> dict[str, float]:
+        """As `Contender`."""
         items = self.workload.items_of(step, SEED)
         loss = self.algorithm.backward(items, self.workload.matrix_of(step, items))
         padded = len(items) * self.catalog[0].shape[1]
@@ -95,9 +96,11 @@ class Cached(Contender):
     """`cached_loss`: another loss over as many texts."""
 
     def set_up(self) -> None:
+        """As `Contender`."""
         self.algorithm = CachedLoss(self.model, self.contest.precision, self.contest.mini_batch_size)
 
     def backward(self, step: int) -> dict[str, float]:
+        """As `Contender`."""
         texts = [self.workload.texts[item] for item in self.workload.items_of(step, SEED)]
         loss = self.algorithm.backward(texts, self.workload.tokens.pad_token_id)
         half = len(texts) // 2
@@ -109,9 +112,11 @@ class Bare(Contender):
     """`bare_encoder`."""
 
     def set_up(self) -> None:
+        """As `Contender`."""
         self.algorithm = BareEncoder(self.encoder)
 
     def prepare(self, step: int) -> None:
+        """As `Contender`."""
         contest, tokens = self.contest, self.workload.tokens
         items = self.workload.items_of(step, SEED)
         shares = deal_by_tokens(tokens.lengths(contest.max_seq_length)[items], 1, contest.token_budget)
@@ -121,6 +126,7 @@ class Bare(Contender):
         self.gradient = torch.randn(len(items), 384, generator=torch.Generator().manual_seed(step)) * 1e-3
 
     def backward(self, step: int) -> dict[str, float]:
+        """As `Contender`."""
         self.algorithm.backward(self.batches, self.gradient)
         return {"padded_tokens": sum(batch.num_padded_tokens for batch in self.batches), "recomputed_tokens": 0}
 
@@ -131,6 +137,7 @@ class Beeray(Contender):
     budget_bytes = EVERYTHING
 
     def set_up(self) -> None:
+        """As `Contender`."""
         contest = self.contest
         settings = StepSettings(
             max_output=contest.num_items,
@@ -142,6 +149,7 @@ class Beeray(Contender):
         self.step = TrainingStep(self.encoder, self.workload.tokens, self.workload.trainable, settings)
 
     def backward(self, step: int) -> dict[str, float]:
+        """As `Contender`."""
         result = self.step.loss(self.workload.users_of(step), epoch=0, step=step)
         result.loss.backward()
         return {
@@ -195,11 +203,3 @@ def peak_resident_bytes() -> int:
     """The most memory that this process ever held."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
-
-
-def lengths_of(contest: Contest) -> np.ndarray:
-    """Tokens of every text of the catalog."""
-    workload = load_workload(
-        contest.data, contest.model, num_items=1, num_users=1, max_seq_length=contest.max_seq_length
-    )
-    return workload.tokens.lengths(contest.max_seq_length)
