@@ -7,6 +7,7 @@ what is exported. Tokenising is not done here: it happens once per catalog (see 
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from beeray.core.attention import WrittenOutAttention
 from beeray.errors import EncoderError
 
 PROMPT_NAME = "document"
@@ -43,7 +45,12 @@ class Encoder(nn.Module):
             float32 (num_items, dim); rows are as the model's own modules leave them (not always unit length).
         """
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
-        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        halved = self.precision == "bf16"
+        written_out = halved and input_ids.device.type == "cpu" and torch.is_grad_enabled()
+        with (
+            torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved),
+            WrittenOutAttention() if written_out else nullcontext(),
+        ):
             embeddings = self.model(features)["sentence_embedding"]
         return embeddings.float()
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+FUSED_DEVICES = {"cpu", "cuda"}
+"""Where torch updates all of a parameter in one pass over it."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices with decay, vectors (biases, norms) without."""
@@ -28,8 +31,8 @@ def build_optimizer(
     """
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
-        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=on_gpu or None)
+        devices = {p.device.type for group in groups for p in group["params"]}
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=devices <= FUSED_DEVICES or None)
     if name == "nadam":
         return torch.optim.NAdam(groups, lr=lr, betas=betas, eps=epsilon, decoupled_weight_decay=True)
     raise ValueError(f"optimizer {name!r}: must be nadam or adamw")

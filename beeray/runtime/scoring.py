@@ -77,7 +77,7 @@ def embed_catalog(
         tokens,
         np.arange(tokens.num_items, dtype=np.int32),
         max_seq_length=config.served_seq_length,
-        token_budget=config.train.token_budget,
+        token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
         device=device,
         shared=True,
         progress=progress,

@@ -251,7 +251,7 @@ def step_settings(config: Config) -> StepSettings:
         max_seq_length=config.encoder.max_seq_length,
         relu=train.relu,
         top_k=train.top_k,
-        token_budget=train.token_budget,
+        token_budget=train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
         activation_budget_bytes=int(train.activation_budget_gib * 2**30),
         catalog_refresh=train.catalog_refresh,
         seed=config.seed,

@@ -107,6 +107,15 @@ def test_recomputed_kept_and_mixed_steps_have_the_gradient_of_one_plain_graph_wi
     assert largest_difference(another_seed, direct) > 1e-3
 
 
+def test_recomputed_and_kept_steps_agree_in_bf16_with_dropout_on(open_encoder: OpenEncoder, tokens: ListTokens) -> None:
+    encoder = Encoder(open_encoder().model, precision="bf16")
+    recomputed, _ = step_gradients(encoder, tokens, 0)
+    kept, _ = step_gradients(encoder, tokens, HUGE)
+    assert largest_difference(recomputed, kept) <= 1e-6
+    full, _ = step_gradients(open_encoder(), tokens, HUGE)
+    assert largest_difference(kept, full) > 1e-4
+
+
 def test_gradients_agree_on_texts_of_many_lengths_too(open_encoder: OpenEncoder, tokens: ListTokens) -> None:
     encoder = open_encoder()
     recomputed, result = step_gradients(encoder, tokens, 0)

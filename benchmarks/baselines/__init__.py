@@ -1,0 +1,1 @@
+"""Other ways to make a training step, to compare beeray's with."""
