@@ -82,7 +82,7 @@ class GeneratedInteractions:
 
     @cached_property
     def activity(self) -> I64:
-        """Interactions of every user, int64 (users,): a log-normal tail above a least number, to a third of the items."""
+        """Interactions of every user, int64 (users,): log-normal above a least number, up to a third of the items."""
         mean, most = self.num_interactions / self.num_users, max(1, self.num_items // 3)
         least = max(1, int(mean * LEAST_ACTIVITY))
         tail = np.random.default_rng([self.seed, ACTIVITY_STREAM]).lognormal(sigma=ACTIVITY_SIGMA, size=self.num_users)
