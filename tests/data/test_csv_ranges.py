@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 
-from beeray.data import csv_ranges
+from beeray.data import csv_ranges, tables
 from beeray.data.tables import Table
 from beeray.errors import DataError
 
@@ -55,7 +56,10 @@ def test_small_files_and_compressed_ones_stay_in_one_piece(tmp_path: Path) -> No
     assert csv_ranges.csv_ranges(str(tmp_path / "t.csv.gz"), pa.schema([])) == []
 
 
-def test_a_value_that_fits_no_more_further_down_is_told_with_the_file(tmp_path: Path) -> None:
+def test_a_value_that_fits_no_more_further_down_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "READ_CSV", pyarrow.csv.ReadOptions(block_size=1000))  # decides the columns' types
     table = write(tmp_path / "t.csv", [*ROWS[:250], "n,none,1,1.0", *ROWS[251:]])
     with pytest.raises(DataError, match=r"t\.csv: .*none"):
         rows_of(table)
