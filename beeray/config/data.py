@@ -57,8 +57,9 @@ class DataConfig(Section):
     min_user_interactions: int = Field(5, ge=2)
     empty_text: Literal["error", "drop"] = "error"
     """What to do with a catalog row whose text is null or blank."""
-    num_buckets: int = Field(8, ge=1, le=4096)
-    """User buckets of the shuffle; more buckets need less memory at a time."""
+    num_buckets: int | None = Field(None, ge=1, le=4096)
+    """User buckets of the shuffle; more buckets need less memory at a time. Unless set, one for each million rows of
+    interactions, and at least 8. Content, order of users and draws are the same for any number."""
 
     @model_validator(mode="after")
     def _has_its_tables(self) -> DataConfig:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Lengths = NDArray[np.int32]
+ITEMS_AT_ONCE = 16_384
 
 
 class Tokens(Protocol):
@@ -144,13 +145,23 @@ def micro_batches(
     max_seq_length: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[MicroBatch]:
-    """One padded micro-batch per cut of a rank's items."""
-    ids, lengths = tokens.gather(items, max_seq_length)
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    for cut in cuts:
-        stop = min(cut.stop, len(items))
-        first = min(cut.start, stop)
-        yield _pad(ids[starts[first] : starts[stop]], lengths[first:stop], tokens.pad_token_id, device)
+    """One padded micro-batch per cut of a rank's items; ids are gathered for some thousand items at a time."""
+    for run in _runs(cuts, ITEMS_AT_ONCE):
+        first, last = (min(row, len(items)) for row in (run[0].start, run[-1].stop))
+        ids, lengths = tokens.gather(items[first:last], max_seq_length)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        for cut in run:
+            start, stop = (min(row, last) - first for row in (cut.start, cut.stop))
+            yield _pad(ids[starts[start] : starts[stop]], lengths[start:stop], tokens.pad_token_id, device)
+
+
+def _runs(cuts: Sequence[slice], num_rows: int) -> Iterator[Sequence[slice]]:
+    """Neighbouring cuts, some `num_rows` rows of them at a time."""
+    first = 0
+    for place, cut in enumerate(cuts):
+        if cut.stop - cuts[first].start >= num_rows or place + 1 == len(cuts):
+            yield cuts[first : place + 1]
+            first = place + 1
 
 
 def _pad(flat: NDArray[np.int64], lengths: Lengths, pad_token_id: int, device: torch.device | str) -> MicroBatch:

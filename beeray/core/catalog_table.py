@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from beeray.core.batching import Tokens
-from beeray.core.elsa import normalize_rows
+from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import Encode, embed_items
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CatalogTable:
         training = isinstance(encode, nn.Module) and encode.training
         if isinstance(encode, nn.Module):
             encode.eval()
-        self.embeddings = normalize_rows(
+        self.embeddings = normalize_rows_in_place(
             embed_items(
                 encode,
                 self.tokens,

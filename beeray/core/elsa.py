@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 EPSILON = 1e-12
+ROWS_AT_ONCE = 16_384
 
 
 def normalize_rows(embeddings: Tensor) -> Tensor:
@@ -25,6 +26,13 @@ def normalize_rows(embeddings: Tensor) -> Tensor:
     if embeddings.dtype in (torch.float16, torch.bfloat16):
         embeddings = embeddings.float()
     return functional.normalize(embeddings, dim=-1, eps=EPSILON)
+
+
+def normalize_rows_in_place(embeddings: Tensor) -> Tensor:
+    """The same on float32 rows without a second table; returns its argument."""
+    for block in embeddings.split(ROWS_AT_ONCE):
+        block.copy_(normalize_rows(block))
+    return embeddings
 
 
 def elsa_scores(user_vectors: Tensor, item_embeddings: Tensor, user_items: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beeray.core.batching import Tokens, deal_by_tokens, micro_batches
-from beeray.core.gather import gather_rows, rank, world_size
+from beeray.core.gather import gather_into, rank, world_size
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 """(input_ids, attention_mask) → embeddings; a DeepSpeed engine, a DDP module or an `Encoder`."""
@@ -44,15 +44,21 @@ def embed_items(
     ranks = world_size() if shared else 1
     mine = rank() if shared else 0
     shares = deal_by_tokens(tokens.lengths(max_seq_length)[items], ranks, token_budget)
-    rows: list[Tensor] = []
-    for micro_batch in micro_batches(
-        tokens, items[shares.of_rank(mine)], shares.cuts, max_seq_length=max_seq_length, device=device
-    ):
-        rows.append(encode(micro_batch.input_ids, micro_batch.attention_mask)[: micro_batch.num_items])
+    positions = shares.of_rank(mine)
+    batches = micro_batches(tokens, items[positions], shares.cuts, max_seq_length=max_seq_length, device=device)
+    places = torch.from_numpy(positions if ranks == 1 else np.arange(len(positions))).to(device)
+    rows: Tensor | None = None  # one table, filled in place: a second one would double what a large catalog takes
+    done = 0
+    for micro_batch in batches:
+        embeddings = encode(micro_batch.input_ids, micro_batch.attention_mask)[: micro_batch.num_items]
+        if rows is None:
+            rows = embeddings.new_empty((len(positions), embeddings.shape[1]))
+        rows[places[done : done + len(embeddings)]] = embeddings
+        done += len(embeddings)
         progress(micro_batch.num_items)
-    embeddings = torch.cat(rows)
-    if shared:
-        embeddings = gather_rows(embeddings, shares.counts)
-    result = torch.empty_like(embeddings)
-    result[torch.from_numpy(shares.order).to(embeddings.device)] = embeddings
+    assert rows is not None, "no items"
+    if ranks == 1:
+        return rows
+    result = rows.new_empty((len(items), rows.shape[1]))
+    gather_into(result, rows, shares.counts, shares.order)
     return result

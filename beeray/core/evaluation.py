@@ -59,9 +59,9 @@ class Ranker:
         self.candidates = candidates
         self.metrics = metrics
         self.items_per_block = items_per_block
-        rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
-        whole = len(candidates) == len(embeddings)
-        self.candidate_embeddings = embeddings if whole else embeddings[rows]
+        self.rows: Tensor | None = None  # the whole catalog is ranked as it lies
+        if len(candidates) != len(embeddings):
+            self.rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
 
     def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
         """Metrics of a block of users.
@@ -79,9 +79,10 @@ class Ranker:
         assert int(num_targets.min()) > 0, "a user without a target among the candidates"
         scores, places = top_items(
             self._user_vectors(history),
-            self.candidate_embeddings,
+            self.embeddings,
             _positions(self._restrict(history), device),
             self.metrics.longest,
+            candidates=self.rows,
             items_per_block=self.items_per_block,
         )
         hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted)) & torch.isfinite(scores).cpu()
@@ -99,7 +100,12 @@ class Ranker:
         )
 
     def _restrict(self, matrix: sparse.csr_matrix) -> sparse.coo_matrix:
-        return matrix[:, self.candidates].tocoo()
+        """Entries at candidates, columns as places among them; the work is in the entries, not in the catalog."""
+        entries = matrix.tocoo()
+        places = np.minimum(np.searchsorted(self.candidates, entries.col), len(self.candidates) - 1)
+        kept = self.candidates[places] == entries.col
+        inside = (entries.data[kept], (entries.row[kept], places[kept]))
+        return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(self.candidates)))
 
 
 def _positions(matrix: sparse.coo_matrix, device: torch.device) -> Tensor:

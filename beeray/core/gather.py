@@ -15,6 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+ROWS_AT_ONCE = 16_384
+
 
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
@@ -71,6 +73,31 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     if world_size() == 1:
         return rows
     return _GatherRows.apply(rows, tuple(counts))
+
+
+def gather_into(result: Tensor, rows: Tensor, counts: Sequence[int], order: NDArray[np.int64]) -> None:
+    """Put every rank's rows into their places of `result`, block by block; no gradient. Every rank must call.
+
+    Args:
+        result: (sum(counts), d), filled alike on every rank.
+        rows: (counts[rank], d), this rank's rows.
+        counts: rows of every rank.
+        order: int64 (sum(counts),), place of every row, rank by rank.
+    """
+    places = torch.from_numpy(order).to(result.device).split(list(counts))
+    for start in range(0, max(counts), ROWS_AT_ONCE):
+        size = min(ROWS_AT_ONCE, max(counts) - start)
+        block = rows.new_zeros((size, rows.shape[1]))
+        mine = rows[start : start + size]
+        block[: len(mine)] = mine
+        gathered = rows.new_empty((len(counts) * size, rows.shape[1]))
+        if world_size() == 1:
+            gathered = block
+        else:
+            dist.all_gather_into_tensor(gathered, block)
+        for one, theirs in zip(places, gathered.split(size), strict=True):
+            here = one[start : start + size]
+            result[here] = theirs[: len(here)]
 
 
 def gather_union(indices: NDArray[np.int32], device: torch.device | str) -> NDArray[np.int32]:

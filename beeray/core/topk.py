@@ -12,14 +12,16 @@ def top_items(
     seen: Tensor,
     k: int,
     *,
+    candidates: Tensor | None = None,
     items_per_block: int = 65536,
 ) -> tuple[Tensor, Tensor]:
     """Each user's k highest-scored items among the candidates, those seen left out.
 
     Args:
         user_vectors: (users, d).
-        item_embeddings: (candidates, d).
+        item_embeddings: (candidates, d), or (items, d) where `candidates` are given.
         seen: int64 (2, pairs), user rows and candidate positions that must not be recommended.
+        candidates: int64 (candidates,), rows of `item_embeddings` to rank; copied block by block, never all at once.
         k: length of the ranking; cut to the number of candidates.
         items_per_block: candidates scored at a time; memory is users × items_per_block floats.
 
@@ -27,13 +29,15 @@ def top_items(
         scores float32 (users, k) and candidate positions int64 (users, k), best first; entries beyond a
         user's unseen candidates have score −inf.
     """
-    num_users, num_items = user_vectors.shape[0], item_embeddings.shape[0]
+    num_users = user_vectors.shape[0]
+    num_items = len(item_embeddings) if candidates is None else len(candidates)
     k = min(k, num_items)
     best = user_vectors.new_full((num_users, 0), -torch.inf)
     places = torch.zeros((num_users, 0), dtype=torch.int64, device=user_vectors.device)
     seen_rows, seen_columns = seen[0], seen[1]
     for start in range(0, num_items, items_per_block):
-        block = item_embeddings[start : start + items_per_block]
+        rows = slice(start, start + items_per_block)
+        block = item_embeddings[rows if candidates is None else candidates[rows]]
         scores = user_vectors @ block.T
         inside = (seen_columns >= start) & (seen_columns < start + len(block))
         scores[seen_rows[inside], seen_columns[inside] - start] = -torch.inf

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.parts import write_part
 from beeray.data.quarantine import sort_out
+from beeray.data.record_batches import batches_by, read_batch
 from beeray.data.storage import (
     exists,
     file_size,
@@ -32,8 +32,6 @@ from beeray.data.storage import (
     list_files,
     make_dir,
     remove_tree,
-    resolve,
-    storage_errors,
     write_bytes,
 )
 from beeray.data.streaming import drain, set_up_ray_data
@@ -44,7 +42,6 @@ Report = Callable[[str, int, int | None], None]
 SCATTERED, DEALT, ERRORS = "scattered", "dealt", "errors"
 BATCH_ROWS = 65_536
 GROUP_ROWS = 262_144
-IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 TASK_CPUS = 0.5
 
 
@@ -169,7 +166,7 @@ def deal_batch(table: pa.Table, dealing: Dealing) -> pa.Table:
             numbers = ranges_of(hash_ids(good["item_id"].combine_chunks()), dealing.num_ranges)
             range_rows += np.bincount(numbers, minlength=dealing.num_ranges)
             groups = numbers.astype(np.int64) * dealing.num_groups // dealing.num_ranges
-            data = _batches_by(good, groups, dealing.num_groups)
+            data = batches_by(good, groups, dealing.num_groups)
             write_bytes(join(dealing.folder, SCATTERED, f"{name}.arrow"), data)
         if bad.num_rows:
             reasons.update(bad["reason"].to_pylist())
@@ -193,7 +190,7 @@ def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) 
     """
     for group in batch["group"]:
         ranges = dealing.ranges_in(int(group))
-        tables = [table for name in names if (table := _read_batch(name, int(group))).num_rows]
+        tables = [table for name in names if (table := read_batch(name, int(group))).num_rows]
         size = 0
         try:
             rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks() if tables else None
@@ -203,7 +200,7 @@ def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) 
             ) from error
         if rows is not None:
             numbers = ranges_of(hash_ids(rows["item_id"].combine_chunks()), dealing.num_ranges)
-            data = _batches_by(rows, numbers.astype(np.int64) - ranges.start, len(ranges))
+            data = batches_by(rows, numbers.astype(np.int64) - ranges.start, len(ranges))
             write_bytes(group_path(dealing.folder, int(group)), data)
             size = len(data)
         else:
@@ -217,24 +214,4 @@ def read_range(dealing: Dealing, number: int) -> pa.Table | None:
     path = group_path(dealing.folder, group)
     if not file_size(path):
         return None
-    return _read_batch(path, number - dealing.ranges_in(group).start)
-
-
-def _read_batch(path: str, number: int) -> pa.Table:
-    filesystem, inside = resolve(path)
-    with storage_errors(path), filesystem.open_input_file(inside) as stream:
-        return pa.Table.from_batches([pa.ipc.open_file(stream).get_batch(number)])
-
-
-def _batches_by(rows: pa.Table, numbers: NDArray[np.int64], count: int) -> pa.Buffer:
-    """Rows as an Arrow IPC file of `count` record batches, by their numbers."""
-    order = np.argsort(numbers, kind="stable")
-    counts = np.bincount(numbers, minlength=count)
-    ends = np.cumsum(counts)
-    sorted_rows = rows.take(pa.array(order)).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, sorted_rows.schema, options=IPC) as writer:
-        for size, end in zip(counts, ends, strict=True):
-            part = sorted_rows.slice(end - size, size).combine_chunks()  # more than one chunk beyond 2 GiB of text
-            writer.write_batch(part.to_batches()[0] if size else pa.RecordBatch.from_pylist([], sorted_rows.schema))
-    return sink.getvalue()
+    return read_batch(path, number - dealing.ranges_in(group).start)

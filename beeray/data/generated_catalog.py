@@ -137,7 +137,7 @@ class GeneratedCatalog:
     def difference(self) -> CatalogDifference:
         """Which items the last night changed, deleted and added; nothing on night 0."""
         night = self._night
-        return CatalogDifference(*(_item_ids(np.sort(ids)) for ids in (night.changed, night.deleted, night.added)))
+        return CatalogDifference(*(item_ids(np.sort(ids)) for ids in (night.changed, night.deleted, night.added)))
 
     def batches(self, rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
         """The catalog, or its rows from `start` to before `stop`, as tables of `rows` rows (the last may have fewer).
@@ -243,7 +243,7 @@ class GeneratedCatalog:
         if not len(numbers):
             return SCHEMA.empty_table()
         titles, descriptions = make_texts(self.seed, self.mean_tokens, numbers, versions)
-        return pa.table([_item_ids(numbers), titles, descriptions], schema=SCHEMA)
+        return pa.table([item_ids(numbers), titles, descriptions], schema=SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class _BadRows:
     sources: I64
 
 
-def _item_ids(numbers: I64) -> pa.StringArray:
+def item_ids(numbers: I64) -> pa.StringArray:
     """`item-0000000042` of each item number."""
     width = len(ID_PREFIX) + ID_DIGITS
     letters = np.empty((len(numbers), width), dtype=np.uint8)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
 from beeray.data.id_ranges import hash_ids, ranges_of
@@ -15,6 +17,9 @@ from beeray.data.tables import ROW
 from beeray.errors import DataError
 
 BUCKET = "bucket"
+ROWS_PER_BUCKET = 1 << 20
+LEAST_BUCKETS, MOST_BUCKETS = 8, 4096
+Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Rules:
     min_value: float | None
     min_user_interactions: int
     num_buckets: int
+
+
+def derived_buckets(num_rows: int) -> int:
+    """User buckets for so many raw interactions: each holds about a million, whatever their number."""
+    return min(MOST_BUCKETS, max(LEAST_BUCKETS, -(-num_rows // ROWS_PER_BUCKET)))
 
 
 def bucket_interactions(table: pa.Table, item_ids: pa.Array, rules: Rules) -> tuple[pa.Table, Mapping[str, int]]:
@@ -84,17 +94,16 @@ def group_users(table: pa.Table, rules: Rules) -> tuple[pa.Table, Mapping[str, i
     users = pc.dictionary_encode(normalize_ids(table["user_id"], "interactions user_id"))
     rank_of = np.argsort(np.argsort(hash_ids(users.dictionary), kind="stable"), kind="stable")
     code = rank_of[users.indices.to_numpy()] if len(table) else np.empty(0, dtype=np.int64)
+    code = code.astype(np.min_scalar_type(max(1, len(users.dictionary))))  # 16 bits are sorted by radix
     item, row = table["item"].to_numpy(), table[ROW].to_numpy()
     timed = "timestamp" in table.column_names
     when = table["timestamp"].to_numpy() if timed else row
-    order = np.lexsort((row, when, item, code))
-    repeated = np.zeros(len(order), dtype=bool)
-    repeated[1:] = (code[order][1:] == code[order][:-1]) & (item[order][1:] == item[order][:-1])
+    order = _earliest_first(code, when, row)
+    repeated = _repeated(code[order], item[order])
     order = order[~repeated]
     counts = np.bincount(code[order], minlength=len(users.dictionary))
     enough = counts >= rules.min_user_interactions
     order = order[enough[code[order]]]
-    order = order[np.lexsort((row[order], when[order], code[order]))]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32))
     by_rank = np.argsort(rank_of, kind="stable")
     columns = {
@@ -110,6 +119,25 @@ def group_users(table: pa.Table, rules: Rules) -> tuple[pa.Table, Mapping[str, i
         "interactions_of_such_users": int(counts[~enough].sum()),
     }
     return pa.table(columns), dropped
+
+
+def _earliest_first(code: Numbers, when: Numbers, row: Numbers) -> NDArray[np.int64]:
+    """Order of the rows by user, then time, then row."""
+    if (row[1:] < row[:-1]).any():
+        return np.lexsort((row, when, code))
+    order = np.arange(len(row)) if when is row else np.argsort(when, kind="stable")
+    return order[np.argsort(code[order], kind="stable")]
+
+
+def _repeated(code: Numbers, item: Numbers) -> NDArray[np.bool_]:
+    """Which rows repeat an earlier one's user and item."""
+    item = item.astype(np.min_scalar_type(int(item.max(initial=0))))
+    order = np.argsort(item, kind="stable")
+    order = order[np.argsort(code[order], kind="stable")]
+    same = (code[order][1:] == code[order][:-1]) & (item[order][1:] == item[order][:-1])
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[order[1:][same]] = True
+    return repeated
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:

@@ -6,11 +6,13 @@ It reads the parts back, so it checks what training will read and not what prepa
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
@@ -18,32 +20,38 @@ from beeray.data.id_ranges import hash_ids
 from beeray.data.splits import SPLITS, TEST, TRAIN
 from beeray.data.storage import resolve
 from beeray.data.store import Store, label_counts, list_column
+from beeray.data.streaming import in_tasks
 from beeray.errors import StoreError
 
 Flat = NDArray[np.int64]
+USERS_AT_ONCE = 4096
 
 
 def check_leakage(store: Store) -> None:
-    """Stream a store and refuse it if a held-out thing is labelled for training.
+    """Stream a store and refuse it if a held-out thing is labelled for training. Ray must be running.
+
+    A Ray task checks each part of the users; the driver, that they fit together.
 
     Raises:
         StoreError: names the first user and item that offend, and the rule.
     """
     labels = store.item_labels()
-    counted: Counter[str] = Counter()
     if len(labels) != store.meta.num_items or label_counts(labels) != store.meta.items:
         raise _refused(store, f"its catalog holds {len(labels)} items {label_counts(labels)}, meta.json says otherwise")
     _require_distinct(store, store.item_ids(), "item_id")
+    counted: Counter[str] = Counter()
     last: pa.Array | None = None
-    for path in store.user_paths():
-        filesystem, inside = resolve(path)
-        with filesystem.open_input_file(inside) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=16384):
-                counted.update(_check_batch(store, batch, labels))
-                user_ids = batch["user_id"] if last is None else pa.concat_arrays([last, batch["user_id"]])
-                _require_order(store, user_ids)
-                _require_distinct(store, user_ids, "user_id")
-                last = user_ids[-1:]
+    parts = in_tasks(check_part, store.user_paths(), store=store, item_labels=ray.put(labels))
+    for part in parts:
+        if part.failure is not None:
+            raise StoreError(part.failure)
+        counted.update(part.counted)
+        if part.ends is not None:
+            if last is not None:
+                between = pa.concat_arrays([last, part.ends[:1]])
+                _require_order(store, between)
+                _require_distinct(store, between, "user_id")
+            last = part.ends[1:]
     interactions = {name: counted[name] for name in SPLITS}
     users = {name: counted[f"{name} users"] for name in SPLITS}
     totals = (sum(users.values()), sum(interactions.values()))
@@ -53,6 +61,40 @@ def check_leakage(store: Store) -> None:
         (store.meta.num_users, store.meta.num_interactions),
     ):
         raise _refused(store, f"its users and interactions are {dict(counted)}, meta.json says otherwise")
+
+
+@dataclass(frozen=True)
+class CheckedPart:
+    """What the check of a part of the users found.
+
+    Attributes:
+        counted: users and interactions of each label.
+        ends: ids of the first and the last user; None in a part without users.
+        failure: why the store is refused; returned, so that of several failures the first in order is told.
+    """
+
+    counted: Counter[str]
+    ends: pa.Array | None = None
+    failure: str | None = None
+
+
+def check_part(path: str, store: Store, item_labels: NDArray[np.int8]) -> CheckedPart:
+    """Check one part of the users, some thousand at a time."""
+    counted: Counter[str] = Counter()
+    first: pa.Array | None = None
+    last: pa.Array | None = None
+    filesystem, inside = resolve(path)
+    try:
+        with filesystem.open_input_file(inside) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=USERS_AT_ONCE):
+                counted.update(_check_batch(store, batch, item_labels))
+                user_ids = batch["user_id"] if last is None else pa.concat_arrays([last, batch["user_id"]])
+                _require_order(store, user_ids)
+                _require_distinct(store, user_ids, "user_id")
+                first, last = user_ids[:1] if first is None else first, user_ids[-1:]
+    except StoreError as error:
+        return CheckedPart(counted, failure=str(error))
+    return CheckedPart(counted, None if first is None else pa.concat_arrays([first, last]))
 
 
 def _require_distinct(store: Store, ids: pa.Array | pa.ChunkedArray, name: str) -> None:
@@ -82,10 +124,12 @@ def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.in
         raise _refused(store, f"user_index {batch['user_index'][0]}: items and splits differ in length")
     _require(store, (items >= 0) & (items < store.meta.num_items), users, items, "has an item_index out of range")
     _require(store, (labels >= TRAIN) & (labels <= TEST), users, items, "has an unknown split label")
-    order = np.lexsort((items, users))
-    fresh = np.ones(len(items), dtype=bool)
-    fresh[order[1:]] = (users[order][1:] != users[order][:-1]) | (items[order][1:] != items[order][:-1])
-    _require(store, fresh, users, items, "holds an item twice")
+    pairs = np.sort(users.astype(np.int64) << 32 | items)
+    if (pairs[1:] == pairs[:-1]).any():
+        order = np.lexsort((items, users))
+        fresh = np.ones(len(items), dtype=bool)
+        fresh[order[1:]] = (users[order][1:] != users[order][:-1]) | (items[order][1:] != items[order][:-1])
+        _require(store, fresh, users, items, "holds an item twice")
     if store.meta.split_kind == "item":
         _require(
             store, labels == item_labels[items], users, items, "has an interaction labelled unlike its held-out item"

@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 
 from beeray.config import Config, config_digest
 from beeray.data.catalog import CatalogIndex, DuplicateItemError, index_catalog, normalize_ids
-from beeray.data.interactions import BUCKET, Rules
+from beeray.data.interactions import BUCKET, Rules, derived_buckets
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
 from beeray.data.preparation_tasks import (
+    DEALT,
+    bucket_times,
     deal_to_buckets,
     finish_catalog,
     finish_users,
@@ -35,13 +38,15 @@ from beeray.data.sources import RawTables, open_source
 from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
 from beeray.data.staging import Staging
 from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
-from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts, list_column
-from beeray.data.streaming import drain, set_up_ray_data
+from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts
+from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.data.tables import ROW
+from beeray.data.time_windows import NUM_BINS, SortedTimes
 from beeray.errors import ConfigError, DataError
 
 Report = Callable[[str, int, int | None], None]
-ITEMS_PER_PART = 65_536
+NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_buckets"}
+"""Keys of `data` that say where tables are (their own fingerprints tell what is in them) or how they are dealt."""
 
 
 def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
@@ -62,7 +67,7 @@ def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
 
 def store_fingerprint(config: Config, raw: RawTables) -> str:
     """Digest of everything that decides a store's content: inputs, rules, split, seed, schema version."""
-    rules = config.data.model_dump(mode="json", exclude={"path", "store", "descriptions", "catalog", "interactions"})
+    rules = config.data.model_dump(mode="json", exclude=NOT_CONTENT)
     deciding = {
         "schema_version": SCHEMA_VERSION,
         "catalog": raw.catalog.fingerprint(),
@@ -113,23 +118,36 @@ class _Kept:
 
     counts: NDArray[np.int64]
     first_rows: NDArray[np.int64]
+    first_times: NDArray[np.int64]
     bucket_users: NDArray[np.int64]
+    last_time: int = int(np.iinfo(np.int64).min)
+
+    @classmethod
+    def nothing(cls, num_items: int, num_buckets: int) -> _Kept:
+        """Before the first bucket."""
+        first_rows, first_times = (np.full(num_items, np.iinfo(np.int64).max) for _ in range(2))
+        counts, users = (np.zeros(number, dtype=np.int64) for number in (num_items, num_buckets))
+        return cls(counts, first_rows, first_times, users)
 
     def add(self, items: pa.Table) -> None:
-        """Add what one bucket counted: item, count, first_row."""
+        """Add what one bucket counted, as `group_bucket` writes it."""
         places = items["item"].to_numpy()
         self.counts[places] += items["count"].to_numpy()
         self.first_rows[places] = np.minimum(self.first_rows[places], items["first_row"].to_numpy())
+        if "first_time" in items.column_names:
+            self.first_times[places] = np.minimum(self.first_times[places], items["first_time"].to_numpy())
+            self.last_time = max(self.last_time, pc.max(items["last_time"]).as_py())
 
 
 class _Preparation:
     def __init__(self, config: Config, raw: RawTables, folder: str, report: Report) -> None:
         self.config, self.raw, self.folder, self.report = config, raw, folder, report
         self.scratch = join(folder, "scratch")
-        for name in ("scratch", "catalog", "users"):
+        for name in ("scratch", f"scratch/{DEALT}", "catalog", "users"):
             make_dir(join(folder, name))
         data = config.data
-        self.rules = Rules(data.min_value, data.min_user_interactions, data.num_buckets)
+        num_buckets = data.num_buckets or derived_buckets(raw.interactions.estimated_rows())
+        self.rules = Rules(data.min_value, data.min_user_interactions, num_buckets)
         self.dropped: Counter[str] = Counter()
 
     def run(self) -> StoreMeta:
@@ -180,8 +198,6 @@ class _Preparation:
     def _group_interactions(self, index: CatalogIndex) -> _Kept:
         """Deal interactions to buckets by user, through files: no more than a batch and a bucket is ever in memory."""
         self.report("read interactions", 0, None)
-        for bucket in range(self.rules.num_buckets):
-            make_dir(join(self.scratch, f"bucket-{bucket:05d}"))
         task = {"item_ids": ray.put(index.item_ids), "rules": self.rules, "folder": self.scratch}
         bucketed = self.raw.interactions.dataset().map_batches(
             deal_to_buckets, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
@@ -193,21 +209,15 @@ class _Preparation:
         self.report("group users", 0, self.rules.num_buckets)
         numbers = range(self.rules.num_buckets)
         buckets = ray.data.from_items([{BUCKET: b} for b in numbers], override_num_blocks=len(numbers))
-        grouped = buckets.map_batches(
-            group_bucket,
-            batch_size=1,
-            batch_format="numpy",
-            fn_kwargs={"rules": self.rules, "folder": self.scratch},
-            num_cpus=1,
-        )
-        number = len(index.item_ids)
-        users = np.zeros(self.rules.num_buckets, dtype=np.int64)
-        kept = _Kept(np.zeros(number, dtype=np.int64), np.full(number, np.iinfo(np.int64).max), users)
+        names = [file.path for file in list_files(join(self.scratch, DEALT), may_be_empty=True)]
+        task = {"rules": self.rules, "folder": self.scratch, "names": ray.put(names)}
+        grouped = buckets.map_batches(group_bucket, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
+        kept = _Kept.nothing(len(index.item_ids), self.rules.num_buckets)
         for done, table in enumerate(drain(grouped), start=1):
             counted, bucket = sum_counts(table), table[BUCKET][0].as_py()
-            users[bucket] = counted.pop("users")
+            kept.bucket_users[bucket] = counted.pop("users")
             totals.update(counted)
-            if users[bucket]:
+            if kept.bucket_users[bucket]:
                 kept.add(read_part(join(self.scratch, f"items-{bucket:05d}.parquet")))
             self.report("group users", done, self.rules.num_buckets)
         self._require_something(index, kept, totals)
@@ -243,16 +253,20 @@ class _Preparation:
         elif config.kind == "user":
             users = draw_users(config, len(users), seed)
         else:
-            times = np.empty(0, dtype=np.int64)
-            first_times = np.full(len(index.item_ids), np.iinfo(np.int64).max)
-            for bucket in self._buckets(kept):
-                part = read_part(self._bucket_path(bucket), ["items", "timestamps"])
-                when = list_column(part["timestamps"])[1]
-                np.minimum.at(first_times, list_column(part["items"])[1], when)
-                times = np.concatenate([times, when])
+            first_times = kept.first_times[present]
+            number = int(kept.counts.sum())
+            times = SortedTimes(number, int(first_times.min()), kept.last_time, partial(self._count_times, kept))
             boundaries = time_boundaries(config, times)
-            items = window_labels(boundaries, first_times[present])
+            items = window_labels(boundaries, first_times)
         return SplitPlan(config.kind, items, users, boundaries, seed)
+
+    def _count_times(self, kept: _Kept, low: int, width: int) -> NDArray[np.int64]:
+        """A histogram of all timestamps: one pass over the grouped buckets."""
+        paths = [self._bucket_path(bucket) for bucket in self._buckets(kept)]
+        total = np.zeros(NUM_BINS, dtype=np.int64)
+        for counts in in_tasks(bucket_times, paths, low=low, width=width):
+            total += counts
+        return total
 
     def _write_catalog(self, index: CatalogIndex, item_index: NDArray[np.int32], plan: SplitPlan) -> None:
         labels = np.zeros(len(index.item_ids), dtype=np.int8)

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from beeray.data.catalog import catalog_texts
 from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
 from beeray.data.parts import read_part, write_part
+from beeray.data.record_batches import batches_by, read_batch
 from beeray.data.splits import interaction_labels
-from beeray.data.storage import join, list_files
+from beeray.data.storage import join, write_bytes
 from beeray.data.store import label_counts, list_column, training_rows
 from beeray.data.tables import ROW
+from beeray.data.time_windows import count_times
+
+DEALT = "dealt"
 
 
 def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
@@ -36,36 +41,48 @@ def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) 
 
 
 def deal_to_buckets(table: pa.Table, item_ids: Any, rules: Rules, folder: str) -> pa.Table:
-    """Deal a batch of interactions to files, one per user bucket; returns what was read and dropped."""
+    """Deal a batch of interactions to a file, one record batch a user bucket; returns what was read and dropped."""
     rows, counts = bucket_interactions(table, ray.get(item_ids), rules)
-    rows = rows.sort_by(BUCKET)
-    buckets, first = np.unique(rows[BUCKET].to_numpy(), return_index=True)
-    bounds = np.append(first, len(rows))
-    for bucket, start, stop in zip(buckets, bounds[:-1], bounds[1:], strict=True):
-        name = f"bucket-{bucket:05d}/{table[ROW][0].as_py():016x}.parquet"  # by row: a task run twice writes it twice
-        write_part(rows.slice(start, stop - start).drop_columns([BUCKET]), join(folder, name))
+    if rows.num_rows:
+        data = batches_by(rows.drop_columns([BUCKET]), rows[BUCKET].to_numpy(), rules.num_buckets)
+        # named by row: a task run twice writes it twice
+        write_bytes(join(folder, DEALT, f"{table[ROW][0].as_py():016x}.arrow"), data)
     return _counts({**counts, "interactions": table.num_rows})
 
 
-def group_bucket(batch: dict[str, Any], rules: Rules, folder: str) -> Iterator[pa.Table]:
+def group_bucket(batch: dict[str, Any], rules: Rules, folder: str, names: Any) -> Iterator[pa.Table]:
     """One row per user of each bucket, and how often each item occurs in it; returns users and what was dropped."""
+    names = ray.get(names)
     for bucket in batch[BUCKET]:
-        pieces = list_files(join(folder, f"bucket-{bucket:05d}"), may_be_empty=True)
+        pieces = [piece for name in names if (piece := read_batch(name, int(bucket))).num_rows]
         counts: dict[str, int] = {"users": 0}
         if pieces:
-            users, dropped = group_users(pa.concat_tables([read_part(piece.path) for piece in pieces]), rules)
-            write_part(users, join(folder, f"users-{bucket:05d}.parquet"))
+            users, dropped = group_users(pa.concat_tables(pieces), rules)
+            write_part(users.drop_columns(["rows"]), join(folder, f"users-{bucket:05d}.parquet"))
             write_part(_item_counts(users), join(folder, f"items-{bucket:05d}.parquet"))
             counts = {**dropped, "users": users.num_rows}
         yield _counts(counts).append_column(BUCKET, pa.array([bucket] * len(counts), pa.int32()))
 
 
 def _item_counts(users: pa.Table) -> pa.Table:
-    items, rows = list_column(users["items"])[1], list_column(users["rows"])[1]
-    present, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
-    first = np.full(len(present), np.iinfo(np.int64).max)
-    np.minimum.at(first, inverse, rows)
-    return pa.table({"item": present.astype(np.int64), "count": counts.astype(np.int64), "first_row": first})
+    """Of each item that occurs: how often, its first row and (if there are any) its first and last timestamp."""
+    items = list_column(users["items"])[1]
+    order = np.argsort(items.astype(np.min_scalar_type(int(items.max(initial=0)))), kind="stable")
+    ordered = items[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+    columns = {"item": ordered[starts].astype(np.int64), "count": np.diff(np.append(starts, len(ordered)))}
+    rows = list_column(users["rows"])[1][order]
+    columns["first_row"] = np.minimum.reduceat(rows, starts) if len(starts) else rows
+    if "timestamps" in users.column_names:
+        times = list_column(users["timestamps"])[1][order]
+        columns["first_time"] = np.minimum.reduceat(times, starts) if len(starts) else times
+        columns["last_time"] = np.maximum.reduceat(times, starts) if len(starts) else times
+    return pa.table(columns)
+
+
+def bucket_times(path: str, low: int, width: int) -> NDArray[np.int64]:
+    """How many interactions of a grouped bucket lie in each bin of time; see `time_windows.Histogram`."""
+    return count_times(list_column(read_part(path, ["timestamps"])["timestamps"])[1], low, width)
 
 
 def _counts(counts: Mapping[str, int]) -> pa.Table:

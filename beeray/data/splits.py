@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beeray.config import SplitConfig
+from beeray.data.time_windows import SortedTimes
 from beeray.errors import ConfigError, DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -73,7 +74,7 @@ def draw_users(config: SplitConfig, num_users: int, seed: int) -> Labels:
     return _draw(num_users, config, np.random.default_rng([seed, 2]), "users")
 
 
-def time_boundaries(config: SplitConfig, timestamps: NDArray[np.int64]) -> tuple[int, int]:
+def time_boundaries(config: SplitConfig, times: SortedTimes) -> tuple[int, int]:
     """First timestamps of validation and of test: the last fractions of all interactions.
 
     Interactions of one instant stay together, on the later side.
@@ -81,15 +82,13 @@ def time_boundaries(config: SplitConfig, timestamps: NDArray[np.int64]) -> tuple
     Raises:
         DataError: the timestamps are too coarse to cut three parts.
     """
-    ordered = np.sort(timestamps)
-    num_test = max(1, round(len(ordered) * config.test))
-    num_validation = max(1, round(len(ordered) * config.validation))
-    test_from = int(ordered[len(ordered) - num_test])
-    before = int(np.searchsorted(ordered, test_from))
+    num_test = max(1, round(times.number * config.test))
+    num_validation = max(1, round(times.number * config.validation))
+    test_from, before = times.at(times.number - num_test)
     if before < 2:
         raise DataError(f"split.kind time: no interaction is earlier than the test window, which starts at {test_from}")
-    validation_from = int(ordered[max(1, before - num_validation)])
-    if validation_from == ordered[0]:
+    validation_from, _ = times.at(max(1, before - num_validation))
+    if validation_from == times.first:
         raise DataError(
             f"split.kind time: nothing is earlier than the validation window, which starts at {validation_from}; "
             "lower split.validation or split.test, or use finer timestamps"

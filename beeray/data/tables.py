@@ -22,7 +22,8 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 from pyarrow import parquet as pq
 
-from beeray.data.storage import FileStat, list_files, resolve
+from beeray.data.csv_ranges import CsvRange, csv_ranges
+from beeray.data.storage import FileStat, is_local, list_files, resolve
 from beeray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ FORMATS = {
     ".ipc": "feather",
 }
 BATCH_ROWS = 16_384
+NARROW_ROWS = 262_144
+"""Rows that are read at once, at most; more where there are only ids and numbers (`NARROW`)."""
 BATCH_BYTES = 16 << 20
 """Rows of a parquet file that are read at once; its columns are read through buffers of `BUFFER_BYTES`."""
 BUFFER_BYTES = 4 << 20
@@ -49,6 +52,7 @@ SAMPLE_TEXT_BYTES = 32 << 20
 OPEN_AT_ONCE = 16
 ROW = "row"
 IDS = ("user_id", "item_id")
+NARROW = {*IDS, "value", "timestamp"}
 PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
 T = TypeVar("T")
@@ -124,11 +128,18 @@ class Table:
             starts = range(0, max(1, self.source.num_rows), FRAGMENT_ROWS)
             slices = [self.source.slice(start, FRAGMENT_ROWS) for start in starts]
             return [Fragment(number, "the table in memory", one, columns, schema) for number, one in enumerate(slices)]
-        pieces: list[tuple[str, pads.Fragment]] = []
-        for file in self._file_fragments():
-            split = isinstance(file.fragment, pads.ParquetFileFragment)
-            pieces += [(file.path, one) for one in (file.fragment.split_by_row_group() if split else [file.fragment])]
+        pieces = [(file.path, piece) for file in self._file_fragments() for piece in self._pieces(file)]
         return [Fragment(number, path, one, columns, schema) for number, (path, one) in enumerate(pieces)]
+
+    def _pieces(self, file: OpenFile) -> Sequence[pads.Fragment | CsvRange]:
+        if isinstance(file.fragment, pads.ParquetFileFragment):
+            return list(file.fragment.split_by_row_group())
+        ranges: list[CsvRange] = []
+        if isinstance(file.fragment.format, pads.CsvFileFormat) and is_local(file.path):
+            with _unreadable(file.path, "repair or remove it"):
+                inside = resolve(file.path)[1]
+                ranges = csv_ranges(inside, file.physical_schema, check_utf8=not self.unchecked_text)
+        return ranges or [file.fragment]
 
     def estimated_rows(self) -> int:
         """About how many rows there are: exact for parquet and feather, from the first megabyte for CSVs."""
@@ -200,7 +211,7 @@ class Fragment:
 
     number: int
     path: str
-    piece: pa.Table | pads.Fragment
+    piece: pa.Table | pads.Fragment | CsvRange
     columns: dict[str, str]
     schema: pa.Schema
 
@@ -225,20 +236,25 @@ class Fragment:
             yield table.append_column(ROW, rows)
 
     def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
+        num_rows = NARROW_ROWS if NARROW.issuperset(self.columns) else BATCH_ROWS
         if isinstance(self.piece, pa.Table):
-            yield from (self.piece.slice(at, BATCH_ROWS) for at in range(0, self.piece.num_rows, BATCH_ROWS))
+            yield from (self.piece.slice(at, num_rows) for at in range(0, self.piece.num_rows, num_rows))
             return
         columns = list(dict.fromkeys(self.columns.values()))
         with _unreadable(self.path, "repair the file, or give the column one type"):
             if isinstance(self.piece, pads.ParquetFileFragment):
-                yield from _parquet_batches(self.piece, columns)
+                yield from _parquet_batches(self.piece, columns, num_rows)
+            elif isinstance(self.piece, CsvRange):
+                yield from self.piece.batches(columns)
             else:
                 yield from self.piece.to_batches(
-                    columns=columns, batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+                    columns=columns, batch_size=num_rows, batch_readahead=1, fragment_readahead=1
                 )
 
 
-def _parquet_batches(piece: pads.ParquetFileFragment, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(
+    piece: pads.ParquetFileFragment, columns: Sequence[str], num_rows: int
+) -> Iterator[pa.RecordBatch]:
     """Batches of one row group, page by page: a scan of the dataset would hold all of it, read and decoded."""
     with piece.open() as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES, arrow_extensions_enabled=False)
@@ -250,7 +266,7 @@ def _parquet_batches(piece: pads.ParquetFileFragment, columns: Sequence[str]) ->
                 for chunk in chunks
                 if chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
             )
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, size)))
+            rows = max(1, min(num_rows, BATCH_BYTES * group.num_rows // max(1, size)))
             yield from file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False)
 
 

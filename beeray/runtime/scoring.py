@@ -18,7 +18,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from beeray.config import Config
-from beeray.core.elsa import normalize_rows
+from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
 from beeray.core.evaluation import Ranker, RankingMetrics, score_users
 from beeray.core.gather import rank, sum_over_ranks, world_size
@@ -83,7 +83,7 @@ def embed_catalog(
         progress=progress,
     )
     encode.train(training)
-    return normalize_rows(embeddings)
+    return normalize_rows_in_place(embeddings)
 
 
 def score_split(

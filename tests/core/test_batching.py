@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_encoder import ListTokens
 
+from beeray.core import batching
 from beeray.core.batching import Shares, deal_by_tokens, micro_batches
 
 TEXT_LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=60)
@@ -110,3 +112,24 @@ def test_a_rank_without_an_item_in_a_cut_gets_a_row_of_padding_and_no_item() -> 
     assert second.input_ids.shape[0] == 1
     assert bool((second.input_ids == tokens.pad_token_id).all())
     assert int(second.attention_mask.sum()) > 0  # an all-masked row makes attention NaN in some encoders
+
+
+@pytest.mark.parametrize("items_at_once", [1, 4, 7, 100])
+def test_ids_are_gathered_for_some_items_at_a_time_and_the_micro_batches_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, items_at_once: int
+) -> None:
+    tokens = ListTokens([[2, *range(10, 11 + item % 6), 3] for item in range(25)])
+    shares = deal_by_tokens(tokens.lengths(9), 2, 16)
+    items = np.arange(25, dtype=np.int32)[shares.of_rank(1)]  # rank 1 has one item less than the cuts have rows
+    assert len(items) == shares.cuts[-1].stop - 1
+    whole = list(micro_batches(tokens, items, shares.cuts, max_seq_length=9))
+    tokens.gathered.clear()
+    monkeypatch.setattr(batching, "ITEMS_AT_ONCE", items_at_once)
+    pieces = list(micro_batches(tokens, items, shares.cuts, max_seq_length=9))
+    longest_cut = max(cut.stop - cut.start for cut in shares.cuts)
+    assert max(map(len, tokens.gathered)) < items_at_once + longest_cut
+    assert len(pieces) == len(whole) == len(shares.cuts)
+    for piece, expected in zip(pieces, whole, strict=True):
+        assert torch.equal(piece.input_ids, expected.input_ids)
+        assert torch.equal(piece.attention_mask, expected.attention_mask)
+        assert (piece.num_items, piece.num_tokens) == (expected.num_items, expected.num_tokens)

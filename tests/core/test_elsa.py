@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from beeray.core import elsa
 from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
 
 
@@ -81,3 +82,13 @@ def test_top_k_of_all_items_or_more_compares_all(top_k: int) -> None:
     scores = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
     user_items = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     assert torch.equal(nmse_per_user(scores, user_items, top_k=top_k), nmse_per_user(scores, user_items))
+
+
+def test_rows_scaled_in_place_are_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elsa, "ROWS_AT_ONCE", 7)
+    rows = torch.randn(50, 384, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0.0
+    expected = elsa.normalize_rows(rows)
+    assert not torch.equal(rows, expected)
+    assert elsa.normalize_rows_in_place(rows) is rows
+    assert torch.equal(rows, expected)

@@ -111,6 +111,17 @@ def test_a_target_that_is_also_in_the_history_is_never_a_hit() -> None:
     assert scores.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("items_per_block", [3, 100])
+def test_candidates_by_number_are_ranked_as_a_table_of_them(embeddings: torch.Tensor, items_per_block: int) -> None:
+    rows = torch.arange(1, NUM_ITEMS, 3)
+    seen = torch.tensor([[0, 0, 2], [4, 0, 19]])  # places among the candidates
+    vectors = embeddings[:3]
+    by_number = top_items(vectors, embeddings, seen, 8, candidates=rows, items_per_block=items_per_block)
+    as_table = top_items(vectors, embeddings[rows], seen, 8, items_per_block=items_per_block)
+    assert all(torch.equal(one, other) for one, other in zip(by_number, as_table, strict=True))
+    assert not torch.equal(by_number[1], top_items(vectors, embeddings, seen, 8)[1])
+
+
 @pytest.mark.parametrize("items_per_block", [1, 7, 10, 59, 60])
 def test_ranking_in_blocks_equals_ranking_at_once(
     embeddings: torch.Tensor, interactions: tuple[sparse.csr_matrix, sparse.csr_matrix], items_per_block: int

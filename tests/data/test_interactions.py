@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from beeray.data.id_ranges import hash_ids
-from beeray.data.interactions import Rules, bucket_interactions, group_users
+from beeray.data.interactions import Rules, bucket_interactions, derived_buckets, group_users
 from beeray.errors import DataError
 
 RULES = Rules(min_value=4.0, min_user_interactions=2, num_buckets=3)
@@ -78,6 +78,11 @@ def test_users_are_dealt_to_all_buckets_evenly_and_always_to_the_same(ids: list[
     order = np.random.default_rng(0).permutation(1000)
     shuffled = rows(user_id=[ids[place] for place in order], item_id=["b"] * 1000)
     assert bucket_interactions(shuffled, CATALOG, rules)[0]["bucket"].to_numpy().tolist() == buckets[order].tolist()
+
+
+def test_there_are_as_many_buckets_as_millions_of_rows_within_limits() -> None:
+    rows_and_buckets = {0: 8, 5_000_000: 8, 20_000_263: 20, 2**31: 2048, 10**12: 4096}
+    assert {number: derived_buckets(number) for number in rows_and_buckets} == rows_and_buckets
 
 
 def splitmix64_finaliser(value: int) -> int:

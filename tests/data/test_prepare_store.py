@@ -305,6 +305,7 @@ def test_a_store_is_prepared_again_only_when_its_inputs_or_rules_change(tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["store"]
 
     assert not ensure_store(a_config(tmp_path, name="another-run", train={"lr": 1.0}), silent)[1]
+    assert not ensure_store(a_config(tmp_path, data={"num_buckets": 5}), silent)[1]  # another deal of the same users
     stricter, prepared = ensure_store(a_config(tmp_path, data={"min_user_interactions": 4}), silent)
     assert prepared
     assert stricter.meta.fingerprint != changed.meta.fingerprint

@@ -24,6 +24,7 @@ from beeray.data.splits import (
     time_boundaries,
     training_mask,
 )
+from beeray.data.time_windows import SortedTimes
 from beeray.errors import ConfigError, DataError
 
 NAMES = np.array(["a1", "a2", "a3", "b1", "b2", "b3"])
@@ -154,12 +155,14 @@ def test_a_draw_that_leaves_too_few_names_the_numbers_and_the_remedy(validation:
 
 def test_the_time_windows_are_the_last_fractions_of_all_interactions() -> None:
     times = np.random.default_rng(0).permutation(np.arange(100, 200))
-    assert time_boundaries(SplitConfig(kind="time", validation=0.1, test=0.2), times) == (170, 180)
+    assert time_boundaries(SplitConfig(kind="time", validation=0.1, test=0.2), SortedTimes.of(times)) == (170, 180)
 
 
 def test_interactions_of_one_instant_stay_together_on_the_later_side() -> None:
     times = np.array([1, 2, 3, 4, 5, 5, 5, 8, 8, 8])
-    validation_from, test_from = time_boundaries(SplitConfig(kind="time", validation=0.1, test=0.2), times)
+    validation_from, test_from = time_boundaries(
+        SplitConfig(kind="time", validation=0.1, test=0.2), SortedTimes.of(times)
+    )
     assert (validation_from, test_from) == (5, 8)
     labels = interaction_labels(
         SplitPlan("time", np.zeros(10, np.int8), np.zeros(1, np.int8), (validation_from, test_from), 0),
@@ -173,7 +176,7 @@ def test_interactions_of_one_instant_stay_together_on_the_later_side() -> None:
 @pytest.mark.parametrize("times", [[5, 5, 5, 5], [1, 1, 1, 1, 9], [1, 9, 9, 9]])
 def test_timestamps_too_coarse_for_three_parts_are_refused(times: list[int]) -> None:
     with pytest.raises(DataError, match=r"split\.kind time: ") as caught:
-        time_boundaries(SplitConfig(kind="time", validation=0.3, test=0.3), np.array(times))
+        time_boundaries(SplitConfig(kind="time", validation=0.3, test=0.3), SortedTimes.of(np.array(times)))
     assert "\n" not in str(caught.value)
 
 

@@ -85,6 +85,18 @@ def gather_without_gradient(rank: int, counts: list[int]) -> Tensor:
     return mine.grad
 
 
+def gather_into_places(rank: int, counts: list[int]) -> Tensor:
+    """All rows in their places, sent two at a time."""
+    result = torch.full((sum(counts), DIM), torch.nan, dtype=torch.float64)
+    with mock.patch.object(gather, "ROWS_AT_ONCE", 2):
+        gather.gather_into(result, all_rows(counts)[rank], counts, places_of(counts))
+    return result
+
+
+def places_of(counts: list[int]) -> np.ndarray:
+    return np.random.default_rng(sum(counts)).permutation(sum(counts))
+
+
 def reduce_and_unite(rank: int) -> dict[str, Any]:
     unsorted = np.array([[7, 3, 7, 0], [9, 3], []][rank], dtype=np.int32)
     nothing = np.empty(0, dtype=np.int32)
@@ -104,6 +116,7 @@ def everything(rank: int, world_size: int) -> dict[str, Any]:
         "rows": [gather_and_backward(rank, counts) for counts in COUNTS[world_size]],
         "reduce_scatter": [gather_by_reduce_scatter(rank, counts) for counts in COUNTS[world_size]],
         "without_gradient": [gather_without_gradient(rank, counts) for counts in COUNTS[world_size]],
+        "into": [gather_into_places(rank, counts) for counts in COUNTS[world_size]],
         "reduced": reduce_and_unite(rank),
     }
 
@@ -119,6 +132,12 @@ def test_every_rank_receives_all_rows_in_rank_order(ranks: list[dict[str, Any]],
     for case, counts in enumerate(COUNTS[len(ranks)]):
         for rank, found in enumerate(ranks):
             assert torch.equal(found[way][case][0], torch.cat(all_rows(counts))), (counts, rank)
+
+
+def test_every_rank_puts_all_rows_into_their_places(ranks: list[dict[str, Any]]) -> None:
+    for case, counts in enumerate(COUNTS[len(ranks)]):
+        for found in ranks:
+            assert torch.equal(found["into"][case][places_of(counts)], torch.cat(all_rows(counts)))
 
 
 @pytest.mark.parametrize("way", ["rows", "reduce_scatter"])

