@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from beeray.config import Config
+from beeray.core.batching import Tokens
 from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
 from beeray.core.gather import rank
@@ -24,7 +25,6 @@ from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.step import UserItems
 from beeray.data.parts import read_part
 from beeray.data.store import Store, list_column, training_rows
-from beeray.data.tokens import TokenStore
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -34,7 +34,7 @@ def start_with_head(
     model: SentenceTransformer,
     config: Config,
     store: Store,
-    tokens: TokenStore,
+    tokens: Tokens,
     send: Callable[..., None],
 ) -> None:
     """Append the head that `train.head` describes and train it. Every rank must call.
@@ -68,7 +68,7 @@ def start_with_head(
         if rank() == 0:
             send("head", step=step, num_steps=head_config.steps, loss=loss)
 
-    users = _users(store, config, items)
+    users = training_users(store, config, items)
     if users.num_users and head_config.steps:
         train_head(head, features, users, _settings(config), progress)
     if rank() == 0:
@@ -102,7 +102,7 @@ def _items(store: Store, config: Config) -> NDArray[np.int32]:
     return np.sort(drawn)
 
 
-def _users(store: Store, config: Config, items: NDArray[np.int32]) -> UserItems:
+def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> UserItems:
     """The first users of the store, the same on every rank, with their items as rows of `items`."""
     parts: list[pa.Table] = []
     for path in store.user_paths():
