@@ -148,6 +148,8 @@ def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHa
         "training": summarise_training(folder.steps(), handler.workers()),
         "timings": handler.timings,
     }
+    if handler.head is not None:
+        record["head"] = handler.head
     before, validation = folder.before(), folder.validation()
     if before is not None:
         record["metrics_before"] = before

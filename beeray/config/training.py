@@ -26,6 +26,25 @@ class EncoderConfig(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
 
 
+class HeadConfig(Section):
+    """A head start: a small network after the encoder, trained first, on features that are encoded once."""
+
+    whiten: bool = True
+    """Begin with the mean of the catalog's embeddings taken away and their variances evened out."""
+    units: int = Field(256, ge=0)
+    """Hidden units beside those that carry the embedding itself."""
+    steps: int = Field(100, ge=0)
+    """Steps that train the head alone; 0 leaves it to the training that follows."""
+    batch_size: int = Field(128, ge=1)
+    """Users of such a step, over all workers."""
+    max_output: int = Field(1000, ge=2)
+    """Items of such a step, over all workers."""
+    lr: float = Field(1e-4, gt=0)
+    """AdamW, one cosine."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the features while the head is trained alone."""
+
+
 class TrainConfig(Section):
     """The optimisation: objective, items and users of a step, schedule, precision."""
 
@@ -59,6 +78,8 @@ class TrainConfig(Section):
     """Padded tokens of one micro-batch; `TOKEN_BUDGET` by device and precision unless set."""
     activation_budget_gib: float = Field(1.0, ge=0)
     """Activations a worker may keep; micro-batches beyond it are recomputed in backward."""
+    head: HeadConfig | None = None
+    """Append a small network to the encoder and train it first, alone; null: train the encoder as it is."""
     evaluate_every_epochs: int | None = Field(None, ge=1)
     """Evaluate the validation split after every so many epochs; null: never while training."""
     checkpoint_every_steps: int | None = Field(None, ge=1)

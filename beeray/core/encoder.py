@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
     Args:
         model: the sentence transformer whose modules are trained in place.
-        precision: `fp32`, or `bf16` for autocast of the forward pass; outputs are fp32 either way.
+        precision: `fp32`, or `bf16` for autocast of the transformer; pooling and what follows stay in fp32.
     """
 
     def __init__(self, model: SentenceTransformer, precision: str = "fp32") -> None:
@@ -45,14 +45,18 @@ class Encoder(nn.Module):
             float32 (num_items, dim); rows are as the model's own modules leave them (not always unit length).
         """
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        transformer, *others = self.model.children()
         halved = self.precision == "bf16"
         written_out = halved and input_ids.device.type == "cpu" and torch.is_grad_enabled()
         with (
             torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved),
             WrittenOutAttention() if written_out else nullcontext(),
         ):
-            embeddings = self.model(features)["sentence_embedding"]
-        return embeddings.float()
+            features = transformer(features)
+        features = _in_fp32(features)  # a head evens out variances, and so would blow up what bf16 rounds off
+        for module in others:
+            features = module(features)
+        return features["sentence_embedding"].float()
 
 
 def load_encoder(
@@ -146,6 +150,10 @@ def cast_to_bf16(model: SentenceTransformer) -> None:
 
 
 def _outputs_in_fp32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    return _in_fp32(features)
+
+
+def _in_fp32(features: dict[str, Any]) -> dict[str, Any]:
     halves = {
         name: value for name, value in features.items() if isinstance(value, Tensor) and value.is_floating_point()
     }

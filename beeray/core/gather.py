@@ -1,4 +1,4 @@
-"""What crosses ranks: item indices, the rows of E, and their gradient. Nothing else.
+"""What crosses ranks: item indices, the rows of E and their gradient, and a head's weights. Nothing else.
 
 All functions are collective: every rank of the group must call them, in the same order. Without an
 initialised process group they are the identity.
@@ -133,3 +133,21 @@ def largest_over_ranks(value: float, device: torch.device | str) -> float:
     largest = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return float(largest)
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace gradients by their mean over ranks, in one message. Every rank must call."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def copy_from_first_rank(tensor: Tensor) -> None:
+    """Overwrite a tensor by rank 0's. Every rank must call."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)

@@ -46,6 +46,13 @@ class UserItems:
         """Rows."""
         return len(self.indptr) - 1
 
+    def take(self, rows: NDArray[np.int64]) -> UserItems:
+        """Some of the users, in the order given."""
+        lengths = np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - self.indptr[:-1][rows], lengths)
+        return UserItems(indptr, self.indices[places])
+
 
 @dataclass(frozen=True)
 class StepSettings:

@@ -41,6 +41,7 @@ class EventHandler:
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
         self.timings: dict[str, dict[str, float]] = {}
+        self.head: dict[str, Any] | None = None
         self._workers: dict[int, dict[str, Any]] = {}
         self._scores: dict[str, dict[int, list[SplitScores]]] = {}
         self._bar: Progress | None = None
@@ -88,6 +89,12 @@ class EventHandler:
             self.close()
             self.console.line(f"resumed from the checkpoint after step {event['step']:,} of {self._num_steps:,}")
         self._show("train", event["step"], self._num_steps, "step")
+
+    def _on_head(self, event: dict[str, Any]) -> None:
+        self._show("train head", event["step"], event["num_steps"], "step", f"loss {event['loss']:.4f}")
+
+    def _on_head_done(self, event: dict[str, Any]) -> None:
+        self.head = event
 
     def _on_step(self, event: dict[str, Any]) -> None:
         rate = event["tokens"] / event["step_s"]

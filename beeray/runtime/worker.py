@@ -23,6 +23,7 @@ from torch import nn
 from beeray.config import Config
 from beeray.core.encoder import Encoder, load_encoder
 from beeray.core.gather import sum_over_ranks
+from beeray.core.head import append_head
 from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
@@ -30,6 +31,7 @@ from beeray.errors import DivergedError
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed, steps_per_epoch
+from beeray.runtime.head_start import start_with_head
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split, score_splits
 
 MUST_ARRIVE = ("scores", "failed", "worker")
@@ -60,6 +62,13 @@ class WorkerTask:
         sent = self.monitor.send.remote({"kind": kind, **event})
         if kind in MUST_ARRIVE:
             ray.get(sent)
+
+    def open_model(self, device: torch.device | str = "cpu") -> SentenceTransformer:
+        """A model of the shape that training exports: the encoder, with a head that changes nothing if there is one."""
+        model = self.open_encoder(device)
+        if self.config.train.head is not None:
+            append_head(model, self.config.train.head.units)
+        return model
 
     def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """The encoder before training."""
@@ -134,7 +143,7 @@ class _Training:
         self.store = Store.open(task.store_path)
         self.tokens = TokenStore.open(task.tokens_path)
         self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users)
-        encoder = Encoder(task.open_encoder(device), self.config.train.precision)
+        encoder = Encoder(self._open_model(), self.config.train.precision)
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
         self.step = TrainingStep(
             self.engine,
@@ -151,6 +160,13 @@ class _Training:
             seed=self.config.seed,
             rank=self.rank,
         )
+
+    def _open_model(self) -> SentenceTransformer:
+        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
+            return self.task.open_model(self.device)
+        model = self.task.open_encoder(self.device)
+        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        return model
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -233,7 +249,7 @@ class _Training:
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
-        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_encoder)
+        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
         self._score("after")
         dist.barrier()
         gc.collect()
