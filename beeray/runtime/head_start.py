@@ -52,7 +52,7 @@ def start_with_head(
         tokens,
         items,
         max_seq_length=config.encoder.max_seq_length,
-        token_budget=config.train.token_budget,
+        token_budget=config.train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
         device=model.device,
         shared=True,
     )
