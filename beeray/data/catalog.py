@@ -53,7 +53,7 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
         return array.cast(pa.string())
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
-    raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers")
+    raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers: cast the column")
 
 
 def render(template: str, table: pa.Table) -> pa.Array:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import pyarrow as pa
@@ -94,7 +95,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
         DataError: no filesystem for that kind of URI is installed, or the URI holds settings or a password.
     """
     if is_local(path):
-        return fs.LocalFileSystem(), str(Path(path.removeprefix("file://")).absolute())
+        return fs.LocalFileSystem(), str(_local(path).absolute())
     if path.startswith(("s3://", "s3a://")):
         return _resolve_s3(path)
     if holds_password(path):
@@ -114,6 +115,25 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, ImportError) as error:
         raise DataError(f"{path}: no filesystem for this kind of path ({error}); install its fsspec package") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inside
+
+
+def _local(path: str) -> Path:
+    """The path of a `file://` URI or of the disk itself.
+
+    Raises:
+        DataError: what looks like a URI or a home folder and would become a folder of that name here.
+    """
+    if path.startswith("file://"):
+        inside = path.removeprefix("file://").removeprefix("localhost")
+        if not inside.startswith("/"):
+            raise DataError(f"{path}: a file URI names an absolute path; give file:///<path>, or the path alone")
+        return Path(unquote(inside))
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", path)
+    if scheme:
+        raise DataError(f"{path}: a URI has two slashes after its scheme; give {scheme[1]}://…")
+    if path.startswith("~"):
+        raise DataError(f"{path}: ~ is not expanded; give the whole path")
+    return Path(path)
 
 
 def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:

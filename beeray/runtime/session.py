@@ -74,7 +74,14 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
         arguments["runtime_env"] = {"env_vars": variables}
     try:
         ray.init(**arguments)
-    except ConnectionError as error:
+    except Exception as error:
+        if "timed out during startup" in str(error):
+            raise ClusterError(
+                "cluster.address is unset, so a Ray was started here, but it did not come up in time: the machine is "
+                "overloaded; run the same command again, or name a cluster"
+            ) from error
+        if not isinstance(error, ConnectionError):
+            raise
         if "AuthenticationError" in str(error.__cause__):
             raise ClusterError(
                 f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "

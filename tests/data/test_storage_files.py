@@ -24,6 +24,7 @@ from beeray.data.storage import (
     read_bytes,
     read_json,
     remove_tree,
+    resolve,
     write_bytes,
     write_json,
 )
@@ -146,3 +147,22 @@ def test_a_file_where_a_folder_must_be_is_told_in_one_line(tmp_path: Path, does:
     with pytest.raises(DataError, match="check the path") as caught:
         does(str(tmp_path / "file" / "below" / "it"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "inside"),
+    [
+        ("file:///tmp/a%20b/x.csv", "/tmp/a b/x.csv"),
+        ("file://localhost/tmp/x.csv", "/tmp/x.csv"),
+        ("/tmp/a%20b", "/tmp/a%20b"),
+        ("/tmp/a:b/c", "/tmp/a:b/c"),
+    ],
+)
+def test_local_paths_mean_what_they_say(uri: str, inside: str) -> None:
+    assert resolve(uri)[1] == inside
+
+
+@pytest.mark.parametrize("path", ["s3:/bucket/x", "file:/tmp/x", "~/x", "file://tmp/x"])
+def test_what_would_become_a_folder_called_like_a_uri_is_refused(path: str) -> None:
+    with pytest.raises(DataError, match="give "):
+        resolve(path)
