@@ -26,6 +26,7 @@ class FusedSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = attention.q, attention.k, attention.v, attention.o
         self.dropout = attention.dropout
         self.width = attention.attention_head_size
+        self.train(attention.training)
 
     def forward(
         self,
@@ -38,9 +39,7 @@ class FusedSelfAttention(nn.Module):
         """As `MPNetSelfAttention.forward`; probabilities are never there, so they cannot be asked for."""
         assert not output_attentions
         heads = (*hidden_states.shape[:-1], -1, self.width)
-        query, key, value = (
-            linear(hidden_states).view(heads).transpose(1, 2) for linear in (self.q, self.k, self.v)
-        )
+        query, key, value = (linear(hidden_states).view(heads).transpose(1, 2) for linear in (self.q, self.k, self.v))
         added = position_bias if attention_mask is None else attention_mask
         if attention_mask is not None and position_bias is not None:
             added = position_bias + attention_mask
