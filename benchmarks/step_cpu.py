@@ -40,7 +40,7 @@ def main() -> None:
     """Measure, print a table, then the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with ratings.csv and item_text_descriptions.feather")
-    parser.add_argument("--items", type=int, default=128)
+    parser.add_argument("--items", type=int, default=96)
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-seq-length", type=int, default=256)
