@@ -40,11 +40,11 @@ def main() -> None:
     """Measure, print a table, then the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with ratings.csv and item_text_descriptions.feather")
-    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--items", type=int, default=96)
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-seq-length", type=int, default=256)
-    parser.add_argument("--token-budget", type=int, nargs=2, default=(4096, 4096), help="fp32's and bf16's")
+    parser.add_argument("--token-budget", type=int, nargs=2, default=(2048, 4096), help="fp32's and bf16's")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--mini-batch-size", type=int, default=32, help="of cached_loss")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
@@ -108,8 +108,9 @@ def running(contest: Contest, names: list[str]) -> Iterator[dict[str, Connection
         processes.append(context.Process(target=serve, args=(name, contest, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
-        connections[name].recv()
     try:
+        for connection in connections.values():
+            connection.recv()
         yield connections
         for connection in connections.values():
             connection.send(None)

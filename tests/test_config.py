@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from beeray.config import Config, config_digest, flatten_config, load_config, validate_config
+from beeray.config import Config, TrainConfig, config_digest, flatten_config, load_config, validate_config
 from beeray.errors import ConfigError
 
 USER_FACING_KEYS = [
@@ -185,6 +185,13 @@ def test_fractions_just_below_one_and_counts_of_held_out_items_are_accepted() ->
     assert a_config(split={"validation": 0.5, "test": 0.49}).split.test == 0.49
     counted = a_config(split={"kind": "user", "validation": 3, "test": 1}).split
     assert (counted.validation, counted.test) == (3, 1)
+
+
+def test_the_micro_batch_depends_on_device_and_precision_unless_it_is_set() -> None:
+    unset = {precision: TrainConfig(precision=precision) for precision in ("fp32", "bf16")}
+    assert [config.micro_batch_tokens(use_gpu=False) for config in unset.values()] == [2048, 4096]
+    assert [config.micro_batch_tokens(use_gpu=True) for config in unset.values()] == [8192, 8192]
+    assert TrainConfig(precision="bf16", token_budget=77).micro_batch_tokens(use_gpu=True) == 77
 
 
 def test_the_tree_is_frozen() -> None:

@@ -1,4 +1,4 @@
-"""Attention in bf16 on CPUs, written out: torch's own flash kernel takes ten times as long backward.
+"""Attention in bf16 on CPUs, written out: torch's own kernel takes ten times as long backward.
 
 Per layer of 4,096 tokens in texts of 134, one core with AMX: forward 16 ms and backward 155 ms in torch's kernel
 (2.13), 11 ms and 11 ms as two batched matrix products around a softmax. What is paid for it is memory, texts ×
@@ -7,31 +7,16 @@ heads × length² probabilities a layer, and so longer texts stay with torch's k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from beeray.core.dropout import drop
 
 LONGEST = 512
 """Tokens up to which probabilities are kept: at 512, 12 KiB per token and layer with 12 heads."""
 
 
-class WrittenOutAttention(TorchFunctionMode):
-    """Within this context, `scaled_dot_product_attention` of short bf16 texts on a CPU is written out."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and _is_eligible(*args, **kwargs):
-            return written_out(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _is_eligible(
+def pays(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -41,9 +26,10 @@ def _is_eligible(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> bool:
+    """Whether writing it out is faster: in bf16, and with dropout, for which torch has no kernel anyway."""
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
+        and (query.dtype == torch.bfloat16 or dropout_p > 0.0)
         and query.ndim == 4
         and key.shape[-2] <= LONGEST
         and not is_causal
@@ -82,5 +68,5 @@ def written_out(
             scores = scores.add_(attn_mask.to(scores.dtype).clamp(min=torch.finfo(scores.dtype).min))
         probabilities = scores.softmax(dim=-1)
         if dropout_p:
-            probabilities = functional.dropout(probabilities, dropout_p)
+            probabilities = drop(probabilities, dropout_p)
         return probabilities @ value

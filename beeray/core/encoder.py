@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from beeray.core.attention import WrittenOutAttention
+from beeray.core.cpu_kernels import CpuKernels
 from beeray.errors import EncoderError
 
 PROMPT_NAME = "document"
@@ -47,10 +47,10 @@ class Encoder(nn.Module):
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         transformer, *others = self.model.children()
         halved = self.precision == "bf16"
-        written_out = halved and input_ids.device.type == "cpu" and torch.is_grad_enabled()
+        on_cpu = input_ids.device.type == "cpu" and torch.is_grad_enabled()
         with (
             torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved),
-            WrittenOutAttention() if written_out else nullcontext(),
+            CpuKernels() if on_cpu else nullcontext(),
         ):
             features = transformer(features)
         features = _in_fp32(features)  # a head evens out variances, and so would blow up what bf16 rounds off

@@ -20,7 +20,7 @@ from baselines.cached_loss import CachedLoss
 from baselines.two_pass_padded import TwoPassPadded, pad_catalog
 from baselines.workload import Workload, load_workload
 from beeray.core.batching import deal_by_tokens, micro_batches
-from beeray.core.encoder import Encoder, load_encoder
+from beeray.core.encoder import Encoder, embedding_dim, load_encoder
 from beeray.core.optimizers import build_optimizer
 from beeray.core.step import StepSettings, TrainingStep
 
@@ -123,7 +123,9 @@ class Bare(Contender):
         self.batches = list(
             micro_batches(tokens, items[shares.order], shares.cuts, max_seq_length=contest.max_seq_length)
         )
-        self.gradient = torch.randn(len(items), 384, generator=torch.Generator().manual_seed(step)) * 1e-3
+        self.gradient = (
+            torch.randn(len(items), embedding_dim(self.model), generator=torch.Generator().manual_seed(step)) * 1e-3
+        )
 
     def backward(self, step: int) -> dict[str, float]:
         """As `Contender`."""

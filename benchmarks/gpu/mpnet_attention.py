@@ -26,6 +26,7 @@ class FusedSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = attention.q, attention.k, attention.v, attention.o
         self.dropout = attention.dropout
         self.width = attention.attention_head_size
+        self.train(attention.training)
 
     def forward(
         self,
