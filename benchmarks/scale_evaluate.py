@@ -17,7 +17,7 @@ from typing import Any
 from measure import Family, environment, run_verb
 from scale_tables import tables_config, write_tables
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Dense, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from transformers import BertConfig, BertModel
 
 from beeray.core.encoder import load_encoder
@@ -44,7 +44,8 @@ def main() -> None:
 
 def measure(work: Path, num_items: int) -> dict[str, Any]:
     """Prepare a store, then evaluate on it."""
-    write_tables(work, num_users=NUM_USERS, num_items=num_items, num_interactions=2 * num_items, mean_tokens=16)
+    num_interactions = max(2 * num_items, 40 * NUM_USERS)
+    write_tables(work, num_users=NUM_USERS, num_items=num_items, num_interactions=num_interactions, mean_tokens=16)
     wide_encoder(work / "encoder")
     config = {
         "name": "scale",

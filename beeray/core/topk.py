@@ -46,4 +46,5 @@ def top_items(
         places = torch.cat([places, block_places + start], dim=1)
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         places = places.gather(1, order)
+        del scores, block  # or the next block's would be made while these are still held
     return best, places

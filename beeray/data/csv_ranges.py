@@ -41,7 +41,7 @@ class CsvRange:
         convert = pyarrow.csv.ConvertOptions(
             column_types=self.schema, include_columns=list(columns), check_utf8=self.check_utf8
         )
-        read = pyarrow.csv.ReadOptions(column_names=self.schema.names, block_size=BLOCK_BYTES)
+        read = pyarrow.csv.ReadOptions(column_names=self.schema.names, block_size=BLOCK_BYTES, use_threads=False)
         with fs.LocalFileSystem().open_input_file(self.path) as file:
             stream = file.get_stream(self.start, self.stop - self.start)
             yield from pyarrow.csv.open_csv(stream, read_options=read, convert_options=convert)

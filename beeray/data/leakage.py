@@ -6,6 +6,7 @@ It reads the parts back, so it checks what training will read and not what prepa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,14 @@ from beeray.errors import StoreError
 
 Flat = NDArray[np.int64]
 USERS_AT_ONCE = 4096
+CHECKED_HERE = 4_000_000
+"""Interactions of a store that are checked without tasks, in half a second or so."""
 
 
 def check_leakage(store: Store) -> None:
-    """Stream a store and refuse it if a held-out thing is labelled for training. Ray must be running.
+    """Stream a store and refuse it if a held-out thing is labelled for training.
 
-    A Ray task checks each part of the users; the driver, that they fit together.
+    Parts of the users are checked one by one, those of a large store by Ray tasks, and that they fit together here.
 
     Raises:
         StoreError: names the first user and item that offend, and the rule.
@@ -41,8 +44,7 @@ def check_leakage(store: Store) -> None:
     _require_distinct(store, store.item_ids(), "item_id")
     counted: Counter[str] = Counter()
     last: pa.Array | None = None
-    parts = in_tasks(check_part, store.user_paths(), store=store, item_labels=ray.put(labels))
-    for part in parts:
+    for part in _checked_parts(store, labels):
         if part.failure is not None:
             raise StoreError(part.failure)
         counted.update(part.counted)
@@ -76,6 +78,13 @@ class CheckedPart:
     counted: Counter[str]
     ends: pa.Array | None = None
     failure: str | None = None
+
+
+def _checked_parts(store: Store, item_labels: NDArray[np.int8]) -> Iterator[CheckedPart]:
+    paths = store.user_paths()
+    if store.meta.num_interactions <= CHECKED_HERE:  # sooner done than tasks are started, and no worker stays behind
+        return (check_part(path, store, item_labels) for path in paths)
+    return in_tasks(check_part, paths, store=store, item_labels=ray.put(item_labels))
 
 
 def check_part(path: str, store: Store, item_labels: NDArray[np.int8]) -> CheckedPart:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beeray.config import Config, validate_config
+from beeray.data import leakage
 from beeray.data.leakage import check_leakage
 from beeray.data.preparation import ensure_store
 from beeray.data.store import Store, training_rows
@@ -320,3 +321,19 @@ def test_a_part_that_is_missing_is_refused(copied: Callable[[str], Path]) -> Non
     store = copied("item")
     sorted((store / "users").glob("*.parquet"))[0].unlink()
     refused(store, "meta.json says otherwise")
+
+
+def test_tasks_find_in_a_large_store_what_is_found_here_in_a_small_one(
+    copied: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = copied("item")
+    monkeypatch.setattr(leakage, "CHECKED_HERE", -1)
+    check_leakage(Store.open(str(store)))
+    rewrite(store, "users", relabel(0, 2))
+    with pytest.raises(StoreError) as by_tasks:
+        check_leakage(Store.open(str(store)))
+    monkeypatch.undo()
+    with pytest.raises(StoreError) as here:
+        check_leakage(Store.open(str(store)))
+    assert str(by_tasks.value) == str(here.value)
+    assert "labelled unlike its held-out item" in str(here.value)
