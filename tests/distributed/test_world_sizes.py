@@ -54,7 +54,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return result
 
 
-def run_world(world_size: int, arguments: list[str], folder: Path) -> None:
+def run_world(world_size: int, arguments: list[str], folder: Path, program: Path = PROGRAM) -> None:
     """One process per rank; the first that fails ends the others, which would wait for it forever."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -73,7 +73,7 @@ def run_world(world_size: int, arguments: list[str], folder: Path) -> None:
     ranks = []
     for rank, log in enumerate(logs):
         environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(PROGRAM), *arguments]
+        command = [sys.executable, str(program), *arguments]
         ranks.append(subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT))
     try:
         deadline = time.monotonic() + START_S
