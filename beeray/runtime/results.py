@@ -65,7 +65,7 @@ def summarise_training(steps: list[Record], workers: list[Record]) -> Record:
     """What training took.
 
     Args:
-        steps: one record a step (`loss, items, users, tokens, padded_tokens, recomputed_tokens, step_s`).
+        steps: one record a step (`loss, items, users, tokens, padded_tokens, recomputed_tokens, step_s, wait_s, mfu`).
         workers: one record a worker of the last attempt (`cpu_s, peak_memory_bytes, peak_gpu_memory_bytes`).
     """
     seconds = np.asarray([step["step_s"] for step in steps])
@@ -81,6 +81,8 @@ def summarise_training(steps: list[Record], workers: list[Record]) -> Record:
         "recomputed_tokens": int(sum(step["recomputed_tokens"] for step in steps)),
         "step_s_median": float(np.median(seconds)),
         "train_s": float(seconds.sum()),
+        "wait_s_median": float(np.median([step["wait_s"] for step in steps])),
+        "mfu_median": float(np.median([step.get("mfu", 0.0) for step in steps])),
         "items_per_s": float(items.sum() / seconds.sum()),
         "tokens_per_s": float(tokens.sum() / seconds.sum()),
         **summarise_workers(workers),

@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from beeray.core.encoder import Encoder  # noqa: E402
 from beeray.core.optimizers import build_optimizer  # noqa: E402
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems  # noqa: E402
+from beeray.core.step import StepLoss, StepSettings, TrainingStep  # noqa: E402
+from beeray.core.user_items import UserItems  # noqa: E402
 
 RECORD = ROOT / "benchmarks" / "records" / "gpu_step.json"
 NUM_CATALOG = 8125

@@ -28,7 +28,8 @@ from beeray.core import step as step_module
 from beeray.core.encoder import Encoder
 from beeray.core.gather import gather_rows
 from beeray.core.optimizers import build_optimizer
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems
+from beeray.core.step import StepLoss, StepSettings, TrainingStep
+from beeray.core.user_items import UserItems
 from beeray.runtime.engine import build_engine, full_state_dict
 
 NUM_ITEMS = 60
