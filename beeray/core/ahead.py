@@ -13,7 +13,7 @@ POLL_S = 0.1
 
 
 class Ahead(Generic[T]):
-    """Iterates over `items` in a background thread, `depth` of them ahead; use as a context.
+    """Iterates over `items` in a background thread from now on, `depth` of them ahead; use as a context.
 
     What the iterator raises is raised where the thing would have come. Leaving the context ends the thread as soon
     as it is between two items; it is a daemon, so that one that hangs in a collective ends with the process.
@@ -27,9 +27,9 @@ class Ahead(Generic[T]):
         self._ready: queue.Queue[Callable[[], T]] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(iter(items),), daemon=True, name="ahead")
+        self._thread.start()
 
     def __enter__(self) -> Ahead[T]:
-        self._thread.start()
         return self
 
     def __exit__(

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
 
 INDEX_BYTES, COUNT_BYTES, NUMBER_BYTES, ROW_BYTES = 4, 8, 8, 4
 
@@ -80,3 +85,60 @@ def embeddings_gradient_bytes(counts: Sequence[int], dim: int, *, by_all_reduce:
     if by_all_reduce:
         return all_reduce_bytes(ROW_BYTES * sum(counts) * dim, len(counts))
     return reduce_scatter_bytes(ROW_BYTES * max(counts) * dim, len(counts))
+
+
+def weights_bytes(num_parameters: int, world_size: int, stage: int) -> float:
+    """Bytes a rank sends for gradients and weights in DeepSpeed's step, without norms, which are single numbers.
+
+    Stages 0 to 2 all-reduce the gradient once (stages 1 and 2 too, in DeepSpeed 0.19.8, by default); stages 1 and 2
+    then all-gather the weights that each rank has updated. Weights and gradients are fp32.
+    """
+    assert stage in (0, 1, 2), stage
+    gradient = all_reduce_bytes(ROW_BYTES * num_parameters, world_size)
+    if stage == 0:
+        return gradient
+    return gradient + all_gather_bytes(ROW_BYTES * num_parameters, world_size) / world_size
+
+
+@contextmanager
+def counted_collectives() -> Iterator[Traffic]:
+    """Count every collective of `torch.distributed` by its name, whoever calls it, while the context is open.
+
+    For measuring: DeepSpeed's collectives come this way, too, if the context is opened before DeepSpeed is set up.
+    """
+    counted = Traffic()
+    originals = {name: getattr(dist, name) for name in _BYTES}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            ranks = dist.get_world_size(keywords.get("group"))
+            if ranks > 1:
+                counted.add(name, _BYTES[name](arguments, keywords, ranks))
+            return originals[name](*arguments, **keywords)
+
+        return call
+
+    for name in originals:
+        setattr(dist, name, counting(name))
+    try:
+        yield counted
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def _sized(arguments: tuple[Any, ...], keywords: dict[str, Any], place: int, name: str) -> int:
+    tensors = arguments[place] if len(arguments) > place else keywords[name]
+    return sum(one.nbytes for one in ([tensors] if isinstance(tensors, Tensor) else tensors))
+
+
+_BYTES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], int], float]] = {
+    "all_reduce": lambda args, kw, ranks: all_reduce_bytes(_sized(args, kw, 0, "tensor"), ranks),
+    "all_gather_into_tensor": lambda args, kw, ranks: all_gather_bytes(_sized(args, kw, 1, "input_tensor"), ranks),
+    "all_gather": lambda args, kw, ranks: all_gather_bytes(_sized(args, kw, 1, "tensor"), ranks),
+    "reduce_scatter_tensor": lambda args, kw, ranks: reduce_scatter_bytes(_sized(args, kw, 0, "output"), ranks),
+    "reduce_scatter": lambda args, kw, ranks: reduce_scatter_bytes(_sized(args, kw, 0, "output"), ranks),
+    # to one rank and from one: each rank's mean, since the root of a ring sends nothing or receives nothing
+    "reduce": lambda args, kw, ranks: (ranks - 1) / ranks * _sized(args, kw, 0, "tensor"),
+    "broadcast": lambda args, kw, ranks: (ranks - 1) / ranks * _sized(args, kw, 0, "tensor"),
+}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beeray.console import Console, Progress
 from beeray.errors import RunError
 from beeray.runtime.results import merge_ranks
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.scoring import SplitScores
 from beeray.runtime.startup import Startup
 from beeray.runtime.tracking import Tracker
 
+if TYPE_CHECKING:
+    from beeray.runtime.scoring import SplitScores
+
 STEP_METRICS = (
     *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),
-    *("mfu", "sent_bytes"),
+    *("plan_s", "mfu", "sent_bytes"),
 )
 LABELS = {"before": "score before", "after": "score after", "model": "score"}
 

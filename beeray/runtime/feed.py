@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beeray.config import Config
 from beeray.core.user_items import UserItems
+from beeray.runtime.steps import steps_per_epoch
 
 WINDOW_USERS = 65536
 
@@ -68,18 +68,6 @@ class UserFeed:
         for number, table in enumerate(batches):
             generator = np.random.default_rng([self.seed, epoch, self.rank, number])
             yield _permute(_user_items(table), generator.permutation(table.num_rows))
-
-
-def steps_per_epoch(num_users: int, batch_size: int) -> int:
-    """Steps that cover `num_users` of a rank in batches as near to `batch_size` as equal ones can be."""
-    return max(1, round(num_users / batch_size))
-
-
-def plan_steps(config: Config, num_users: int) -> tuple[int, int]:
-    """Steps of an epoch and of the whole run, for `num_users` training users a rank."""
-    per_epoch = steps_per_epoch(num_users, config.train.batch_size // config.cluster.num_workers)
-    total = per_epoch * config.train.epochs
-    return per_epoch, min(total, config.train.max_steps or total)
 
 
 def _user_items(table: pa.Table) -> UserItems:

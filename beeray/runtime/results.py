@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from beeray.config import Config, EvaluateConfig
-from beeray.core.metrics import bootstrap_interval
-from beeray.runtime.scoring import SplitScores
+
+if TYPE_CHECKING:
+    from beeray.runtime.scoring import SplitScores
 
 Record = dict[str, Any]
 
@@ -26,14 +28,14 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
         users = np.concatenate([part.user_index for part in group])
         scores = np.concatenate([part.scores for part in group])
         order = np.argsort(users, kind="stable")
-        merged.append(
-            SplitScores(split, ranking, group[0].metrics, users[order], scores[order], group[0].num_candidates)
-        )
+        merged.append(dataclasses.replace(group[0], user_index=users[order], scores=scores[order]))
     return merged
 
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
     """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users."""
+    from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
+
     summary: Record = defaultdict(dict)
     for one in scores:
         record: Record = {"users": len(one.user_index), "candidates": one.num_candidates}

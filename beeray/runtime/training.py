@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
-from beeray.runtime.feed import UserFeed, plan_steps
+from beeray.runtime.feed import UserFeed
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
-from beeray.runtime.worker import WorkerTask, score, worker_ready
+from beeray.runtime.steps import plan_steps
+from beeray.runtime.task import WorkerTask
+from beeray.runtime.worker import score, worker_ready
 
 
 def train_worker(task: WorkerTask) -> None:
@@ -57,16 +60,10 @@ class _Training:
         self.store = Store.open(task.store_path)
         self.tokens = TokenStore.open(task.tokens_path)
         self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users)
-        encoder = Encoder(task.open_encoder(device), self.config.train.precision)
-        self.flops = count_flops(encoder, device)
-        self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
-        self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
-        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
         self.planner = StepPlanner(self.tokens, trainable, settings, device, group)
-        self.step_ended = time.perf_counter()
         self.feed = UserFeed(
             ray.train.get_dataset_shard("users"),
             num_users=task.num_users,
@@ -74,10 +71,22 @@ class _Training:
             seed=self.config.seed,
             rank=self.rank,
         )
+        self.start: Future[Position] = Future()
+        if ray.train.get_checkpoint() is None:
+            self.start.set_result(Position())
+        self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
+        encoder = Encoder(task.open_encoder(device), self.config.train.precision)
+        self.flops = count_flops(encoder, device)
+        self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
+        self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
+        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
+        self.step_ended = time.perf_counter()
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
         position = load_checkpoint(self.engine)
+        if not self.start.done():
+            self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
             self._score("before")
         self.engine.train()
@@ -90,12 +99,12 @@ class _Training:
                 peak_tflops=self.peak_tflops,
                 at=time.time(),
             )
-        with Ahead(self._plans(position)) as plans, self._profiler(self.num_steps - position.step) as profiler:
+        with self.plans as plans, self._profiler(self.num_steps - position.step) as profiler:
             self.step_ended = time.perf_counter()
             while position.step < self.num_steps:
                 with record_function(f"{SCOPE}wait"):
-                    plan = next(plans)
-                position = self._train_step(plan, position)
+                    plan, plan_s = next(plans)
+                position = self._train_step(plan, position, plan_s)
                 profiler.step_done()
                 if position.step_in_epoch == 0 and position.step < self.num_steps:
                     self._end_epoch(position)
@@ -107,18 +116,22 @@ class _Training:
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every_steps or self.num_steps + 1
 
-    def _plans(self, position: Position) -> Iterator[StepPlan]:
-        """Plans of all steps from a position on; runs in the planning thread."""
+    def _plans(self) -> Iterator[tuple[StepPlan, float]]:
+        """Plans of all steps that are to come, with the seconds that each took; runs in the planning thread."""
+        position = self.start.result()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # each thread has its own
         while position.step < self.num_steps:
+            started = time.perf_counter()
             for users in self.feed.epoch(position.epoch, position.step_in_epoch):
-                yield self.planner.plan(
+                plan = self.planner.plan(
                     users, epoch=position.epoch, step=position.step, step_in_epoch=position.step_in_epoch
                 )
+                yield plan, time.perf_counter() - started
                 position = position.after(self.steps_per_epoch)
                 if position.step >= self.num_steps or position.step_in_epoch == 0:
                     break
+                started = time.perf_counter()
 
     def _profiler(self, num_steps: int) -> StepProfiler:
         wanted = self.config.train.profile and self.rank == 0
@@ -129,7 +142,7 @@ class _Training:
             written=lambda path: self.task.send("profile", path=str(path)),
         )
 
-    def _train_step(self, plan: StepPlan, position: Position) -> Position:
+    def _train_step(self, plan: StepPlan, position: Position, plan_s: float) -> Position:
         assert (plan.epoch, plan.step_in_epoch, plan.step) == (position.epoch, position.step_in_epoch, position.step)
         started = time.perf_counter()
         wait_s = started - self.step_ended
@@ -143,17 +156,16 @@ class _Training:
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
             totals = sum_over_ranks(local, self.device)
         self.step_ended = time.perf_counter()
-        self._tell(plan, step, totals, lr, self.step_ended - started, wait_s)
+        seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
+        self._tell(plan, step, totals, lr, seconds)
         return position.after(self.steps_per_epoch)
 
-    def _tell(
-        self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, step_s: float, wait_s: float
-    ) -> None:
+    def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
         loss, num_padded, num_recomputed = totals
         loss /= self.world_size
         sent = gather.traffic.take()
         if self.rank == 0:
-            tflops = self.flops.of_step(plan.num_tokens, plan.num_token_pairs) / step_s / 1e12
+            tflops = self.flops.of_step(plan.num_tokens, plan.num_token_pairs) / seconds["step_s"] / 1e12
             self.task.send(
                 "step",
                 step=plan.step,
@@ -165,8 +177,7 @@ class _Training:
                 tokens=plan.num_tokens,
                 padded_tokens=num_padded,
                 recomputed_tokens=num_recomputed,
-                step_s=step_s,
-                wait_s=wait_s,
+                **seconds,
                 mfu=tflops / (self.peak_tflops * self.world_size),
                 sent_bytes=sum(sent.values()),
                 at=time.time(),

@@ -1,4 +1,4 @@
-"""What a Ray Train worker is: its task, its device and threads, what it tells the driver; and what scoring runs."""
+"""What a Ray Train worker is: its device and threads, what it used; and what scoring runs."""
 
 from __future__ import annotations
 
@@ -7,64 +7,17 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
-from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from beeray.config import Config
-from beeray.core.encoder import Encoder, load_encoder
+from beeray.core.encoder import Encoder
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.scoring import score_splits
-
-MUST_ARRIVE = ("scores", "failed", "worker", "profile")
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """What the driver hands every worker.
-
-    Attributes:
-        config: the resolved config.
-        store_path: the prepared store.
-        tokens_path: the token store of this encoder.
-        num_users: training users of one rank in an epoch.
-        run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
-        monitor: actor that takes progress events.
-        model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
-    """
-
-    config: Config
-    store_path: str
-    tokens_path: str
-    monitor: Any
-    model: str
-    num_users: int = 0
-    run_dir: str = ""
-
-    def send(self, kind: str, **event: Any) -> None:
-        """Tell the driver something; waits only for what must not be lost."""
-        sent = self.monitor.send.remote({"kind": kind, **event})
-        if kind in MUST_ARRIVE:
-            ray.get(sent)
-
-    def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
-        """The encoder before training."""
-        encoder = self.config.encoder
-        return load_encoder(
-            self.model,
-            max_seq_length=self.config.served_seq_length,
-            prefix=encoder.prefix,
-            dropout=encoder.dropout,
-            attention=encoder.attention,
-            device=device,
-        )
+from beeray.runtime.task import WorkerTask
 
 
 def evaluate_worker(task: WorkerTask) -> None:

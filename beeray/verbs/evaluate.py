@@ -25,7 +25,7 @@ from beeray.runtime.monitor import listening
 from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.worker import WorkerTask, evaluate_worker
+from beeray.runtime.task import WorkerTask
 
 UNTOUCHED = "untouched"
 
@@ -47,7 +47,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
         with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
             task = WorkerTask(config, store.path, tokens_path, monitor, model)
-            launch(evaluate_worker, task, storage=Path(storage), name="evaluate")
+            launch("beeray.runtime.worker:evaluate_worker", task, storage=Path(storage), name="evaluate")
         handler.close()
     scores = handler.scores("model")
     if not scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,15 @@ from beeray.data.store import Store
 from beeray.errors import DataError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
-from beeray.runtime.feed import plan_steps
 from beeray.runtime.launch import launch, user_dataset
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_training
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
+from beeray.runtime.steps import plan_steps
+from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
-from beeray.runtime.training import train_worker
-from beeray.runtime.worker import WorkerTask
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -45,14 +45,15 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
                 _show(console, finished, config)
                 return finished
-        tokenizer = open_tokenizer(config)
-        startup.reached("tokenizer")
+        opened = ThreadPoolExecutor(1).submit(open_tokenizer, config)  # imports torch, while Ray starts
         with ray_session(config.cluster, config.storage):
             check_placement(config.cluster)
             startup.reached("ray")
             store, _ = prepared_store(config, console)
-            inputs = _Inputs(store, token_store(config, store, tokenizer, console), _users_per_rank(config, store))
             startup.reached("store")
+            tokens_path = token_store(config, store, opened.result(), console)
+            inputs = _Inputs(store, tokens_path, _users_per_rank(config, store))
+            startup.reached("tokens")
             if arguments.fresh:
                 folder.clear()
             folder.claim(store.meta.fingerprint)
@@ -100,7 +101,7 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
         handler.track(folder.steps())  # what a killed driver did not get to log
         with listening(handler) as monitor:
             result = launch(
-                train_worker,
+                "beeray.runtime.training:train_worker",
                 WorkerTask(
                     config,
                     inputs.store.path,

@@ -103,8 +103,8 @@ def test_padding_is_on_the_right_and_no_wider_than_the_longest_text() -> None:
 def test_a_rank_without_an_item_in_a_cut_gets_a_row_of_padding_and_no_item() -> None:
     tokens = ListTokens([[2, 7, 3], [2, 3], [2, 9, 3]])
     shares = deal_by_tokens(tokens.lengths(9), 2, 3)
-    assert shares.counts == [1, 2]
-    items = np.arange(3, dtype=np.int32)[shares.of_rank(0)]
+    assert shares.counts == [2, 1]
+    items = np.arange(3, dtype=np.int32)[shares.of_rank(1)]
     first, second = micro_batches(tokens, items, shares.cuts, max_seq_length=9)
     assert first.num_items == 1
     assert (second.num_items, second.num_tokens) == (0, 0)

@@ -11,7 +11,8 @@ import pytest
 
 from beeray.core.user_items import UserItems
 from beeray.runtime import feed as feed_module
-from beeray.runtime.feed import UserFeed, steps_per_epoch
+from beeray.runtime.feed import UserFeed
+from beeray.runtime.steps import steps_per_epoch
 
 
 class Rows:
