@@ -24,7 +24,7 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
     for part in parts:
         grouped[part.split, part.ranking].append(part)
     merged: list[SplitScores] = []
-    for (split, ranking), group in grouped.items():
+    for group in grouped.values():
         users = np.concatenate([part.user_index for part in group])
         scores = np.concatenate([part.scores for part in group])
         order = np.argsort(users, kind="stable")
