@@ -115,6 +115,10 @@ class EventHandler:
             self.console.line(f"resumed from the checkpoint after step {event['step']:,} of {self._num_steps:,}")
         self._show("train", event["step"], self._num_steps, "step")
 
+    def _on_steps(self, event: dict[str, Any]) -> None:
+        for step in event["steps"]:
+            self._on_step(step)
+
     def _on_step(self, event: dict[str, Any]) -> None:
         self.startup.reached("first_step", event.pop("at"))
         rate = event["tokens"] / event["step_s"]

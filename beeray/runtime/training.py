@@ -39,6 +39,9 @@ from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import score, worker_ready
 
+TELL_EVERY_S = 0.2
+"""Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
+
 
 def train_worker(task: WorkerTask) -> None:
     """Train, checkpoint, export and score. Every rank runs this."""
@@ -71,6 +74,8 @@ class _Training:
             seed=self.config.seed,
             rank=self.rank,
         )
+        self.untold: list[dict[str, Any]] = []
+        self.told = 0.0
         self.start: Future[Position] = Future()
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
@@ -107,9 +112,11 @@ class _Training:
                 position = self._train_step(plan, position, plan_s)
                 profiler.step_done()
                 if position.step_in_epoch == 0 and position.step < self.num_steps:
+                    self._tell_all()
                     self._end_epoch(position)
                 elif position.step < self.num_steps and position.step % self._checkpoint_every == 0:
                     self._checkpoint(position, {"step": position.step})
+        self._tell_all()
         self._finish(position)
 
     @property
@@ -166,27 +173,36 @@ class _Training:
         sent = gather.traffic.take()
         if self.rank == 0:
             tflops = self.flops.of_step(plan.num_tokens, plan.num_token_pairs) / seconds["step_s"] / 1e12
-            self.task.send(
-                "step",
-                step=plan.step,
-                epoch=plan.epoch,
-                loss=loss,
-                lr=lr,
-                items=step.num_items,
-                users=step.num_users,
-                tokens=plan.num_tokens,
-                padded_tokens=num_padded,
-                recomputed_tokens=num_recomputed,
-                **seconds,
-                mfu=tflops / (self.peak_tflops * self.world_size),
-                sent_bytes=sum(sent.values()),
-                at=time.time(),
+            self.untold.append(
+                {
+                    "step": plan.step,
+                    "epoch": plan.epoch,
+                    "loss": loss,
+                    "lr": lr,
+                    "items": step.num_items,
+                    "users": step.num_users,
+                    "tokens": plan.num_tokens,
+                    "padded_tokens": num_padded,
+                    "recomputed_tokens": num_recomputed,
+                    **seconds,
+                    "mfu": tflops / (self.peak_tflops * self.world_size),
+                    "sent_bytes": sum(sent.values()),
+                    "at": time.time(),
+                }
             )
+            if time.monotonic() - self.told > TELL_EVERY_S:
+                self._tell_all()
         if not math.isfinite(loss):
+            self._tell_all()
             raise DivergedError(
                 f"train.lr {self.config.train.lr:g}: the loss became {loss} at step {plan.step}, so training "
                 "stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
             )
+
+    def _tell_all(self) -> None:
+        if self.untold:
+            self.task.send("steps", steps=self.untold)
+        self.untold, self.told = [], time.monotonic()
 
     def _end_epoch(self, position: Position) -> None:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
@@ -199,6 +215,7 @@ class _Training:
         self.step_ended = time.perf_counter()
 
     def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
+        self._tell_all()
         save_checkpoint(self.engine, position, metrics)
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
