@@ -8,6 +8,8 @@ works; what it has to say goes through `Console`.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import sys
@@ -103,6 +105,10 @@ class Progress:
         return f"{self.label}: {done:,}{of}{'  ' + self.note if self.note else ''}"
 
 
+Execute = Callable[[Config, argparse.Namespace, Console], dict[str, Any]]
+"""What a verb does: with a config, the command's arguments and a console, returning the record that it prints."""
+
+
 class StageReporter:
     """Turns `report(stage, done, total)` calls into one bar per stage."""
 
@@ -169,10 +175,16 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 def run_verb(
     verb: str,
     parser: argparse.ArgumentParser,
-    execute: Callable[[Config, argparse.Namespace, Console], dict[str, Any]],
+    execute: Execute | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse, load the config, execute quietly, print the result; returns the exit code.
+
+    Torch, Ray and MLflow take seconds to import, and a mistake in the config is told before that: what a verb does
+    is imported from `beeray.verbs` when the config has been found valid.
+
+    Args:
+        execute: what the verb does; `beeray.verbs.<verb>.execute` unless given.
 
     A `BeerayError` becomes one line on stderr and exit code 2. Anything else is a defect: its traceback
     goes to the log and its last line, with the log's path, to stderr; exit code 1.
@@ -183,8 +195,9 @@ def run_verb(
     except BeerayError as error:
         print(f"beeray {verb}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    work = execute or functools.partial(_execute, verb)
     if arguments.verbose:
-        return _guarded(verb, lambda console: execute(config, arguments, console), Console(), None)
+        return _guarded(verb, lambda console: work(config, arguments, console), Console(), None)
     log_path = config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +208,12 @@ def run_verb(
         )
         return EXIT_USER_ERROR
     with quiet(log_path) as console:
-        return _guarded(verb, lambda console: execute(config, arguments, console), console, log_path)
+        return _guarded(verb, lambda console: work(config, arguments, console), console, log_path)
+
+
+def _execute(verb: str, config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    execute: Execute = importlib.import_module(f"beeray.verbs.{verb}").execute
+    return execute(config, arguments, console)
 
 
 def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None) -> int:

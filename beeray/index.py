@@ -5,63 +5,16 @@ Starts no Ray and imports no torch: the work is one process reading files.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from typing import Any
 
-from beeray.config import Config
-from beeray.console import Console, StageReporter, run_verb, verb_parser
-from beeray.data.embeddings import INDEXES
-from beeray.data.faiss_index import load_faiss, write_index
-from beeray.data.storage import join, resolve, storage_options
-from beeray.embeddings import open as open_embeddings
-
-
-def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Index one version of the config's publication; leaves `<embed path>/indexes/<version>-<kind>/`."""
-    started = time.monotonic()
-    load_faiss()
-    settings = config.index
-    with storage_options(config.storage):
-        published = open_embeddings(config.embeddings_path, arguments.version)
-        path = index_path(config, published.version)
-        console.line(
-            f"index {settings.kind}, {settings.metric}: {published.num_rows:,} items of {published.dim} dimensions "
-            f"({published.manifest.format.dtype}), version {published.version} of {published.path}"
-        )
-        with StageReporter(console) as reporter:
-            record = write_index(published, settings, path, reporter)
-    for line in headline(record):
-        console.line(line)
-    console.line(f"index written: {path}")
-    return {"path": path, **record, "seconds": round(time.monotonic() - started, 1)}
-
-
-def index_path(config: Config, version: str) -> str:
-    """Absolute path or URI of the index of a version."""
-    path = config.index.path or join(config.embeddings_path, INDEXES, f"{version}-{config.index.kind}")
-    return path if "://" in path else resolve(path)[1]
-
-
-def headline(record: dict[str, Any]) -> list[str]:
-    """The lines a person reads: build, recall, size."""
-    parameters = ", ".join(f"{key} {value:,}" for key, value in record["parameters"].items())
-    recall = ", ".join(f"recall@{k} {value:.3f}" for k, value in record["recall"].items()) or "one item: no neighbours"
-    size = sum(record["bytes"].values()) / 1e6
-    return [
-        f"built in {record['build_s']:.1f} s{f' with {parameters}' if parameters else ''}",
-        f"{recall} against exact search of {record['num_queries']:,} items; "
-        f"{record['query_ms']:.3f} ms a query on one thread (median)",
-        f"{size:,.1f} MB, {record['bytes_per_vector']:,.0f} bytes a vector",
-    ]
+from beeray.console import run_verb, verb_parser
 
 
 def main() -> int:
     """The command."""
     parser = verb_parser("index", "Build a FAISS index of published embeddings and measure its recall.")
     parser.add_argument("--version", help="an earlier version of the publication; default: the one that is served")
-    return run_verb("index", parser, execute)
+    return run_verb("index", parser)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import Any
 
 from beeray.config import Config
 from beeray.console import Console, StageReporter
-from beeray.core.encoder import load_encoder
 from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
 from beeray.data.tokens import ensure_tokens
@@ -28,6 +27,8 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
 
 def open_tokenizer(config: Config) -> Any:
     """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
+    from beeray.core.encoder import load_encoder
+
     encoder = config.encoder
     return load_encoder(
         encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from typing import Any
 
-from beeray.config import Config
-from beeray.console import Console, run_verb, verb_parser
-from beeray.inputs import prepared_store
-from beeray.runtime.session import ray_session
-
-
-def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Prepare the store of a config, unless it is there and up to date; returns what was made."""
-    started = time.monotonic()
-    console.line(f"prepare {config.name}: {config.data.source} → {config.store_path}")
-    with ray_session(config.cluster, config.storage):
-        store, prepared = prepared_store(config, console)
-    return {
-        "store": store.path,
-        "prepared": prepared,
-        "fingerprint": store.meta.fingerprint,
-        "users": store.meta.num_users,
-        "items": store.meta.num_items,
-        "interactions": store.meta.num_interactions,
-        "split": store.meta.split_kind,
-        "items_by_split": store.meta.items,
-        "interactions_by_split": store.meta.interactions,
-        "dropped": store.meta.dropped,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+from beeray.console import run_verb, verb_parser
 
 
 def main() -> int:
     """The command."""
-    return run_verb("prepare", verb_parser("prepare", "Raw tables to a prepared store."), execute)
+    return run_verb("prepare", verb_parser("prepare", "Raw tables to a prepared store."))
 
 
 if __name__ == "__main__":

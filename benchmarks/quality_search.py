@@ -28,7 +28,8 @@ from beeray.core.encoder import Encoder, load_encoder
 from beeray.core.evaluation import Ranker, RankingMetrics, mean_metrics, score_users
 from beeray.core.optimizers import build_optimizer
 from beeray.core.schedules import lr_factor
-from beeray.core.step import TrainingStep, UserItems
+from beeray.core.step import TrainingStep
+from beeray.core.user_items import UserItems
 from beeray.data.store import Store
 from beeray.runtime.head_start import start_with_head, training_users
 from beeray.runtime.worker import step_settings

@@ -300,3 +300,11 @@ def test_validation_data_is_trained_on_only_when_asked_or_under_the_papers_proto
 def test_the_store_is_named_after_the_run_unless_it_has_a_place_of_its_own() -> None:
     assert Path(a_config().store_path) in (Path("stores/a"), Path.cwd() / "stores" / "a")
     assert a_config(data={"source": "shop", "store": "s3://bucket/x"}).store_path == "s3://bucket/x"
+
+
+def test_profiling_and_the_peak_that_mfu_is_a_share_of_do_not_decide_what_training_computes() -> None:
+    tree = {"name": "run", "data": {"source": "shop"}}
+    plain = validate_config(tree)
+    told = validate_config({**tree, "train": {"profile": True}, "cluster": {"peak_tflops": 989.0}})
+    assert told.result_keys() == plain.result_keys()
+    assert validate_config({**tree, "train": {"lr": 1.0}}).result_keys() != plain.result_keys()

@@ -16,7 +16,7 @@ import pytest
 
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
-from beeray.demo import COLUMN, _Shop, metric_lines, nearest, neighbour_lines
+from beeray.verbs.demo import COLUMN, _Shop, metric_lines, nearest, neighbour_lines
 
 # Printers 0 and 1 are alike; toner 2 and paper 3 are bought with printer 0. Items 1 and 2 are new.
 TEXTS = ["Printer A. Prints.", "Printer B. Prints, too.", "Toner. Black.", "Paper. " + "White " * 20]

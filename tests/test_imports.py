@@ -4,11 +4,13 @@ core     knows beeray.core and beeray.errors; torch, numpy, scipy and sentence-t
 data     knows no encoder, no runtime
 runtime  knows no file formats
 verbs    know everybody; nobody knows the verbs
+commands know the config and the console: what a verb needs is imported when the config is valid
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,11 @@ import pytest
 from tiny_encoder import build_tiny_encoder
 
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
-VERBS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "index", "demo")]
+COMMANDS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "index", "demo")]
+VERBS = [*COMMANDS, "beeray.verbs"]
+CONFIG_ROOMS = ["beeray.config", "beeray.console", "beeray.errors", *COMMANDS]
+"""Imported before a config is known to be valid, so they import nothing that takes seconds."""
+SLOW_LIBRARIES = ["torch", "ray", "mlflow", "deepspeed", "transformers", "sentence_transformers", "pyarrow", "numpy"]
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers"}
 ENCODER_LIBRARIES = ["torch", "transformers", "sentence_transformers"]
 FILE_FORMATS = ["pyarrow.parquet", "pyarrow.csv", "pyarrow.feather", "pyarrow.dataset", "pyarrow.orc", "pyarrow.json"]
@@ -51,7 +57,9 @@ def within(name: str, module: str) -> bool:
 
 def forbidden(module: str, names: set[str]) -> list[str]:
     """Those of a module's imports that go against the arrow."""
-    refused: list[str] = [] if module in VERBS else list(VERBS)
+    refused: list[str] = [] if any(within(module, verb) for verb in VERBS) else list(VERBS)
+    if any(within(module, room) for room in CONFIG_ROOMS):
+        refused += [*SLOW_LIBRARIES, "beeray.core", "beeray.data", "beeray.runtime", "beeray.verbs"]
     if within(module, "beeray.data"):
         refused += ["beeray.core", "beeray.runtime", *ENCODER_LIBRARIES]
     if within(module, "beeray.runtime"):
@@ -99,6 +107,10 @@ def test_every_import_follows_the_arrow() -> None:
         ("beeray.runtime.feed", "if TYPE_CHECKING:\n    from beeray import train", ["beeray.train"]),
         ("beeray.config", "import beeray.demo", ["beeray.demo"]),
         ("beeray.console", "from .evaluate import run_evaluate", ["beeray.evaluate"]),
+        ("beeray.runtime.feed", "from beeray.verbs.train import execute", ["beeray.verbs.train"]),
+        ("beeray.config.loading", "import torch", ["torch"]),
+        ("beeray.train", "def late():\n    import ray.data", ["ray.data"]),
+        ("beeray.train", "from beeray.verbs.train import execute", ["beeray.verbs.train"]),
     ],
 )
 def test_an_import_against_the_arrow_is_found(module: str, source: str, found: list[str]) -> None:
@@ -112,13 +124,31 @@ def test_an_import_against_the_arrow_is_found(module: str, source: str, found: l
         ("beeray.core.step", "import math\nimport torch.distributed as dist\nfrom beeray.core.gather import rank"),
         ("beeray.core.encoder", "from sentence_transformers import SentenceTransformer\nimport beeray.errors"),
         ("beeray.data.store", "import pyarrow.parquet as pq\nimport ray.data\nfrom beeray.config import Config"),
-        ("beeray.runtime.feed", "import pyarrow as pa\nfrom beeray.core.step import UserItems\nimport deepspeed"),
-        ("beeray.train", "from beeray.runtime.worker import run_rank\nfrom beeray.prepare import prepare"),
+        ("beeray.runtime.feed", "import pyarrow as pa\nfrom beeray.core.user_items import UserItems\nimport deepspeed"),
+        ("beeray.verbs.train", "from beeray.runtime.worker import run_rank\nfrom beeray.verbs.prepare import prepare"),
         ("beeray.trainer", "import beeray.embedding"),
     ],
 )
 def test_an_import_along_the_arrow_is_let_through(module: str, source: str) -> None:
     assert forbidden(module, imported_names(source, module.rpartition(".")[0])) == []
+
+
+@pytest.mark.parametrize("verb", [path.stem for path in sorted((PACKAGE / "verbs").glob("[a-z]*.py"))])
+def test_a_mistake_in_the_config_is_told_before_anything_slow_is_imported(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("data: {source: shop}\ntrain: {epoch: 3}\n")
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{verb}', '--config', 'wrong.yaml']\n"
+        f"try:\n    runpy.run_module('beeray.{verb}', run_name='__main__')\n"
+        "except SystemExit as end:\n    print('exit', end.code)\n"
+        f"print('loaded', sorted({SLOW_LIBRARIES!r} & sys.modules.keys()))\n"
+    ).replace(f"{SLOW_LIBRARIES!r} &", f"set({SLOW_LIBRARIES!r}) &")
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert done.stdout.splitlines() == ["exit 2", "loaded []"], done.stderr
+    assert "unknown key 'train.epoch'; did you mean 'train.epochs'?" in done.stderr
 
 
 STEP_WITHOUT_THE_CLUSTER = """
@@ -146,7 +176,8 @@ for module in pkgutil.iter_modules(beeray.core.__path__, "beeray.core."):
     importlib.import_module(module.name)
 from beeray.core.encoder import Encoder, load_encoder
 from beeray.core.optimizers import build_optimizer
-from beeray.core.step import StepSettings, TrainingStep, UserItems
+from beeray.core.step import StepSettings, TrainingStep
+from beeray.core.user_items import UserItems
 
 torch.set_num_threads(1)
 

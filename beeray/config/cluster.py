@@ -28,6 +28,9 @@ class ClusterConfig(Section):
     """Worker deaths survived within one command."""
     placement_timeout_s: float = Field(60, gt=0)
     """How long an autoscaling cluster may take to offer the resources asked for."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Peak of a worker's device at the precision trained in, TFLOP/s, which MFU is a share of; unless set, the rate of
+    a large matrix product is measured when a worker starts."""
 
 
 class DeepSpeedConfig(Section):

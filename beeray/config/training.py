@@ -85,6 +85,8 @@ class TrainConfig(Section):
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; null: once an epoch."""
     keep_checkpoints: int = Field(2, ge=1)
+    profile: bool = False
+    """Leave a profiler's trace of a few steps of rank 0, and a page that sums it up, in the run's `profile/`."""
 
     def micro_batch_tokens(self, *, use_gpu: bool) -> int:
         """Padded tokens of one micro-batch on this kind of device."""

@@ -121,9 +121,9 @@ class Config(Section):
         deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)
-        for key in ("cpus_per_worker", "gpus_per_worker"):
+        for key in ("cpus_per_worker", "gpus_per_worker", "peak_tflops"):
             deciding["cluster"].pop(key)
-        for key in ("evaluate_every_epochs", "checkpoint_every_steps", "keep_checkpoints"):
+        for key in ("evaluate_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "profile"):
             deciding["train"].pop(key)
         deciding["served_seq_length"] = self.served_seq_length
         return dict(_flatten(deciding))

@@ -19,6 +19,9 @@ from torch import Tensor
 
 Lengths = NDArray[np.int32]
 ITEMS_AT_ONCE = 16_384
+EVENED_ROUNDS = 64
+"""Rounds at the end of a deal in which the longest text goes to the rank that holds fewest tokens. Enough for
+10,000 descriptions on 64 ranks to differ by 0.5 %; more rounds would cost time that grows with the catalog."""
 
 
 class Tokens(Protocol):
@@ -114,13 +117,12 @@ def deal_by_tokens(lengths: Lengths, world_size: int, token_budget: int) -> Shar
         token_budget: most padded tokens of a micro-batch; a longer single text stands alone.
 
     Returns:
-        Shares that differ by at most one text in number, and by at most about one text in tokens:
-        items are dealt longest first, in snake order.
+        Shares that differ by at most one text in number and in tokens, mostly by far less: items are dealt
+        longest first, a round of one text a rank at a time, in snake order and at last so that tokens even out.
     """
     assert token_budget > 0 and world_size > 0
     order = np.argsort(-lengths, kind="stable")
-    turn = np.arange(len(order)) % (2 * world_size)
-    owner = np.where(turn < world_size, turn, 2 * world_size - 1 - turn)
+    owner = _deal(lengths[order].astype(np.int64), world_size)
     ranks = [order[owner == rank] for rank in range(world_size)]
     longest = lengths[order[::world_size]]  # row j of the shares holds items j * world_size and after
     cuts: list[slice] = []
@@ -135,6 +137,22 @@ def deal_by_tokens(lengths: Lengths, world_size: int, token_budget: int) -> Shar
         cuts=cuts,
         cut_tokens=[(cut.stop - cut.start) * int(longest[cut.start]) for cut in cuts],
     )
+
+
+def _deal(lengths: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+    """The rank that gets each text; lengths fall."""
+    turn = np.arange(len(lengths)) % (2 * world_size)
+    owner = np.where(turn < world_size, turn, 2 * world_size - 1 - turn)
+    if world_size == 1:
+        return owner
+    first = max(0, len(lengths) // world_size - EVENED_ROUNDS) * world_size
+    held = np.bincount(owner[:first], weights=lengths[:first], minlength=world_size)
+    for start in range(first, len(lengths), world_size):
+        round_ = lengths[start : start + world_size]
+        fewest = np.argsort(held, kind="stable")[: len(round_)]
+        owner[start : start + world_size] = fewest
+        held[fewest] += round_
+    return owner
 
 
 def micro_batches(

@@ -19,7 +19,7 @@ from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import Encode, embed_items
 
 if TYPE_CHECKING:
-    from beeray.core.step import UserItems
+    from beeray.core.user_items import UserItems
 
 
 class CatalogTable:

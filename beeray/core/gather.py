@@ -1,7 +1,7 @@
 """What crosses ranks: item indices, the rows of E and their gradient, and a head's weights. Nothing else.
 
 All functions are collective: every rank of the group must call them, in the same order. Without an
-initialised process group they are the identity.
+initialised process group they are the identity. `traffic` counts what they send.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beeray.core.traffic import Traffic, all_gather_bytes, all_reduce_bytes, reduce_scatter_bytes
+
 ROWS_AT_ONCE = 16_384
+traffic = Traffic()
+"""What this process has sent to other ranks."""
 
 
 def world_size() -> int:
@@ -36,6 +40,7 @@ class _GatherRows(torch.autograd.Function):
         padded[: len(rows)] = rows
         gathered = rows.new_empty((len(counts) * max(counts), rows.shape[1]))
         dist.all_gather_into_tensor(gathered, padded)
+        traffic.add("embeddings", all_gather_bytes(padded.nbytes, len(counts)))
         blocks = gathered.view(len(counts), max(counts), -1)
         return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
@@ -46,6 +51,7 @@ class _GatherRows(torch.autograd.Function):
         if dist.get_backend() == "gloo":  # its reduce-scatter is an all-reduce inside, and needs equal shards
             gradient = gradient.clone()
             dist.all_reduce(gradient)
+            traffic.add("embeddings_gradient", all_reduce_bytes(gradient.nbytes, len(counts)))
             start = sum(counts[:mine])
             return gradient[start : start + counts[mine]], None
         padded = gradient.new_zeros((len(counts), max(counts), gradient.shape[1]))
@@ -53,6 +59,7 @@ class _GatherRows(torch.autograd.Function):
             block[: len(piece)] = piece
         reduced = gradient.new_empty((max(counts), gradient.shape[1]))
         dist.reduce_scatter_tensor(reduced, padded.view(-1, gradient.shape[1]))
+        traffic.add("embeddings_gradient", reduce_scatter_bytes(reduced.nbytes, len(counts)))
         return reduced[: counts[mine]], None
 
 
@@ -95,34 +102,56 @@ def gather_into(result: Tensor, rows: Tensor, counts: Sequence[int], order: NDAr
             gathered = block
         else:
             dist.all_gather_into_tensor(gathered, block)
+            traffic.add("catalog", all_gather_bytes(block.nbytes, world_size()))
         for one, theirs in zip(places, gathered.split(size), strict=True):
             here = one[start : start + size]
             result[here] = theirs[: len(here)]
 
 
-def gather_union(indices: NDArray[np.int32], device: torch.device | str) -> NDArray[np.int32]:
-    """Sorted distinct indices over all ranks. Every rank must call."""
+def gather_union(
+    indices: NDArray[np.int32], device: torch.device | str, group: dist.ProcessGroup | None = None
+) -> NDArray[np.int32]:
+    """Sorted distinct indices over all ranks. Every rank must call.
+
+    Args:
+        device: where the group's backend wants its tensors.
+        group: the default one unless given.
+    """
     local = np.unique(indices)
-    if world_size() == 1:
+    ranks = world_size()
+    if ranks == 1:
         return local
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts = torch.zeros(ranks, dtype=torch.int64, device=device)
     counts[rank()] = len(local)
-    dist.all_reduce(counts)
+    dist.all_reduce(counts, group=group)
     longest = int(counts.max())
     padded = torch.full((longest,), -1, dtype=torch.int32, device=device)
     padded[: len(local)] = torch.from_numpy(local.astype(np.int32)).to(device)
-    gathered = torch.empty(world_size() * longest, dtype=torch.int32, device=device)
-    dist.all_gather_into_tensor(gathered, padded)
+    gathered = torch.empty(ranks * longest, dtype=torch.int32, device=device)
+    dist.all_gather_into_tensor(gathered, padded, group=group)
+    traffic.add("indices", all_reduce_bytes(counts.nbytes, ranks) + all_gather_bytes(padded.nbytes, ranks))
     union = np.unique(gathered.cpu().numpy())
     return union[union >= 0]
 
 
-def sum_over_ranks(values: Sequence[float], device: torch.device | str) -> list[float]:
-    """Element-wise sum over ranks. Every rank must call."""
+def sum_over_ranks(
+    values: Sequence[float],
+    device: torch.device | str,
+    group: dist.ProcessGroup | None = None,
+    *,
+    kind: str = "numbers",
+) -> list[float]:
+    """Element-wise sum over ranks. Every rank must call.
+
+    Args:
+        device, group: as `gather_union`.
+        kind: what `traffic` counts it as.
+    """
     if world_size() == 1:
         return [float(value) for value in values]
     total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=group)
+    traffic.add(kind, all_reduce_bytes(total.nbytes, world_size()))
     return [float(value) for value in total.tolist()]
 
 
@@ -132,6 +161,7 @@ def largest_over_ranks(value: float, device: torch.device | str) -> float:
         return float(value)
     largest = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    traffic.add("numbers", all_reduce_bytes(largest.nbytes, world_size()))
     return float(largest)
 
 

@@ -24,7 +24,8 @@ from beeray.core.encoder import embedding_dim
 from beeray.core.gather import average_gradients, copy_from_first_rank, rank, world_size
 from beeray.core.optimizers import build_optimizer
 from beeray.core.schedules import lr_factor
-from beeray.core.step import StepSettings, TrainingStep, UserItems
+from beeray.core.step import StepSettings, TrainingStep
+from beeray.core.user_items import UserItems
 
 WHITENING_FLOOR = 0.1
 """Added to every variance, as a share of their mean: directions that texts hardly differ in stay small."""

@@ -6,6 +6,8 @@ embedding pass), dLoss/dE arriving at each micro-batch is its gradient checkpoin
 recomputes micro-batch by micro-batch with the same dropout masks. What fits the activation budget is
 kept instead of recomputed; the gradient is the same either way.
 
+A step has two halves: its plan (`core.plan`), which knows no weights and may be made ahead, and its execution.
+
 The caller runs `backward` on the loss that `TrainingStep.loss` returns, once, and steps the optimizer.
 Gradients are to be *averaged* over ranks, which is what DeepSpeed and DDP do.
 """
@@ -18,40 +20,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from beeray.core.activations import ActivationBudget
-from beeray.core.batching import MicroBatch, Shares, Tokens, deal_by_tokens, micro_batches
+from beeray.core.batching import MicroBatch, Tokens
 from beeray.core.catalog_table import CatalogTable
 from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
 from beeray.core.embedding import Encode
-from beeray.core.gather import gather_rows, gather_union, rank, sum_over_ranks, world_size
-from beeray.core.negatives import select_items
+from beeray.core.gather import gather_rows, rank, world_size
+from beeray.core.plan import StepPlan, StepPlanner
+from beeray.core.user_items import UserItems, dense_user_items
 
-
-@dataclass(frozen=True)
-class UserItems:
-    """The items of a rank's users of one step, as CSR.
-
-    Attributes:
-        indptr: int64 (users + 1,).
-        indices: int32 (interactions,), distinct item indices of user `u` at `indptr[u]:indptr[u + 1]`.
-    """
-
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.int32]
-
-    @property
-    def num_users(self) -> int:
-        """Rows."""
-        return len(self.indptr) - 1
-
-    def take(self, rows: NDArray[np.int64]) -> UserItems:
-        """Some of the users, in the order given."""
-        lengths = np.diff(self.indptr)[rows]
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - self.indptr[:-1][rows], lengths)
-        return UserItems(indptr, self.indices[places])
+SCOPE = "beeray/"
+"""What the names of a step's parts begin with in a profiler's trace."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +50,16 @@ class StepSettings:
     activation_budget_bytes: int = 2**30
     catalog_refresh: int = 1
     seed: int = 42
+
+    @property
+    def keeps_table(self) -> bool:
+        """Whether items that are not drawn enter user vectors, from a table of the catalog."""
+        return self.items == "catalog" and self.max_output is not None
+
+    @property
+    def fewest_items(self) -> int:
+        """Drawn items that a user needs to count: one to reconstruct, from another drawn one or from the table."""
+        return 1 if self.keeps_table else 2
 
 
 @dataclass(frozen=True)
@@ -111,18 +103,16 @@ class TrainingStep:
         device: torch.device | str = "cpu",
     ) -> None:
         self.encode = encode
-        self.tokens = tokens
-        self.trainable = trainable
         self.settings = settings
         self.device = torch.device(device)
-        self.lengths = tokens.lengths(settings.max_seq_length)
+        self.planner = StepPlanner(tokens, trainable, settings, self.device)
         self.activations = ActivationBudget(settings.activation_budget_bytes)
         self.table: CatalogTable | None = None
-        if settings.items == "catalog" and settings.max_output is not None:
+        if settings.keeps_table:
             self.table = CatalogTable(tokens, trainable, settings.max_seq_length, settings.token_budget, self.device)
 
     def loss(self, users: UserItems, *, epoch: int, step: int, step_in_epoch: int | None = None) -> StepLoss:
-        """The loss of one step.
+        """Plan a step and run it, one after the other.
 
         Args:
             users: this rank's users, with trainable items only.
@@ -131,42 +121,35 @@ class TrainingStep:
             step_in_epoch: step inside the epoch, which decides when the catalog's table is refreshed; `step`
                 unless given.
         """
-        items, shares = self._items_of_step(users, epoch, step)
-        place = step if step_in_epoch is None else step_in_epoch
-        if self.table is not None and place % self.settings.catalog_refresh == 0:
-            self.table.refresh(self.encode)
-        seed_dropout(self.settings.seed, step)
-        rows, work = self._embed(items[shares.of_rank(rank())], shares)
-        embeddings = normalize_rows(gather_rows(rows, shares.counts))
-        items = items[shares.order]
-        loss, num_users = self._loss_of_users(users, items, embeddings)
+        return self.run(self.planner.plan(users, epoch=epoch, step=step, step_in_epoch=step_in_epoch))
+
+    def run(self, plan: StepPlan) -> StepLoss:
+        """The loss of a planned step. Plans may be made by another planner of the same settings."""
+        if self.table is not None and plan.step_in_epoch % self.settings.catalog_refresh == 0:
+            with record_function(f"{SCOPE}table"):
+                self.table.refresh(self.encode)
+        seed_dropout(self.settings.seed, plan.step)
+        with record_function(f"{SCOPE}encode"):
+            rows, work = self._embed(plan)
+        with record_function(f"{SCOPE}gather"):
+            embeddings = normalize_rows(gather_rows(rows, plan.shares.counts))
+        with record_function(f"{SCOPE}loss"):
+            loss = self._loss_of_users(plan, embeddings)
         return StepLoss(
             loss=loss,
-            num_items=len(items),
-            num_users=num_users,
+            num_items=len(plan.items),
+            num_users=plan.num_users,
             num_tokens=work.num_tokens,
             num_padded_tokens=work.num_padded_tokens,
             num_recomputed_tokens=work.num_recomputed_tokens,
         )
 
-    def _items_of_step(self, users: UserItems, epoch: int, step: int) -> tuple[NDArray[np.int32], Shares]:
-        """The step's items and how they are shared out: the same on every rank."""
-        settings = self.settings
-        everything = settings.max_output is None
-        positives = self.trainable if everything else gather_union(users.indices, self.device)
-        generator = np.random.default_rng([settings.seed, epoch, step])
-        items = select_items(settings.items, positives, self.trainable, settings.max_output, generator)
-        return items, deal_by_tokens(self.lengths[items], world_size(), settings.token_budget)
-
-    def _embed(self, items: NDArray[np.int32], shares: Shares) -> tuple[Tensor, _Work]:
+    def _embed(self, plan: StepPlan) -> tuple[Tensor, _Work]:
         """Embed this rank's items with gradient, recomputing what exceeds the activation budget."""
         work = _Work()
         rows: list[Tensor] = []
         self.activations.start_step()
-        batches = micro_batches(
-            self.tokens, items, shares.cuts, max_seq_length=self.settings.max_seq_length, device=self.device
-        )
-        for micro_batch, num_tokens in zip(batches, shares.cut_tokens, strict=True):
+        for micro_batch, num_tokens in zip(plan.micro_batches, plan.shares.cut_tokens, strict=True):
             kept = self.activations.admits(num_tokens)
             embeddings = self._encode_kept(micro_batch, num_tokens) if kept else self._encode_recomputed(micro_batch)
             rows.append(embeddings[: micro_batch.num_items])
@@ -185,18 +168,14 @@ class TrainingStep:
         assert isinstance(embeddings, Tensor)
         return embeddings
 
-    def _loss_of_users(self, users: UserItems, items: NDArray[np.int32], embeddings: Tensor) -> tuple[Tensor, int]:
-        indptr, columns = restrict_columns(users, items)
-        per_user = np.diff(indptr)
-        enough = per_user >= (1 if self.table is not None else 2)
-        num_users = int(sum_over_ranks([float(enough.sum())], self.device)[0])
-        user_items = dense_user_items(indptr, columns, enough, len(items), self.device)
+    def _loss_of_users(self, plan: StepPlan, embeddings: Tensor) -> Tensor:
+        user_items = dense_user_items(plan.indptr, plan.columns, plan.enough, len(plan.items), self.device)
         vectors = user_items @ embeddings
         if self.table is not None:
-            vectors = vectors + self.table.user_vectors(users, items, enough)
+            vectors = vectors + self.table.user_vectors(plan.users, plan.items, plan.enough)
         scores = elsa_scores(vectors, embeddings, user_items)
         losses = nmse_per_user(scores, user_items, relu=self.settings.relu, top_k=self.settings.top_k)
-        return losses.sum() * (world_size() / max(1, num_users)), num_users
+        return losses.sum() * (world_size() / max(1, plan.num_users))
 
 
 @dataclass
@@ -215,33 +194,3 @@ def seed_dropout(seed: int, step: int) -> None:
     """Seed torch for one step of one rank, so that a resumed run draws the dropout masks it would have drawn."""
     mixed = np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed >> 1))
-
-
-def restrict_columns(users: UserItems, items: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Users' items as columns of the step's item list; items that were not drawn fall away.
-
-    Returns:
-        CSR over the step's columns: indptr int64 (users + 1,), columns int64 (kept interactions,).
-    """
-    order = np.argsort(items, kind="stable")
-    ranked = items[order]
-    places = np.minimum(np.searchsorted(ranked, users.indices), len(ranked) - 1)
-    kept = ranked[places] == users.indices
-    indptr = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[users.indptr]
-    return indptr, order[places[kept]]
-
-
-def dense_user_items(
-    indptr: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    enough: NDArray[np.bool_],
-    num_items: int,
-    device: torch.device | str,
-) -> Tensor:
-    """The users that kept enough items as a dense 0/1 matrix, float32 (users with `enough`, num_items)."""
-    rows = np.repeat(np.arange(len(enough)), np.diff(indptr))
-    taken = enough[rows]
-    new_row = np.cumsum(enough) - 1
-    matrix = torch.zeros((int(enough.sum()), num_items), dtype=torch.float32, device=device)
-    matrix[torch.from_numpy(new_row[rows[taken]]).to(device), torch.from_numpy(columns[taken]).to(device)] = 1.0
-    return matrix

@@ -39,6 +39,11 @@ class Position:
     step_in_epoch: int = 0
     step: int = 0
 
+    def after(self, steps_per_epoch: int) -> Position:
+        """The position when one more step is done."""
+        last = self.step_in_epoch + 1 == steps_per_epoch
+        return Position(self.epoch + last, 0 if last else self.step_in_epoch + 1, self.step + 1)
+
 
 def save_checkpoint(
     engine: DeepSpeedEngine,

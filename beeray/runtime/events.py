@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beeray.console import Console, Progress
 from beeray.errors import RunError
 from beeray.runtime.results import merge_ranks
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.scoring import SplitScores
+from beeray.runtime.startup import Startup
 from beeray.runtime.tracking import Tracker
 
-STEP_METRICS = ("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s")
+if TYPE_CHECKING:
+    from beeray.runtime.scoring import SplitScores
+
+STEP_METRICS = (
+    *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),
+    *("plan_s", "mfu", "sent_bytes"),
+)
 LABELS = {"before": "score before", "after": "score after", "model": "score"}
+
+
+def step_rates(step: dict[str, Any]) -> dict[str, float]:
+    """What follows from a step's counts and seconds.
+
+    Returns:
+        items and real tokens per second; the share of padded tokens that is padding, and that is computed twice; the
+        share of the time that was spent waiting for the step.
+    """
+    padded = max(1, step["padded_tokens"])
+    return {
+        "items_per_s": step["items"] / step["step_s"],
+        "tokens_per_s": step["tokens"] / step["step_s"],
+        "padding_share": 1 - step["tokens"] / padded,
+        "recomputed_share": step["recomputed_tokens"] / padded,
+        "wait_share": step["wait_s"] / (step["wait_s"] + step["step_s"]),
+    }
 
 
 class EventHandler:
@@ -25,6 +48,7 @@ class EventHandler:
         folder: takes step lines; None where nothing is trained.
         tracker: takes MLflow metrics; None where nothing is tracked.
         scored: called with the label of a scoring pass when every rank's scores have come.
+        startup: takes when workers were there and when the first step was done.
     """
 
     def __init__(
@@ -36,10 +60,13 @@ class EventHandler:
         folder: RunFolder | None = None,
         tracker: Tracker | None = None,
         scored: Callable[[str], None] = lambda when: None,
+        startup: Startup | None = None,
     ) -> None:
         self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
+        self.profile: str | None = None
+        self.startup = startup or Startup()
         self.timings: dict[str, dict[str, float]] = {}
         self.head: dict[str, Any] | None = None
         self._workers: dict[int, dict[str, Any]] = {}
@@ -78,13 +105,12 @@ class EventHandler:
         if self.tracker is None:
             return
         for event in steps:
-            metrics = {f"train/{name}": event[name] for name in STEP_METRICS}
-            metrics["train/items_per_s"] = event["items"] / event["step_s"]
-            metrics["train/tokens_per_s"] = event["tokens"] / event["step_s"]
-            self.tracker.log_step(event["step"], metrics)
+            metrics = {name: event[name] for name in STEP_METRICS if name in event} | step_rates(event)
+            self.tracker.log_step(event["step"], {f"train/{name}": value for name, value in metrics.items()})
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._num_steps = event["num_steps"]
+        self.startup.reached("engine", event["at"])
         if event["step"]:
             self.close()
             self.console.line(f"resumed from the checkpoint after step {event['step']:,} of {self._num_steps:,}")
@@ -96,7 +122,12 @@ class EventHandler:
     def _on_head_done(self, event: dict[str, Any]) -> None:
         self.head = event
 
+    def _on_steps(self, event: dict[str, Any]) -> None:
+        for step in event["steps"]:
+            self._on_step(step)
+
     def _on_step(self, event: dict[str, Any]) -> None:
+        self.startup.reached("first_step", event.pop("at"))
         rate = event["tokens"] / event["step_s"]
         note = f"loss {event['loss']:.4f}  {event['items'] / event['step_s']:,.0f} items/s  {rate:,.0f} tokens/s"
         self._show("train", event["step"] + 1, self._num_steps, "step", note)
@@ -124,6 +155,12 @@ class EventHandler:
 
     def _on_worker(self, event: dict[str, Any]) -> None:
         self._workers[event["rank"]] = event
+
+    def _on_ready(self, event: dict[str, Any]) -> None:
+        self.startup.reached("worker", event["at"])
+
+    def _on_profile(self, event: dict[str, Any]) -> None:
+        self.profile = event["path"]
 
     def _on_failed(self, event: dict[str, Any]) -> None:
         self.failure = event["message"]

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
+from beeray.runtime.steps import steps_per_epoch
 
 WINDOW_USERS = 65536
 
@@ -66,12 +66,7 @@ class UserFeed:
         batches = self.rows.iter_batches(batch_size=WINDOW_USERS, batch_format="pyarrow", prefetch_batches=1)
         for number, table in enumerate(batches):
             generator = np.random.default_rng([self.seed, epoch, self.rank, number])
-            yield _permute(_user_items(table), generator.permutation(table.num_rows))
-
-
-def steps_per_epoch(num_users: int, batch_size: int) -> int:
-    """Steps that cover `num_users` of a rank in batches as near to `batch_size` as equal ones can be."""
-    return max(1, round(num_users / batch_size))
+            yield _user_items(table).take(generator.permutation(table.num_rows))
 
 
 def _user_items(table: pa.Table) -> UserItems:
@@ -81,13 +76,6 @@ def _user_items(table: pa.Table) -> UserItems:
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)
     return UserItems(offsets - offsets[0], values[offsets[0] : offsets[-1]].astype(np.int32, copy=False))
-
-
-def _permute(users: UserItems, order: NDArray[np.int64]) -> UserItems:
-    lengths = np.diff(users.indptr)[order]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths) + np.repeat(users.indptr[:-1][order], lengths)
-    return UserItems(indptr, users.indices[places])
 
 
 def _slice(users: UserItems, first: int, last: int) -> UserItems:

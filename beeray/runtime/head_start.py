@@ -21,7 +21,7 @@ from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
 from beeray.core.gather import rank
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
 from beeray.data.parts import read_part
 from beeray.data.store import Store, list_column, training_rows
 

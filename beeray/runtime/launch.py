@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from beeray.data.storage import resolve
 from beeray.data.store import Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
-from beeray.runtime.worker import WorkerTask
+from beeray.runtime.task import WorkerTask
 
 
 def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
@@ -37,7 +37,7 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
 
 
 def launch(
-    loop: Callable[[WorkerTask], None],
+    loop: str,
     task: WorkerTask,
     *,
     storage: Path,
@@ -48,7 +48,7 @@ def launch(
     """Run a loop on every worker and wait for it.
 
     Args:
-        loop: what a worker runs.
+        loop: what a worker runs with the task, `module:function`; named, so that only workers import it.
         task: handed to it.
         storage: folder that every node can write to; checkpoints go to `storage / name`. A name that has
             checkpoints resumes from the newest whole one.
@@ -96,7 +96,8 @@ def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:
 
 
 def _call(config: dict[str, Any]) -> None:
-    config["loop"](config["task"])
+    module, _, function = config["loop"].partition(":")
+    getattr(importlib.import_module(module), function)(config["task"])
 
 
 def _what_failed(error: Exception, cluster: ClusterConfig) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from beeray.config import Config, EvaluateConfig
-from beeray.core.metrics import bootstrap_interval
-from beeray.runtime.scoring import SplitScores
+
+if TYPE_CHECKING:
+    from beeray.runtime.scoring import SplitScores
 
 Record = dict[str, Any]
 
@@ -22,18 +24,18 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
     for part in parts:
         grouped[part.split, part.ranking].append(part)
     merged: list[SplitScores] = []
-    for (split, ranking), group in grouped.items():
+    for group in grouped.values():
         users = np.concatenate([part.user_index for part in group])
         scores = np.concatenate([part.scores for part in group])
         order = np.argsort(users, kind="stable")
-        merged.append(
-            SplitScores(split, ranking, group[0].metrics, users[order], scores[order], group[0].num_candidates)
-        )
+        merged.append(dataclasses.replace(group[0], user_index=users[order], scores=scores[order]))
     return merged
 
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
     """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users."""
+    from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
+
     summary: Record = defaultdict(dict)
     for one in scores:
         record: Record = {"users": len(one.user_index), "candidates": one.num_candidates}
@@ -65,7 +67,7 @@ def summarise_training(steps: list[Record], workers: list[Record]) -> Record:
     """What training took.
 
     Args:
-        steps: one record a step (`loss, items, users, tokens, padded_tokens, recomputed_tokens, step_s`).
+        steps: one record a step (`loss, items, users, tokens, padded_tokens, recomputed_tokens, step_s, wait_s, mfu`).
         workers: one record a worker of the last attempt (`cpu_s, peak_memory_bytes, peak_gpu_memory_bytes`).
     """
     seconds = np.asarray([step["step_s"] for step in steps])
@@ -81,6 +83,8 @@ def summarise_training(steps: list[Record], workers: list[Record]) -> Record:
         "recomputed_tokens": int(sum(step["recomputed_tokens"] for step in steps)),
         "step_s_median": float(np.median(seconds)),
         "train_s": float(seconds.sum()),
+        "wait_s_median": float(np.median([step["wait_s"] for step in steps])),
+        "mfu_median": float(np.median([step.get("mfu", 0.0) for step in steps])),
         "items_per_s": float(items.sum() / seconds.sum()),
         "tokens_per_s": float(tokens.sum() / seconds.sum()),
         **summarise_workers(workers),

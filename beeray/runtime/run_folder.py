@@ -5,6 +5,7 @@ runs/<name>/run.json         digest of what decides the result, fingerprint of t
 runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
 runs/<name>/before.json      metrics of the encoder before training, if asked for
 runs/<name>/validation.jsonl one line an epoch, where validation is scored while training
+runs/<name>/profile/         a trace of a few steps and a page that sums it up, with train.profile
 runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished

@@ -16,7 +16,7 @@ from torch import Tensor
 from beeray.core.batching import FlatTokens
 from beeray.core.encoder import load_encoder
 from beeray.core.negatives import select_items
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
 from beeray.data.embedding_units import tokenise
 from beeray.data.tokens import bare_tokenizer
 

@@ -44,7 +44,8 @@ from mpnet_attention import fuse_attention  # noqa: E402
 
 from beeray.core.encoder import Encoder  # noqa: E402
 from beeray.core.optimizers import build_optimizer  # noqa: E402
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems  # noqa: E402
+from beeray.core.step import StepLoss, StepSettings, TrainingStep  # noqa: E402
+from beeray.core.user_items import UserItems  # noqa: E402
 
 RECORD = ROOT / "benchmarks" / "records" / "gpu_step.json"
 LENGTHS = Path(__file__).resolve().parent / "goodbooks_lengths.json"

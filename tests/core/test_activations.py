@@ -14,7 +14,8 @@ from torch.nn import functional
 from beeray.core.activations import ActivationBudget
 from beeray.core.batching import deal_by_tokens, micro_batches
 from beeray.core.encoder import Encoder
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems, seed_dropout
+from beeray.core.step import StepLoss, StepSettings, TrainingStep, seed_dropout
+from beeray.core.user_items import UserItems
 
 OpenEncoder = Callable[..., Encoder]
 

@@ -15,7 +15,7 @@ from tiny_encoder import HIDDEN, ListTokens
 from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder, save_encoder
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
 
 OpenEncoder = Callable[..., Encoder]
 FEW = HeadSettings(steps=40, batch_size=8, max_output=30, lr=3e-3, seed=1)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tiny_encoder import ListTokens
 from torch import Tensor, nn
 
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems
+from beeray.core.step import StepLoss, StepSettings, TrainingStep
+from beeray.core.user_items import UserItems
 
 MAX_SEQ_LENGTH = 9
 HELD_OUT = [3, 11, 29, 42, 47]
@@ -111,8 +112,10 @@ def build_step(encode: nn.Module, tokens: ListTokens, **settings: Any) -> Traini
 
 def run(step: TrainingStep, tokens: ListTokens, number: int = 0) -> tuple[StepLoss, list[int]]:
     """The step's result and the items that it encoded."""
-    result = step.loss(user_items(), epoch=0, step=number)
-    return result, sorted(tokens.gathered[-1].tolist())
+    plan = step.planner.plan(user_items(), epoch=0, step=number)
+    drawn = sorted(tokens.gathered[-1].tolist())
+    assert drawn == sorted(plan.items.tolist())
+    return step.run(plan), drawn
 
 
 @pytest.mark.parametrize("top_k", [None, 12])

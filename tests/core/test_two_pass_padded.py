@@ -13,7 +13,8 @@ from tiny_encoder import ListTokens
 from torch import Tensor
 
 from beeray.core.encoder import Encoder
-from beeray.core.step import StepSettings, TrainingStep, UserItems
+from beeray.core.step import StepSettings, TrainingStep
+from beeray.core.user_items import UserItems
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from baselines.two_pass_padded import TwoPassPadded, pad_catalog

@@ -14,9 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import three_steps
 import torch
-from tiny_encoder import build_tiny_encoder
+from tiny_encoder import HIDDEN, build_tiny_encoder
+
+from beeray.core.traffic import embeddings_bytes, embeddings_gradient_bytes, indices_bytes, weights_bytes
 
 PROGRAM = Path(__file__).with_name("three_steps.py")
 WORLD_SIZES = (1, 2, 4)
@@ -25,8 +29,8 @@ CASES = ("bounded", "clipped", "catalog")
 TOLERANCE = 1e-5
 JOBS = {
     1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)] + ["unclipped:plain"],
-    2: [f"{case}:{stage}" for case in CASES for stage in STAGES] + ["bounded:muted", "bounded:detached"],
-    4: [f"{case}:{stage}" for case in CASES for stage in STAGES],
+    2: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")] + ["bounded:muted", "bounded:detached"],
+    4: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")],
 }
 START_S = 240
 
@@ -174,3 +178,47 @@ def test_a_rank_whose_gradient_is_lost_gives_another_model(results: Results, fau
     """`muted`: what rank 1's users say is lost; `detached`: what all users say about rank 1's items."""
     difference = largest_difference(results("bounded", fault, 2)["end"], results("bounded", "plain", 1)["end"])
     assert difference[0] > 100 * TOLERANCE, difference
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_steps_planned_ahead_in_a_thread_end_with_the_very_same_parameters(
+    results: Results, case: str, world_size: int
+) -> None:
+    ahead, inline = results(case, "ahead", world_size), results(case, "1", world_size)
+    assert largest_difference(ahead["end"], inline["end"])[0] == 0.0
+    assert [step["num_users"] for step in ahead["work"]] == [step["num_users"] for step in inline["work"]]
+
+
+DIM, NUM_ITEMS_OF_STEP = HIDDEN, 24
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("stage", ["0", "1", "2"])
+def test_bytes_sent_in_a_step_are_those_of_the_formula(results: Results, stage: str, world_size: int) -> None:
+    """docs/scaling.md; the third step, since the first also agrees on what an activation costs."""
+    found = results("clipped", stage, world_size)
+    step, ranks = found["work"][2], world_size
+    assert step["num_items"] == NUM_ITEMS_OF_STEP
+    batch = three_steps.global_batch(16, 2)
+    longest = max(len(np.unique(three_steps.users_of_rank(batch, rank, ranks).indices)) for rank in range(ranks))
+    rows = NUM_ITEMS_OF_STEP // ranks
+    # by hand, a ring: 8 bytes a count and for how many users count, 4 an index and a number of E
+    assert step["sent"] == {
+        "indices": 2 * (ranks - 1) * 8 * ranks / ranks + (ranks - 1) * 4 * longest + 2 * (ranks - 1) * 8 / ranks,
+        "embeddings": (ranks - 1) * 4 * rows * DIM,
+        "embeddings_gradient": 2 * (ranks - 1) * 4 * NUM_ITEMS_OF_STEP * DIM / ranks,
+    }
+    assert sum(step["sent"].values()) == (
+        indices_bytes(longest, ranks)
+        + embeddings_bytes([rows] * ranks, DIM)
+        + embeddings_gradient_bytes([rows] * ranks, DIM, by_all_reduce=True)
+    )
+    num_parameters = sum(value.numel() for value in found["start"].values())
+    of_engine = sum(step["collectives"].values()) - sum(step["sent"].values())
+    assert of_engine == pytest.approx(weights_bytes(num_parameters, ranks, int(stage)), abs=ENGINE_NUMBERS)
+
+
+ENGINE_NUMBERS = 512
+"""Bytes of the few single numbers (norm, overflow) and of the padding that DeepSpeed sends beside gradient and weights;
+a gradient that was sent twice would be a hundred times as much."""

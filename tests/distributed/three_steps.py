@@ -2,16 +2,16 @@
 
 Started by `test_world_sizes.py` as `three_steps.py <encoder folder> <output folder> <job> …`; a job is
 `<case>:<variant>` and the process group is told by the usual environment. Variants: a ZeRO stage; `plain` (torch
-alone, no DeepSpeed, nothing recomputed); and two faults that must be found out, under ZeRO-1: `muted` (the loss of
-rank 1 counts nothing) and `detached` (the rows of rank 1 carry no gradient). Importing DeepSpeed takes longer than
-all jobs together, so one process runs them all.
+alone, no DeepSpeed, nothing recomputed); `ahead` (ZeRO-1, plans made in a thread); and two faults that must be found
+out, under ZeRO-1: `muted` (the loss of rank 1 counts nothing) and `detached` (the rows of rank 1 carry no gradient).
+Importing DeepSpeed takes longer than all jobs together, so one process runs them all.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,16 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from beeray.config import TrainConfig
+from beeray.core import gather
 from beeray.core import step as step_module
+from beeray.core.ahead import Ahead
 from beeray.core.encoder import Encoder
 from beeray.core.gather import gather_rows
 from beeray.core.optimizers import build_optimizer
-from beeray.core.step import StepLoss, StepSettings, TrainingStep, UserItems
+from beeray.core.plan import StepPlan, StepPlanner
+from beeray.core.step import StepLoss, StepSettings, TrainingStep
+from beeray.core.traffic import Traffic, counted_collectives
+from beeray.core.user_items import UserItems
 from beeray.runtime.engine import build_engine, full_state_dict
 
 NUM_ITEMS = 60
@@ -137,7 +142,23 @@ def _gather_detached(rows: Tensor, counts: Sequence[int]) -> Tensor:
     return gather_rows(rows.detach() + 0.0 * rows if dist.get_rank() == 1 else rows, counts)
 
 
-def run(case: Case, variant: str, encoder_folder: str) -> dict[str, Any]:
+def plans(case: Case, training: TrainingStep, variant: str) -> Iterator[StepPlan]:
+    """Plans of all steps, made ahead in a thread with a group of its own if the variant says so."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+
+    def of(planner: StepPlanner) -> Iterator[StepPlan]:
+        for step, num_users in enumerate(case.num_users):
+            yield planner.plan(users_of_rank(global_batch(num_users, step), rank, world_size), epoch=0, step=step)
+
+    if variant != "ahead":
+        yield from of(training.planner)
+        return
+    group = dist.new_group(backend="gloo")
+    with Ahead(of(StepPlanner(Texts(), trainable_items(), training.settings, group=group)), depth=2) as made:
+        yield from made
+
+
+def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> dict[str, Any]:
     """Three steps: weights before and after (rank 0 only), and what each step took."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     encoder = Encoder(SentenceTransformer(encoder_folder, device="cpu"))
@@ -152,13 +173,15 @@ def run(case: Case, variant: str, encoder_folder: str) -> dict[str, Any]:
     step_module.gather_rows = _gather_detached if variant == "detached" else gather_rows
     training = TrainingStep(engine, Texts(), trainable_items(), settings)
     engine.train()
-    work: list[dict[str, float]] = []
-    for step, num_users in enumerate(case.num_users):
-        users = users_of_rank(global_batch(num_users, step), rank, world_size)
-        result: StepLoss = training.loss(users, epoch=0, step=step)
+    gather.traffic.take()
+    everything.take()
+    work: list[dict[str, Any]] = []
+    for plan in plans(case, training, variant):
+        result: StepLoss = training.run(plan)
         engine.backward(result.loss * 0.0 if variant == "muted" and rank == 1 else result.loss)
         engine.step()
-        work.append({**asdict(replace(result, loss=result.loss.detach())), "loss": result.loss.item()})
+        sent = {"sent": gather.traffic.take(), "collectives": everything.take()}
+        work.append({**asdict(replace(result, loss=result.loss.detach())), "loss": result.loss.item(), **sent})
     if variant == "plain":
         state = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     else:
@@ -170,11 +193,12 @@ def run(case: Case, variant: str, encoder_folder: str) -> dict[str, Any]:
 def main(encoder_folder: str, output_folder: str, *jobs: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
-    for job in jobs:
-        case, variant = job.split(":")
-        result = run(CASES[case], variant, encoder_folder)
-        if dist.get_rank() == 0:
-            torch.save(result, Path(output_folder) / f"{case}-{variant}-world{dist.get_world_size()}.pt")
+    with counted_collectives() as everything:
+        for job in jobs:
+            case, variant = job.split(":")
+            result = run(CASES[case], variant, encoder_folder, everything)
+            if dist.get_rank() == 0:
+                torch.save(result, Path(output_folder) / f"{case}-{variant}-world{dist.get_world_size()}.pt")
     dist.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
 
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
 
 DIM, NUM_ITEMS, NUM_USERS = 8, 60, 30
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beeray.core.step import UserItems
+from beeray.core.user_items import UserItems
 from beeray.runtime import feed as feed_module
-from beeray.runtime.feed import UserFeed, steps_per_epoch
+from beeray.runtime.feed import UserFeed
+from beeray.runtime.steps import steps_per_epoch
 
 
 class Rows:

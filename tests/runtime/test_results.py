@@ -102,6 +102,8 @@ def step(loss: float, items: int, tokens: int, step_s: float) -> dict[str, float
         "padded_tokens": 2 * tokens,
         "recomputed_tokens": 5,
         "step_s": step_s,
+        "wait_s": 0.25 * step_s,
+        "mfu": 0.5 / step_s,
     }
 
 
@@ -121,6 +123,8 @@ def test_throughput_is_of_all_steps_together_and_the_median_is_of_single_ones() 
         "padded_tokens": 1200,
         "recomputed_tokens": 15,
         "step_s_median": 1.0,
+        "wait_s_median": 0.25,
+        "mfu_median": 0.5,
         "train_s": 6.0,
         "items_per_s": pytest.approx(10.0),  # 60 items in 6 s, not the mean of 2.5, 20 and 30
         "tokens_per_s": pytest.approx(100.0),

@@ -1,0 +1,83 @@
+"""What an encoder computes, counted once, and what this device could compute: the two sides of MFU.
+
+MFU (model FLOP/s utilisation; Chowdhery et al. 2022, "PaLM", appendix B) is the arithmetic that a step *needs*,
+real tokens forward and backward, divided by what the device could have done meanwhile. Padding, recomputation and
+waiting are not needed, so they lower it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+PROBE_TOKENS = 4
+BACKWARD_AND_FORWARD = 3
+"""A backward pass takes two products of matrices where forward takes one."""
+MATMULS = 3
+
+
+@dataclass(frozen=True)
+class EncoderFlops:
+    """Floating-point operations of one forward pass; a multiply and an add are two.
+
+    Attributes:
+        per_token: of products with weights.
+        per_token_pair: of attention, for each pair of tokens of a text.
+    """
+
+    per_token: float
+    per_token_pair: float
+
+    def of_step(self, num_tokens: int, num_token_pairs: int) -> float:
+        """Operations that a training step needs, forward and backward.
+
+        Args:
+            num_tokens: real tokens of all texts.
+            num_token_pairs: sum of the squared lengths of all texts.
+        """
+        return BACKWARD_AND_FORWARD * (self.per_token * num_tokens + self.per_token_pair * num_token_pairs)
+
+
+def count_flops(encode: nn.Module, device: torch.device | str = "cpu") -> EncoderFlops:
+    """Count an encoder's operations on texts of three lengths, and tell those of tokens from those of pairs.
+
+    Args:
+        encode: (input_ids, attention_mask) → embeddings, not sharded.
+    """
+    training = encode.training
+    encode.eval()
+    counts = [_count(encode, length * PROBE_TOKENS, device) for length in (1, 2, 3)]
+    encode.train(training)
+    per_pair = (counts[2] - 2 * counts[1] + counts[0]) / (2 * PROBE_TOKENS**2)
+    per_token = (counts[1] - counts[0]) / PROBE_TOKENS - 3 * PROBE_TOKENS * per_pair
+    return EncoderFlops(per_token=per_token, per_token_pair=per_pair)
+
+
+@torch.no_grad()
+def _count(encode: nn.Module, num_tokens: int, device: torch.device | str) -> int:
+    ones = torch.ones((1, num_tokens), dtype=torch.int64, device=device)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not all counted
+        encode(ones, ones)
+    return int(counter.get_total_flops())
+
+
+def measure_peak_tflops(device: torch.device | str, dtype: torch.dtype) -> float:
+    """The best rate of a square matrix product on a device, with the threads that this process has; TFLOP/s."""
+    on_gpu = torch.device(device).type == "cuda"
+    size = 8192 if on_gpu else 1024
+    left = torch.randn((size, size), device=device).to(dtype)
+    best = float("inf")
+    for _ in range(1 + MATMULS):
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        torch.mm(left, left)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e12

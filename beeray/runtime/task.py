@@ -1,0 +1,71 @@
+"""What the driver hands every worker, and how a worker tells the driver something.
+
+Imports no torch, so that the driver and Ray's own actors need not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from beeray.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+MUST_ARRIVE = ("scores", "failed", "worker", "profile")
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What the driver hands every worker.
+
+    Attributes:
+        config: the resolved config.
+        store_path: the prepared store.
+        tokens_path: the token store of this encoder.
+        num_users: training users of one rank in an epoch.
+        run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
+        monitor: actor that takes progress events.
+        model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
+    """
+
+    config: Config
+    store_path: str
+    tokens_path: str
+    monitor: Any
+    model: str
+    num_users: int = 0
+    run_dir: str = ""
+
+    def send(self, kind: str, **event: Any) -> None:
+        """Tell the driver something; waits only for what must not be lost."""
+        sent = self.monitor.send.remote({"kind": kind, **event})
+        if kind in MUST_ARRIVE:
+            ray.get(sent)
+
+    def open_model(self, device: torch.device | str = "cpu") -> SentenceTransformer:
+        """A model of the shape that training exports: the encoder, with a head that changes nothing if there is one."""
+        model = self.open_encoder(device)
+        if self.config.train.head is not None:
+            from beeray.core.head import append_head
+
+            append_head(model, self.config.train.head.units)
+        return model
+
+    def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
+        """The encoder before training."""
+        from beeray.core.encoder import load_encoder
+
+        encoder = self.config.encoder
+        return load_encoder(
+            self.model,
+            max_seq_length=self.config.served_seq_length,
+            prefix=encoder.prefix,
+            dropout=encoder.dropout,
+            attention=encoder.attention,
+            device=device,
+        )

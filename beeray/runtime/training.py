@@ -1,0 +1,268 @@
+"""The training loop of a worker: planned steps from a thread, one after the other through DeepSpeed.
+
+The next step is planned (`core.plan`) in a thread while this one runs, across the ends of epochs too. A plan carries
+its place in the data, and a checkpoint the place of the step that was *done*, so nothing that was only planned is lost.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from sentence_transformers import SentenceTransformer
+from torch.profiler import record_function
+
+from beeray.config import Config
+from beeray.core import gather
+from beeray.core.ahead import Ahead
+from beeray.core.encoder import Encoder
+from beeray.core.flops import count_flops, measure_peak_tflops
+from beeray.core.gather import sum_over_ranks
+from beeray.core.plan import StepPlan, StepPlanner
+from beeray.core.step import SCOPE, StepLoss, StepSettings, TrainingStep
+from beeray.data.store import Store
+from beeray.data.tokens import TokenStore
+from beeray.errors import DivergedError
+from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
+from beeray.runtime.engine import build_engine
+from beeray.runtime.feed import UserFeed
+from beeray.runtime.head_start import start_with_head
+from beeray.runtime.profile import StepProfiler
+from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
+from beeray.runtime.steps import plan_steps
+from beeray.runtime.task import WorkerTask
+from beeray.runtime.worker import score, worker_ready
+
+TELL_EVERY_S = 0.2
+"""Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
+
+
+def train_worker(task: WorkerTask) -> None:
+    """Train, checkpoint, export and score. Every rank runs this."""
+    with worker_ready(task) as device:
+        training = _Training(task, device)
+        try:
+            training.run()
+        except DivergedError as error:  # on every rank at once, and again on every retry: so this is the end
+            if training.rank == 0:
+                task.send("failed", message=str(error))
+
+
+class _Training:
+    def __init__(self, task: WorkerTask, device: torch.device) -> None:
+        self.task, self.device = task, device
+        self.config = task.config
+        self.rank = ray.train.get_context().get_world_rank()
+        self.world_size = ray.train.get_context().get_world_size()
+        self.store = Store.open(task.store_path)
+        self.tokens = TokenStore.open(task.tokens_path)
+        self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users)
+        trainable = self.store.trainable_items(self.config.trains_on_validation)
+        settings = step_settings(self.config)
+        group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
+        self.planner = StepPlanner(self.tokens, trainable, settings, device, group)
+        self.feed = UserFeed(
+            ray.train.get_dataset_shard("users"),
+            num_users=task.num_users,
+            batch_size=self.config.train.batch_size // self.world_size,
+            seed=self.config.seed,
+            rank=self.rank,
+        )
+        self.untold: list[dict[str, Any]] = []
+        self.told = 0.0
+        self.start: Future[Position] = Future()
+        if ray.train.get_checkpoint() is None:
+            self.start.set_result(Position())
+        self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
+        encoder = Encoder(self._open_model(), self.config.train.precision)
+        self.flops = count_flops(encoder, device)
+        self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
+        self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
+        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
+        self.step_ended = time.perf_counter()
+
+    def _open_model(self) -> SentenceTransformer:
+        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
+            return self.task.open_model(self.device)
+        model = self.task.open_encoder(self.device)
+        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        return model
+
+    def run(self) -> None:
+        """From the last checkpoint, or the start, to the exported model."""
+        position = load_checkpoint(self.engine)
+        if not self.start.done():
+            self.start.set_result(position)
+        if self.config.evaluate.before and position.step == 0:
+            self._score("before")
+        self.engine.train()
+        if self.rank == 0:
+            self.task.send(
+                "start",
+                step=position.step,
+                num_steps=self.num_steps,
+                steps_per_epoch=self.steps_per_epoch,
+                peak_tflops=self.peak_tflops,
+                at=time.time(),
+            )
+        with self.plans as plans, self._profiler(self.num_steps - position.step) as profiler:
+            self.step_ended = time.perf_counter()
+            while position.step < self.num_steps:
+                with record_function(f"{SCOPE}wait"):
+                    plan, plan_s = next(plans)
+                position = self._train_step(plan, position, plan_s)
+                profiler.step_done()
+                if position.step_in_epoch == 0 and position.step < self.num_steps:
+                    self._tell_all()
+                    self._end_epoch(position)
+                elif position.step < self.num_steps and position.step % self._checkpoint_every == 0:
+                    self._checkpoint(position, {"step": position.step})
+        self._tell_all()
+        self._finish(position)
+
+    @property
+    def _checkpoint_every(self) -> int:
+        return self.config.train.checkpoint_every_steps or self.num_steps + 1
+
+    def _plans(self) -> Iterator[tuple[StepPlan, float]]:
+        """Plans of all steps that are to come, with the seconds that each took; runs in the planning thread."""
+        position = self.start.result()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # each thread has its own
+        while position.step < self.num_steps:
+            started = time.perf_counter()
+            for users in self.feed.epoch(position.epoch, position.step_in_epoch):
+                plan = self.planner.plan(
+                    users, epoch=position.epoch, step=position.step, step_in_epoch=position.step_in_epoch
+                )
+                yield plan, time.perf_counter() - started
+                position = position.after(self.steps_per_epoch)
+                if position.step >= self.num_steps or position.step_in_epoch == 0:
+                    break
+                started = time.perf_counter()
+
+    def _profiler(self, num_steps: int) -> StepProfiler:
+        wanted = self.config.train.profile and self.rank == 0
+        return StepProfiler(
+            Path(self.task.run_dir) / "profile" if wanted else None,
+            num_steps,
+            title=f"{self.config.name}: rank 0 of {self.world_size}, {self.config.encoder.name}",
+            written=lambda path: self.task.send("profile", path=str(path)),
+        )
+
+    def _train_step(self, plan: StepPlan, position: Position, plan_s: float) -> Position:
+        assert (plan.epoch, plan.step_in_epoch, plan.step) == (position.epoch, position.step_in_epoch, position.step)
+        started = time.perf_counter()
+        wait_s = started - self.step_ended
+        step = self.step.run(plan)
+        with record_function(f"{SCOPE}backward"):
+            self.engine.backward(step.loss)
+        lr = self.engine.get_lr()[0]
+        with record_function(f"{SCOPE}optimizer"):
+            self.engine.step()
+        with record_function(f"{SCOPE}report"):
+            local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
+            totals = sum_over_ranks(local, self.device)
+        self.step_ended = time.perf_counter()
+        seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
+        self._tell(plan, step, totals, lr, seconds)
+        return position.after(self.steps_per_epoch)
+
+    def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
+        loss, num_padded, num_recomputed = totals
+        loss /= self.world_size
+        sent = gather.traffic.take()
+        if self.rank == 0:
+            tflops = self.flops.of_step(plan.num_tokens, plan.num_token_pairs) / seconds["step_s"] / 1e12
+            self.untold.append(
+                {
+                    "step": plan.step,
+                    "epoch": plan.epoch,
+                    "loss": loss,
+                    "lr": lr,
+                    "items": step.num_items,
+                    "users": step.num_users,
+                    "tokens": plan.num_tokens,
+                    "padded_tokens": num_padded,
+                    "recomputed_tokens": num_recomputed,
+                    **seconds,
+                    "mfu": tflops / (self.peak_tflops * self.world_size),
+                    "sent_bytes": sum(sent.values()),
+                    "at": time.time(),
+                }
+            )
+            if time.monotonic() - self.told > TELL_EVERY_S:
+                self._tell_all()
+        if not math.isfinite(loss):
+            self._tell_all()
+            raise DivergedError(
+                f"train.lr {self.config.train.lr:g}: the loss became {loss} at step {plan.step}, so training "
+                "stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
+            )
+
+    def _tell_all(self) -> None:
+        if self.untold:
+            self.task.send("steps", steps=self.untold)
+        self.untold, self.told = [], time.monotonic()
+
+    def _end_epoch(self, position: Position) -> None:
+        metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
+        every = self.config.train.evaluate_every_epochs
+        if every and position.epoch % every == 0:
+            metrics |= self._validate(position)
+        every_steps = self.config.train.checkpoint_every_steps
+        if every_steps is None or position.step % every_steps == 0:
+            self._checkpoint(position, metrics)
+        self.step_ended = time.perf_counter()
+
+    def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
+        self._tell_all()
+        save_checkpoint(self.engine, position, metrics)
+        self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
+
+    def _validate(self, position: Position) -> dict[str, float]:
+        embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
+        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)[0]
+        means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
+        if self.rank == 0:
+            self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
+        return means
+
+    def _finish(self, position: Position) -> None:
+        if self.config.train.evaluate_every_epochs:
+            self._validate(position)
+        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
+        self._score("after")
+        dist.barrier()
+        gc.collect()
+
+    def _score(self, when: str) -> None:
+        score(self.task, self.engine, self.store, self.tokens, self.device, when)
+
+
+def step_settings(config: Config) -> StepSettings:
+    """The part of a config that `core` needs for a step."""
+    train = config.train
+    return StepSettings(
+        items=train.items,
+        max_output=None if train.max_output == "all" else train.max_output,
+        max_seq_length=config.encoder.max_seq_length,
+        relu=train.relu,
+        top_k=train.top_k,
+        token_budget=train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
+        activation_budget_bytes=int(train.activation_budget_gib * 2**30),
+        catalog_refresh=train.catalog_refresh,
+        seed=config.seed,
+    )
+
+
+def _compute_type(config: Config) -> torch.dtype:
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
