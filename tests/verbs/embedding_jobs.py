@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tiny_encoder import build_tiny_encoder
 
+from beeray import embed
 from beeray.data.embeddings import Embeddings, open_embeddings
-from beeray.verbs import embed
 
 PREFIX = "passage: "
 SEQ_LENGTH = 24

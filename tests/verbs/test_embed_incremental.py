@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from embedding_jobs import Ended, Jobs, furthest, hash_of, rows_of, stored, texts_of
 from tiny_encoder import MAX_POSITIONS
 
-from beeray.data.embeddings import Embeddings, read_latest
+from beeray.data.embeddings import LATEST, Embeddings, read_latest
 from beeray.data.generated_catalog import BAD_KINDS, GeneratedCatalog
 from beeray.data.quarantine import ERROR_SCHEMA
 from beeray.errors import DataError
@@ -322,3 +324,41 @@ def test_each_job_has_one_mlflow_run_refused_attempts_included(
     experiment = jobs.client.get_experiment_by_name("beeray")
     runs = jobs.client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs if "version" not in run.data.tags] == []
+
+
+def flip_a_vector(jobs: Jobs, night: Night) -> str:
+    """Change one bit of one published vector, and give the file its old times back."""
+    path = Path(night.published.paths[0])
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(at) for at in range(group.num_columns)]
+    place = next(column for column in columns if column.path_in_schema.startswith("embedding"))
+    data = bytearray(path.read_bytes())
+    data[place.data_page_offset + place.total_compressed_size // 2] ^= 0x40
+    path.write_bytes(data)
+    return "warning: 1 files of earlier embeddings are damaged; their items are encoded anew"
+
+
+def remove_a_file(jobs: Jobs, night: Night) -> str:
+    Path(night.published.paths[0]).unlink()
+    return "full run: the current publication is damaged ("
+
+
+def empty_the_pointer(jobs: Jobs, night: Night) -> str:
+    (Path(night.published.path) / LATEST).write_bytes(b"")
+    return "full run: the current publication is damaged ("
+
+
+@pytest.mark.parametrize("damage", [flip_a_vector, remove_a_file, empty_the_pointer])
+def test_a_damaged_publication_is_published_over_and_its_damage_goes_nowhere(
+    jobs: Jobs, damage: Callable[[Jobs, Night], str]
+) -> None:
+    path = f"damaged-by-{damage.__name__}"
+    before = a_night(jobs, "data.catalog.path=third", "embed.max_error_fraction=0.05", path=path)
+    said = damage(jobs, before)
+    after = a_night(jobs, "data.catalog.path=second", path=path)
+    assert said in after.ended.err
+    texts = items_of(SECOND)
+    vectors = rows_of(after.published)
+    assert vectors.ids == sorted(texts)
+    assert furthest(vectors.vectors, jobs.encode([texts[item] for item in vectors.ids])) < 1e-5
+    assert after.published.manifest.previous in (before.published.version, None)
