@@ -131,7 +131,7 @@ def measure(data: Path, work: Path, rows: int | None) -> dict[str, Any]:
     rates["encode"] += encode(plain, units[half:], bares["fp32"], first=half)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     medians |= {f"job {precision}": one["steady_tokens_per_s"] for precision, one in jobs.items()}
-    return {
+    record = {
         "command": "python benchmarks/embed_throughput.py --data goodbooks-sample",
         **environment(),
         "texts": len(texts),
@@ -149,6 +149,15 @@ def measure(data: Path, work: Path, rows: int | None) -> dict[str, Any]:
         },
         "jobs": jobs,
     }
+    return {**record, "headline": headline(record)}
+
+
+def headline(record: dict[str, Any]) -> dict[str, str]:
+    """What the benchmarks' page shows."""
+    shown = {f"tokens/s, {name}": f"{rate:,.0f}" for name, rate in record["tokens_per_s"].items()}
+    for precision, ratios in record["ratios"].items():
+        shown |= {f"{name}, {precision}": f"{ratio:.2f}" for name, ratio in ratios.items()}
+    return shown
 
 
 def job(work: Path, precision: str, books: pa.Table, plain: SentenceTransformer, num_units: int) -> dict[str, Any]:
