@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
+from measure import environment, run_verb  # noqa: E402
 from tiny_encoder import build_tiny_encoder  # noqa: E402
-
-from benchmarks.measure import environment, run_verb  # noqa: E402
 
 RECORD = ROOT / "benchmarks" / "records" / "train_overheads.json"
 WARM_UP = 3

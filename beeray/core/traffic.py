@@ -87,17 +87,21 @@ def embeddings_gradient_bytes(counts: Sequence[int], dim: int, *, by_all_reduce:
     return reduce_scatter_bytes(ROW_BYTES * max(counts) * dim, len(counts))
 
 
-def weights_bytes(num_parameters: int, world_size: int, stage: int) -> float:
-    """Bytes a rank sends for gradients and weights in DeepSpeed's step, without norms, which are single numbers.
+def weights_bytes(num_parameters: int, world_size: int, stage: int, num_with_gradient: int | None = None) -> float:
+    """Bytes a rank sends for gradients and weights in DeepSpeed's step (0.19.8), all of them fp32.
 
-    Stages 0 to 2 all-reduce the gradient once (stages 1 and 2 too, in DeepSpeed 0.19.8, by default); stages 1 and 2
-    then all-gather the weights that each rank has updated. Weights and gradients are fp32.
+    Stages 0 to 2 all-reduce the gradient once. Stages 1 and 2 then all-reduce its norm, one number, and all-gather
+    the weights that each rank has updated.
+
+    Args:
+        num_with_gradient: parameters that the loss depends on, all unless given; stage 0 sends zeros for the others.
     """
     assert stage in (0, 1, 2), stage
-    gradient = all_reduce_bytes(ROW_BYTES * num_parameters, world_size)
     if stage == 0:
-        return gradient
-    return gradient + all_gather_bytes(ROW_BYTES * num_parameters, world_size) / world_size
+        return all_reduce_bytes(ROW_BYTES * num_parameters, world_size)
+    in_gradient = num_parameters if num_with_gradient is None else num_with_gradient
+    reduced = all_reduce_bytes(ROW_BYTES * in_gradient, world_size) + all_reduce_bytes(NUMBER_BYTES, world_size)
+    return reduced + all_gather_bytes(ROW_BYTES * num_parameters, world_size) / world_size
 
 
 @contextmanager
