@@ -34,7 +34,7 @@ from beeray.runtime.feed import UserFeed, steps_per_epoch
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split, score_splits
 
-MUST_ARRIVE = ("scores", "failed", "worker")
+MUST_ARRIVE = ("scores", "failed", "worker", "head_done")
 
 
 @dataclass(frozen=True)
