@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "worker", "profile")
+MUST_ARRIVE = ("scores", "failed", "worker", "profile", "head_done")
 
 
 @dataclass(frozen=True)
