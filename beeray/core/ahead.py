@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.1
@@ -63,8 +63,8 @@ class Ahead(Generic[T]):
                 continue
 
 
-def _raise(error: BaseException) -> Callable[[], T]:
-    def give() -> T:
+def _raise(error: BaseException) -> Callable[[], Any]:
+    def give() -> Any:
         raise error
 
     return give
