@@ -97,11 +97,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(path.removeprefix("file://")).absolute())
     if path.startswith(("s3://", "s3a://")):
         return _resolve_s3(path)
-    if holds_password(path):
-        raise DataError(
-            f"{redact_uri(path)}: credentials do not stand in a path; they come from the environment, "
-            "the filesystem's own config files or the node's role"
-        )
+    _refuse_password(path)
     try:
         filesystem, inside = fs.FileSystem.from_uri(path)
         return filesystem, inside
@@ -114,6 +110,14 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, ImportError) as error:
         raise DataError(f"{path}: no filesystem for this kind of path ({error}); install its fsspec package") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inside
+
+
+def _refuse_password(path: str) -> None:
+    if holds_password(path):
+        raise DataError(
+            f"{redact_uri(path)}: credentials do not stand in a path; they come from the environment, "
+            "the filesystem's own config files or the node's role"
+        )
 
 
 def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:
@@ -130,6 +134,7 @@ def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:
             f"{scheme}://{inside[: setting.start()]}: the path has a query ({setting[1]}=…); "
             "set storage.endpoint_url, storage.region or storage.anonymous in its place"
         )
+    _refuse_password(path)
     if not bucket or any(sign in bucket for sign in WILDCARDS):
         raise DataError(f"{path}: the bucket must be named; give {scheme}://<bucket>/<path>")
     try:

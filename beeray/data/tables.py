@@ -22,6 +22,7 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 from pyarrow import parquet as pq
 
+from beeray.config.credentials import redact_text, shown_uri
 from beeray.data.storage import FileStat, list_files, resolve
 from beeray.errors import ConfigError, DataError
 
@@ -112,7 +113,7 @@ class Table:
                 schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{file.path}: {self.label}'s columns have other types than in the files before it "
+                    f"{shown_uri(file.path)}: {self.label}'s columns have other types than in the files before it "
                     f"({_first_line(error)}); give all parts the same types"
                 ) from error
         return schemas[0]
@@ -171,7 +172,7 @@ class Table:
         for name, column in self.columns.items():
             if column not in schema.names:
                 raise DataError(
-                    f"{where}: {self.label} has no column {column!r} (for {name}); "
+                    f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
                     f"its columns are {', '.join(schema.names)}; map the column in the config"
                 )
 
@@ -220,7 +221,7 @@ class Fragment:
                 table = table.cast(self.schema)
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{self.path}: a value has another type than its column ({_first_line(error)})"
+                    f"{shown_uri(self.path)}: a value has another type than its column ({_first_line(error)})"
                 ) from error
             yield table.append_column(ROW, rows)
 
@@ -314,7 +315,7 @@ def _unzipped(head: bytes) -> tuple[bytes, int]:
 def _format(path: str) -> str:
     suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
     if suffix is None:
-        raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
+        raise DataError(f"{shown_uri(path)}: not a known table format; use one of {', '.join(FORMATS)}")
     return FORMATS[suffix]
 
 
@@ -347,8 +348,9 @@ def _unreadable(path: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
+        raise DataError(f"{shown_uri(path)}: cannot be read ({_first_line(error, path)}); {remedy}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+def _first_line(error: BaseException, uri: str = "") -> str:
+    said = redact_text(str(error), uri) if uri else str(error)
+    return said.splitlines()[0][:200] if said else type(error).__name__
