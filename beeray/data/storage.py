@@ -29,15 +29,17 @@ from beeray.config.credentials import holds_password, redact_uri
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
+COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class FileStat:
-    """A file (path or URI) and what tells whether it changed."""
+    """A file (path or URI) and what tells whether it changed: of S3 its ETag too, since times are whole seconds."""
 
     path: str
     size: int
     modified_ns: int
+    etag: str = ""
 
 
 @contextlib.contextmanager
@@ -214,8 +216,9 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
             found = _glob(filesystem, inside) if any(sign in inside for sign in WILDCARDS) else []
         else:
             found = [info]
+    etags = getattr(getattr(filesystem, "handler", None), "etags", {})
     files = [
-        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0)
+        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etags.get(one.path, ""))
         for one in found
         if one.type == fs.FileType.File
     ]
@@ -275,6 +278,21 @@ def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
         else:
             with filesystem.open_output_stream(inside) as stream:
                 stream.write(data)
+
+
+def write_file(path: str, local: str) -> None:
+    """Write what a local file holds, as `write_bytes` does, without holding it in memory."""
+    filesystem, inside = resolve(path)
+    handler = getattr(filesystem, "handler", None)
+    with storage_errors(path), pa.memory_map(local) as source:
+        if hasattr(handler, "put_file"):
+            handler.put_file(inside, local)
+        elif isinstance(filesystem, fs.LocalFileSystem):
+            _replace(Path(inside), source.read_buffer())
+        else:
+            with filesystem.open_output_stream(inside) as stream:
+                while piece := source.read_buffer(COPY_BYTES):
+                    stream.write(piece)
 
 
 def _replace(final: Path, data: bytes | pa.Buffer) -> None:

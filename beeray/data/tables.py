@@ -64,11 +64,13 @@ class OpenFile:
         path: as errors name it, with the scheme of a URI.
         fragment: its content.
         physical_schema: all of its columns.
+        size: bytes.
     """
 
     path: str
     fragment: pads.Fragment
     physical_schema: pa.Schema
+    size: int
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,15 @@ class Table:
         columns: standard name → name in the files.
         label: how errors call it, e.g. `catalog`.
         unchecked_text: read texts of CSVs that are no UTF-8, for whoever sorts them out row by row.
+        typed: standard columns whose type the values of a CSV decide. All others are text as it is written there:
+            `1.50`, `007` and `TRUE` stay what they are.
     """
 
     source: str | pa.Table
     columns: Mapping[str, str]
     label: str = "table"
     unchecked_text: bool = False
+    typed: tuple[str, ...] = (*IDS, "value", "timestamp")
     _opened: dict[tuple[FileStat, ...], list[OpenFile]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -124,12 +129,23 @@ class Table:
         if isinstance(self.source, pa.Table):
             starts = range(0, max(1, self.source.num_rows), FRAGMENT_ROWS)
             slices = [self.source.slice(start, FRAGMENT_ROWS) for start in starts]
-            return [Fragment(number, "the table in memory", one, columns, schema) for number, one in enumerate(slices)]
-        pieces: list[tuple[str, pads.Fragment]] = []
+            return [
+                Fragment(number, "the table in memory", one, columns, schema, _weight(one.num_rows, one.nbytes))
+                for number, one in enumerate(slices)
+            ]
+        pieces: list[tuple[str, pads.Fragment, int]] = []
         for file in self._file_fragments():
             split = isinstance(file.fragment, pads.ParquetFileFragment)
-            pieces += [(file.path, one) for one in (file.fragment.split_by_row_group() if split else [file.fragment])]
-        return [Fragment(number, path, one, columns, schema) for number, (path, one) in enumerate(pieces)]
+            if not split:
+                pieces.append((file.path, file.fragment, _weight(0, file.size)))
+                continue
+            for one in file.fragment.split_by_row_group():
+                groups = one.row_groups
+                rows, size = sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
+                pieces.append((file.path, one, _weight(rows, size)))
+        return [
+            Fragment(number, path, one, columns, schema, weight) for number, (path, one, weight) in enumerate(pieces)
+        ]
 
     def estimated_rows(self) -> int:
         """About how many rows there are: exact for parquet and feather, from the first megabyte for CSVs."""
@@ -142,16 +158,28 @@ class Table:
         counted = [int(file.fragment.count_rows()) for file, yes in zip(files, is_csv, strict=True) if not yes]
         return sum(counted) + sum(_in_threads(_estimated_csv_rows, csvs))
 
-    def dataset(self) -> ray.data.Dataset:
-        """The table as a streaming Ray dataset of standard columns and `row`."""
+    def dataset(self, weight_per_task: int = 1) -> ray.data.Dataset:
+        """The table as a streaming Ray dataset of standard columns and `row`.
+
+        Args:
+            weight_per_task: neighbouring fragments of less weight (rows, or KiB where those are more) are read by one
+                task, so that its blocks are not small ones. Ray Data cuts blocks at its own largest size.
+        """
         import ray
 
-        fragments = self.fragments()
-        blocks = ray.data.from_items([{"fragment": f} for f in fragments], override_num_blocks=len(fragments))
+        tasks: list[_ReadTask] = []
+        filled = weight_per_task
+        for fragment in self.fragments():
+            if filled >= weight_per_task:
+                tasks.append(_ReadTask([]))
+                filled = 0
+            tasks[-1].fragments.append(fragment)
+            filled += fragment.weight
+        blocks = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=max(1, len(tasks)))
         return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=1)
 
     def fingerprint(self) -> str:
-        """Digest that changes with the content: of the files' names, sizes and times, or of the rows."""
+        """Digest that changes with the content: of the files' names, sizes, times and ETags, or of the rows."""
         digest = hashlib.sha256(repr(sorted(self.columns.items())).encode())
         if isinstance(self.source, pa.Table):
             sink = pa.BufferOutputStream()
@@ -160,7 +188,8 @@ class Table:
             digest.update(sink.getvalue())
         else:
             for file in list_files(self.source):
-                digest.update(f"{file.path}|{file.size}|{file.modified_ns}".encode())
+                etag = f"|{file.etag}" if file.etag else ""
+                digest.update(f"{file.path}|{file.size}|{file.modified_ns}{etag}".encode())
         return digest.hexdigest()[:16]
 
     def _standard(self, schema: pa.Schema) -> pa.Schema:
@@ -176,20 +205,22 @@ class Table:
                     f"its columns are {', '.join(schema.names)}; map the column in the config"
                 )
 
+    def _text_columns(self) -> list[str]:
+        typed = {column for name, column in self.columns.items() if name in self.typed}
+        return [column for column in self.columns.values() if column not in typed]
+
     def _file_fragments(self) -> list[OpenFile]:
         assert isinstance(self.source, str)
         files = tuple(list_files(self.source))
         if files not in self._opened:
             filesystem, _ = resolve(self.source)
-            ids = [self.columns[name] for name in IDS if name in self.columns]
+            ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
             zeros = _in_threads(
                 lambda file: _ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
                 files,
             )
-            texts = sorted(set().union(*zeros))
-            opened = _in_threads(
-                lambda file: _open(file.path, filesystem, texts, unchecked_text=self.unchecked_text), files
-            )
+            texts = sorted(set(self._text_columns()).union(*zeros))
+            opened = _in_threads(lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text), files)
             self._opened.clear()
             self._opened[files] = opened
         return self._opened[files]
@@ -197,13 +228,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A readable piece of a table; picklable."""
+    """A readable piece of a table; picklable.
+
+    Attributes:
+        weight: rows, or KiB where those are more, as far as they are known without reading; 1 at least.
+    """
 
     number: int
     path: str
     piece: pa.Table | pads.Fragment
     columns: dict[str, str]
     schema: pa.Schema
+    weight: int = 1
 
     def read(self) -> Iterator[pa.Table]:
         """Batches of standard columns and `row` (fragment number << 40 | row inside the fragment).
@@ -255,8 +291,17 @@ def _parquet_batches(piece: pads.ParquetFileFragment, columns: Sequence[str]) ->
             yield from file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False)
 
 
+@dataclass(frozen=True)
+class _ReadTask:
+    fragments: list[Fragment]
+
+
+def _weight(rows: int, size: int) -> int:
+    return max(1, rows, size >> 10)
+
+
 def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-    for fragment in batch["fragment"]:
+    for fragment in [fragment for task in batch["task"] for fragment in task.fragments]:
         empty = True
         for table in fragment.read():
             empty = False
@@ -276,8 +321,9 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
 
 
 def _open(
-    path: str, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
+    file: FileStat, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
 ) -> OpenFile:
+    path = file.path
     kind = _format(path)
     file_format: pads.FileFormat = pads.ParquetFileFormat() if kind == "parquet" else pads.IpcFileFormat()
     if kind == "csv":
@@ -287,7 +333,7 @@ def _open(
         file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
     with _unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
-        return OpenFile(path, fragment, fragment.physical_schema)
+        return OpenFile(path, fragment, fragment.physical_schema, file.size)
 
 
 def _estimated_csv_rows(path: str) -> int:
