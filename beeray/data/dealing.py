@@ -230,11 +230,15 @@ class _CutFile:
         schema = self.schema
         if max(self.text_bytes) > LARGE_TEXT_BYTES:
             schema = schema.set(schema.get_field_index("text"), pa.field("text", pa.large_string()))
-        with pa.OSFile(self.path) as cut, pa.ipc.open_file(cut) as reader:
-            with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema, options=IPC) as writer:
-                for numbers in self.batches:
-                    rows = pa.Table.from_batches([reader.get_batch(at) for at in numbers], self.schema).cast(schema)
-                    writer.write_batch(_one_batch(rows))
+        with (
+            pa.OSFile(self.path) as cut,
+            pa.ipc.open_file(cut) as reader,
+            pa.OSFile(path, "wb") as sink,
+            pa.ipc.new_file(sink, schema, options=IPC) as writer,
+        ):
+            for numbers in self.batches:
+                rows = pa.Table.from_batches([reader.get_batch(at) for at in numbers], self.schema).cast(schema)
+                writer.write_batch(_one_batch(rows))
         return file_size(path)
 
 

@@ -6,9 +6,7 @@ Ray tasks, each of which yields one batch after the other, so nobody holds a tab
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,28 +14,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
 from pyarrow import fs
 from pyarrow import parquet as pq
 
-from beeray.config.credentials import redact_text, shown_uri
+from beeray.config.credentials import shown_uri
 from beeray.data.storage import FileStat, list_files, resolve
+from beeray.data.table_files import (
+    PARSE_CSV,
+    READ_CSV,
+    estimated_csv_rows,
+    first_line,
+    format_of,
+    ids_with_leading_zeros,
+    unreadable,
+)
 from beeray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import ray.data
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".feather": "feather",
-    ".arrow": "feather",
-    ".ipc": "feather",
-}
 BATCH_ROWS = 16_384
 BATCH_BYTES = 16 << 20
 """Rows of a parquet file that are read at once; its columns are read through buffers of `BUFFER_BYTES`."""
@@ -45,13 +42,9 @@ BUFFER_BYTES = 4 << 20
 FRAGMENT_SHIFT = 40
 FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
-SAMPLE_BYTES = 1 << 20
-SAMPLE_TEXT_BYTES = 32 << 20
 OPEN_AT_ONCE = 16
 ROW = "row"
 IDS = ("user_id", "item_id")
-PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
-READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -119,7 +112,7 @@ class Table:
             except pa.ArrowException as error:
                 raise DataError(
                     f"{shown_uri(file.path)}: {self.label}'s columns have other types than in the files before it "
-                    f"({_first_line(error)}); give all parts the same types"
+                    f"({first_line(error)}); give all parts the same types"
                 ) from error
         return schemas[0]
 
@@ -156,7 +149,7 @@ class Table:
         csvs = [file.path for file, yes in zip(files, is_csv, strict=True) if yes]
         # Not in threads: Arrow's counts wait for each other for ever once they are as many as its I/O threads.
         counted = [int(file.fragment.count_rows()) for file, yes in zip(files, is_csv, strict=True) if not yes]
-        return sum(counted) + sum(_in_threads(_estimated_csv_rows, csvs))
+        return sum(counted) + sum(_in_threads(estimated_csv_rows, csvs))
 
     def dataset(self, weight_per_task: int = 1) -> ray.data.Dataset:
         """The table as a streaming Ray dataset of standard columns and `row`.
@@ -216,7 +209,7 @@ class Table:
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
             zeros = _in_threads(
-                lambda file: _ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
+                lambda file: ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
                 files,
             )
             texts = sorted(set(self._text_columns()).union(*zeros))
@@ -257,7 +250,7 @@ class Fragment:
                 table = table.cast(self.schema)
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{shown_uri(self.path)}: a value has another type than its column ({_first_line(error)})"
+                    f"{shown_uri(self.path)}: a value has another type than its column ({first_line(error)})"
                 ) from error
             yield table.append_column(ROW, rows)
 
@@ -266,7 +259,7 @@ class Fragment:
             yield from (self.piece.slice(at, BATCH_ROWS) for at in range(0, self.piece.num_rows, BATCH_ROWS))
             return
         columns = list(dict.fromkeys(self.columns.values()))
-        with _unreadable(self.path, "repair the file, or give the column one type"):
+        with unreadable(self.path, "repair the file, or give the column one type"):
             if isinstance(self.piece, pads.ParquetFileFragment):
                 yield from _parquet_batches(self.piece, columns)
             else:
@@ -324,79 +317,13 @@ def _open(
     file: FileStat, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
 ) -> OpenFile:
     path = file.path
-    kind = _format(path)
+    kind = format_of(path)
     file_format: pads.FileFormat = pads.ParquetFileFormat() if kind == "parquet" else pads.IpcFileFormat()
     if kind == "csv":
         as_text = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(text_columns, pa.string()), check_utf8=not unchecked_text
         )
         file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
-    with _unreadable(path, "repair or remove it"):
+    with unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
         return OpenFile(path, fragment, fragment.physical_schema, file.size)
-
-
-def _estimated_csv_rows(path: str) -> int:
-    filesystem, inside = resolve(path)
-    with _unreadable(path, "repair or remove it"):
-        size = filesystem.get_file_info(inside).size
-        with filesystem.open_input_stream(inside, compression=None) as stream:
-            head = bytes(stream.read(SAMPLE_BYTES))
-        text, num_bytes = _unzipped(head) if inside.lower().endswith(".gz") else (head, len(head))
-    return max(1, int(text.count(b"\n") * size / max(1, num_bytes)))
-
-
-def _unzipped(head: bytes) -> tuple[bytes, int]:
-    """The text of a gzip file's beginning, and how many bytes of the file it takes."""
-    text, left = b"", head
-    while left.startswith(b"\x1f\x8b") and len(text) < SAMPLE_TEXT_BYTES:
-        member = zlib.decompressobj(wbits=31)
-        text += member.decompress(left, SAMPLE_TEXT_BYTES - len(text))
-        left = member.unused_data if member.eof else member.unconsumed_tail
-        if not member.eof:
-            break
-    return text, len(head) - len(left)
-
-
-def _format(path: str) -> str:
-    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
-    if suffix is None:
-        raise DataError(f"{shown_uri(path)}: not a known table format; use one of {', '.join(FORMATS)}")
-    return FORMATS[suffix]
-
-
-def _ids_with_leading_zeros(
-    path: str, filesystem: fs.FileSystem, id_columns: Sequence[str], *, unchecked_text: bool
-) -> set[str]:
-    """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
-
-    Looks at the first block of a CSV.
-    """
-    if _format(path) != "csv":
-        return set()
-    as_text = pyarrow.csv.ConvertOptions(
-        include_columns=list(dict.fromkeys(id_columns)),
-        include_missing_columns=True,
-        column_types=dict.fromkeys(id_columns, pa.string()),
-        check_utf8=not unchecked_text,
-    )
-    with _unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
-        reader = pyarrow.csv.open_csv(stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text)
-        head = next(iter(reader), None)
-    if head is None:
-        return set()
-    ids = {name: pc.cast(head[name], pa.binary()) for name in id_columns}
-    return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
-
-
-@contextlib.contextmanager
-def _unreadable(path: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{shown_uri(path)}: cannot be read ({_first_line(error, path)}); {remedy}") from error
-
-
-def _first_line(error: BaseException, uri: str = "") -> str:
-    said = redact_text(str(error), uri) if uri else str(error)
-    return said.splitlines()[0][:200] if said else type(error).__name__

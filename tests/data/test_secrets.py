@@ -10,7 +10,7 @@ import pytest
 from beeray.config import TrackingConfig, load_config, validate_config
 from beeray.config.credentials import holds_password, redact_text, redact_uri
 from beeray.data.storage import list_files, read_bytes, resolve
-from beeray.data.tables import _format, _unreadable
+from beeray.data.table_files import format_of, unreadable
 from beeray.errors import ConfigError, DataError
 
 HELD = [
@@ -154,9 +154,9 @@ def test_so_is_one_with_a_secret_in_its_query(read: Any, path: str) -> None:
 @pytest.mark.parametrize("source", ["https://host/x.xlsx?sig=hunter2", "https://me:hunter2@host/x"])
 def test_a_table_s_errors_do_not_show_it_either(source: str) -> None:
     with pytest.raises(DataError) as caught:
-        _format(source)
+        format_of(source)
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(DataError) as caught, _unreadable(source, "repair it"):
+    with pytest.raises(DataError) as caught, unreadable(source, "repair it"):
         raise OSError(f"404: {source} not found")
     assert str(caught.value).startswith("https://") and "hunter2" not in str(caught.value)
 
