@@ -37,6 +37,7 @@ from beeray.data.storage import (
     resolve,
     storage_options,
     write_bytes,
+    write_file,
     write_json,
 )
 from beeray.data.tables import Table
@@ -162,6 +163,30 @@ def test_a_file_that_was_written_again_has_another_stat(server: S3Server) -> Non
     time.sleep(1.1)
     server.put("a.csv", b"two")
     assert list_files(server.path("a.csv")) != before
+
+
+def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(server: S3Server) -> None:
+    path = server.path("catalog", "a.csv")
+    table = Table(server.path("catalog"), {"item_id": "item_id"})
+    seen: set[tuple[str, str]] = set()
+    for attempt in range(20):  # until two were written within one second
+        write_bytes(path, b"item_id\n%03d\n" % attempt)
+        (one,) = list_files(path)
+        assert list_files(server.path("catalog")) == list_files(server.path("catalog", "*.csv")) == [one]
+        fingerprint = table.fingerprint()
+        assert table.fingerprint() == fingerprint
+        seen.add((str(one.modified_ns), fingerprint))
+    times, fingerprints = zip(*seen, strict=True)
+    assert len(set(fingerprints)) == 20 > len(set(times))
+
+
+def test_a_local_file_is_written_to_it_whole(server: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"rows" * 100)
+    write_file(server.path("work", "group.arrow"), str(tmp_path / "local"))
+    assert read_bytes(server.path("work", "group.arrow")) == b"rows" * 100
+    write_file(str(tmp_path / "deep" / "copy"), str(tmp_path / "local"))
+    assert sorted(file.name for file in (tmp_path / "deep").iterdir()) == ["copy"]
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"rows" * 100
 
 
 def test_tables_in_every_format_are_read_through_it(server: S3Server) -> None:
