@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from beeray.config import StorageConfig
 from beeray.data.parts import read_part, write_part
 from beeray.data.staging import Staging
 from beeray.data.storage import (
+    FileStat,
     delete_file,
     exists,
     file_size,
@@ -165,19 +167,23 @@ def test_a_file_that_was_written_again_has_another_stat(server: S3Server) -> Non
     assert list_files(server.path("a.csv")) != before
 
 
-def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(server: S3Server) -> None:
-    path = server.path("catalog", "a.csv")
+def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_one_time(pattern: str) -> list[FileStat]:
+        return [dataclasses.replace(one, modified_ns=0) for one in list_files(pattern)]
+
+    monkeypatch.setattr("beeray.data.tables.list_files", at_one_time)
     table = Table(server.path("catalog"), {"item_id": "item_id"})
-    seen: set[tuple[str, str]] = set()
-    for attempt in range(20):  # until two were written within one second
-        write_bytes(path, b"item_id\n%03d\n" % attempt)
-        (one,) = list_files(path)
-        assert list_files(server.path("catalog")) == list_files(server.path("catalog", "*.csv")) == [one]
-        fingerprint = table.fingerprint()
-        assert table.fingerprint() == fingerprint
-        seen.add((str(one.modified_ns), fingerprint))
-    times, fingerprints = zip(*seen, strict=True)
-    assert len(set(fingerprints)) == 20 > len(set(times))
+    fingerprints, stats = [], []
+    for text in (b"item_id\n1\n", b"item_id\n2\n", b"item_id\n1\n"):
+        server.put("catalog/a.csv", text)
+        for pattern in ("catalog", "catalog/a.csv", "catalog/*.csv"):
+            stats += at_one_time(server.path(pattern))
+        fingerprints.append(table.fingerprint())
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+    assert len(stats) == 9 and len(set(stats[:3])) == len(set(stats[3:6])) == 1
+    assert stats[:3] == stats[6:] and stats[0] != stats[3] and stats[0].size == stats[3].size
 
 
 def test_a_local_file_is_written_to_it_whole(server: S3Server, tmp_path: Path) -> None:
