@@ -11,29 +11,42 @@ HIDDEN = "***"
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
 """Of these a URI's password ends at the last `@`, whatever is in it."""
 _HOST_AND_PORT = re.compile(r"^(\[.*\]|[^:]*)(:\d*)?$")
-_PASSWORD_IN_QUERY = re.compile(r"(pass(wor|w)?d|pwd)\s*=", re.IGNORECASE)
+_SETTING = re.compile(r"(?:^|(?<=[?&;#]))\s*([\w.%-]+)\s*=([^&;#]*)")
+_PASSWORD_AT_END = re.compile(r"(pass(wor|w)?d|pwd)$", re.IGNORECASE)
+_SECRET_NAMES = re.compile(
+    r"(^|_)(sig|signature|secrets?|tokens?|credentials?|passphrase"
+    r"|(access|account|api|secret|shared|private)_?key|(access|auth|client|sas|id)_?(token|secret))(_|$)"
+)
+"""Whole words of a setting's name, where `X-Amz-Signature` has become `x_amz_signature`, `accessKey` `access_key`."""
 _REMEDIES = {"tracking.uri": "set MLFLOW_TRACKING_URI in the environment in its place"}
 
 
 def holds_password(uri: str) -> bool:
-    """Whether a URI holds a password: `user:password@`, a token as the user of http(s), or `?password=`.
+    """Whether a URI holds a password: `user:password@`, a token as the user of http(s), or a secret in its query.
+
+    Such are `?password=`, `?sig=`, `?X-Amz-Signature=`, `?access_token=`, `?accountKey=`; `?sigma=` is none.
 
     A user alone (`hdfs://me@host`, `abfs://container@account`) is none.
     """
     scheme, _, rest = _split(uri)
     user = _user_info(uri)
-    return ":" in user or (bool(user) and scheme in ("http", "https")) or bool(_query_password(rest))
+    return ":" in user or (bool(user) and scheme in ("http", "https")) or bool(_query_secrets(rest))
 
 
 def redact_uri(uri: str) -> str:
-    """A URI without its user, password and, where that holds a password, its query."""
+    """A URI without its user, password and, where that holds a secret, its query."""
     _, start, rest = _split(uri)
     user = _user_info(uri)
     if user:
         rest = f"{HIDDEN}@{rest.rpartition('@')[2] if ':' in user else rest[len(user) + 1 :]}"
-    if _query_password(rest):
+    if _query_secrets(rest):
         rest = f"{rest.partition('?')[0]}?{HIDDEN}"
     return f"{start}{rest}"
+
+
+def shown_uri(uri: str) -> str:
+    """A URI as errors show it: whole (the container of `abfs://container@account` too) unless it holds a secret."""
+    return redact_uri(uri) if holds_password(uri) else uri
 
 
 def redact_text(text: str, uri: str) -> str:
@@ -41,7 +54,8 @@ def redact_text(text: str, uri: str) -> str:
     text = text.replace(uri, redact_uri(uri))
     user = _user_info(uri)
     password = user.partition(":")[2]
-    for secret in (user, unquote(user), password, unquote(password)):
+    in_query = _query_secrets(_split(uri)[2])
+    for secret in (user, unquote(user), password, unquote(password), *in_query):
         if len(secret) > 3:  # shorter ones are part of any word
             text = text.replace(secret, HIDDEN)
     return re.sub(r"(?<=://)[^\s/'\"]*@", f"{HIDDEN}@", text)
@@ -81,5 +95,15 @@ def _user_info(uri: str) -> str:
     return "" if is_host or "@" not in rest else rest.rpartition("@")[0]  # a password with / ? or # in it
 
 
-def _query_password(rest: str) -> re.Match[str] | None:
-    return _PASSWORD_IN_QUERY.search(unquote(rest.partition("?")[2]))
+def _query_secrets(rest: str) -> list[str]:
+    """Values of the secret settings in a URI's query, as they stand there and without percent signs."""
+    query = rest.partition("?")[2]
+    settings = [match.groups() for text in (query, unquote(query)) for match in _SETTING.finditer(text)]
+    values = [value for name, value in settings if _is_secret(unquote(name))]
+    nested = [match for _, value in settings for match in _SETTING.findall(unquote(value))]  # odbc_connect=PWD%3D…
+    return [*values, *(value for name, value in nested if _is_secret(name))]
+
+
+def _is_secret(name: str) -> bool:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+", "_", name).lower()
+    return bool(_PASSWORD_AT_END.search(name) or _SECRET_NAMES.search(words))

@@ -56,31 +56,33 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
     raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers: cast the column")
 
 
-def render(template: str, table: pa.Table) -> pa.Array:
+def render(template: str, table: pa.Table, kind: pa.DataType | None = None) -> pa.Array:
     """Texts of a batch of items: the template with each row's columns put in, null as nothing.
 
     Args:
         template: e.g. `"{title}. {genres}"`.
         table: holds the template's columns, (items,).
+        kind: of the texts, string unless given; large_string where they may be more than 2 GiB.
 
     Returns:
-        string (items,), white space at the ends removed; "" where every column is null or blank.
+        texts (items,), white space at the ends removed; "" where every column is null or blank.
     """
+    kind = kind or pa.string()
     pieces: list[pa.Array | str] = []
     columns: list[pa.Array] = []
     for literal, field, _, _ in string.Formatter().parse(template):
         if literal:
             pieces.append(literal)
         if field is not None:
-            column = pc.fill_null(pc.cast(one_array(table[field]), pa.string()), "")
+            column = pc.fill_null(pc.cast(one_array(table[field]), kind), "")
             columns.append(column)
             pieces.append(column)
-    arrays = [pa.scalar(piece) if isinstance(piece, str) else piece for piece in pieces]
-    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*arrays, ""))
+    arrays = [pa.scalar(piece, kind) if isinstance(piece, str) else piece for piece in pieces]
+    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*arrays, pa.scalar("", kind)))
     blank = pc.equal(pc.utf8_trim_whitespace(columns[0]), "")
     for column in columns[1:]:
         blank = pc.and_(blank, pc.equal(pc.utf8_trim_whitespace(column), ""))
-    return pc.if_else(blank, "", text)
+    return pc.if_else(blank, pa.scalar("", kind), text)
 
 
 def content_hash(texts: pa.Array) -> pa.Array:

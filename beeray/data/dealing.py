@@ -6,11 +6,14 @@ In two steps, so that no more files are opened than need be, however large the c
     work/dealt/group-*.arrow             one group, one record batch a range: item_id, text, content_hash, row
     work/errors/<first row>.parquet      refused rows
 
-Nobody holds more than a batch of the catalog or one group of it.
+Nobody holds more than a batch of the catalog, or one range of it: a batch is so many rows and so many bytes, and
+a group's ranges are written one after the other, from a file on the machine's own disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,8 @@ import ray.data
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.parts import write_part
 from beeray.data.quarantine import sort_out
-from beeray.data.record_batches import batches_by, read_batch
+from beeray.data.record_batches import IPC, batches_by, one_batch, parts_by, read_batch
+from beeray.data.slices import slices
 from beeray.data.storage import (
     exists,
     file_size,
@@ -33,6 +37,7 @@ from beeray.data.storage import (
     make_dir,
     remove_tree,
     write_bytes,
+    write_file,
 )
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.tables import ROW, Table
@@ -43,6 +48,8 @@ SCATTERED, DEALT, ERRORS = "scattered", "dealt", "errors"
 BATCH_ROWS = 65_536
 GROUP_ROWS = 262_144
 TASK_CPUS = 0.5
+LARGE_TEXT_BYTES = 2**31 - 2**20
+"""More text than this in one range does not fit Arrow's `string`."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,7 @@ def deal_catalog(catalog: Table, dealing: Dealing, report: Report) -> Dealt:
         make_dir(join(dealing.folder, name))
     expected = catalog.estimated_rows()
     report("deal catalog", 0, expected)
-    batches = catalog.dataset().repartition(target_num_rows_per_block=BATCH_ROWS)  # row groups may be small
-    tasks = batches.map_batches(
+    tasks = catalog.dataset(BATCH_ROWS).map_batches(
         deal_batch, batch_size=None, batch_format="pyarrow", fn_kwargs={"dealing": dealing}, num_cpus=TASK_CPUS
     )
     rows, errors = 0, Counter[str]()
@@ -158,8 +164,7 @@ def deal_batch(table: pa.Table, dealing: Dealing) -> pa.Table:
     range_rows = np.zeros(dealing.num_ranges, dtype=np.int64)
     reasons: Counter[str] = Counter()
     id_type = sort_out(table.slice(0, 0), dealing.template, dealing.max_text_chars)[0].schema.field("item_id").type
-    for start in range(0, rows, BATCH_ROWS):
-        piece = table.slice(start, BATCH_ROWS)
+    for piece in slices(table, BATCH_ROWS):
         good, bad = sort_out(piece, dealing.template, dealing.max_text_chars)
         name = f"{piece[ROW][0].as_py():016x}"  # by row: a task run twice writes the same file twice
         if good.num_rows:
@@ -189,23 +194,75 @@ def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) 
         DataError: the batches have different id types.
     """
     for group in batch["group"]:
-        ranges = dealing.ranges_in(int(group))
-        tables = [table for name in names if (table := read_batch(name, int(group))).num_rows]
-        size = 0
-        try:
-            rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks() if tables else None
-        except pa.ArrowException as error:
-            raise DataError(
-                f"catalog item_id: its parts have different types ({error}); give all parts one type"
-            ) from error
-        if rows is not None:
-            numbers = ranges_of(hash_ids(rows["item_id"].combine_chunks()), dealing.num_ranges)
-            data = batches_by(rows, numbers.astype(np.int64) - ranges.start, len(ranges))
-            write_bytes(group_path(dealing.folder, int(group)), data)
-            size = len(data)
-        else:
-            write_bytes(group_path(dealing.folder, int(group)), b"")
+        path = group_path(dealing.folder, int(group))
+        with tempfile.TemporaryDirectory(prefix="beeray-deal-") as folder:
+            cut = _cut_into_ranges(f"{folder}/cut.arrow", dealing, int(group), names)
+            if cut.schema is None:
+                write_bytes(path, b"")
+                size = 0
+            else:
+                size = cut.write_sorted(f"{folder}/sorted.arrow")
+                write_file(path, f"{folder}/sorted.arrow")
         yield pa.table({"group": pa.array([group], pa.int64()), "bytes": pa.array([size], pa.int64())})
+
+
+@dataclass
+class _CutFile:
+    """A group's rows in a file on this machine, one record batch for each range of each scattered file.
+
+    Attributes:
+        path: of the file; there is none while `schema` is None, for want of rows.
+        batches: numbers of each range's record batches.
+        text_bytes: of each range.
+    """
+
+    path: str
+    schema: pa.Schema | None
+    batches: list[list[int]]
+    text_bytes: list[int]
+
+    def write_sorted(self, path: str) -> int:
+        """Write the ranges to another file, one record batch each, one in memory at a time; returns its size."""
+        assert self.schema is not None
+        schema = self.schema
+        if max(self.text_bytes) > LARGE_TEXT_BYTES:
+            schema = schema.set(schema.get_field_index("text"), pa.field("text", pa.large_string()))
+        with (
+            pa.OSFile(self.path) as cut,
+            pa.ipc.open_file(cut) as reader,
+            pa.OSFile(path, "wb") as sink,
+            pa.ipc.new_file(sink, schema, options=IPC) as writer,
+        ):
+            for numbers in self.batches:
+                rows = pa.Table.from_batches([reader.get_batch(at) for at in numbers], self.schema).cast(schema)
+                writer.write_batch(one_batch(rows))
+        return file_size(path)
+
+
+def _cut_into_ranges(path: str, dealing: Dealing, group: int, names: Sequence[str]) -> _CutFile:
+    ranges = dealing.ranges_in(group)
+    cut = _CutFile(path, None, [[] for _ in ranges], [0] * len(ranges))
+    with contextlib.ExitStack() as files:
+        written = 0
+        for name in names:
+            rows = read_batch(name, group)
+            if not rows.num_rows:
+                continue
+            if cut.schema is None:
+                cut.schema = rows.schema
+                sink = files.enter_context(pa.OSFile(path, "wb"))
+                writer = files.enter_context(pa.ipc.new_file(sink, rows.schema))
+            if rows.schema != cut.schema:
+                types = f"{cut.schema.field('item_id').type} and {rows.schema.field('item_id').type}"
+                raise DataError(f"catalog item_id: its parts have different types ({types}); give all parts one type")
+            numbers = ranges_of(hash_ids(one_array(rows["item_id"])), dealing.num_ranges).astype(np.int64)
+            for at, part in enumerate(parts_by(rows, numbers - ranges.start, len(ranges))):
+                if part.num_rows:
+                    writer.write_batch(one_batch(part))
+                    cut.batches[at].append(written)
+                    cut.text_bytes[at] += part["text"].nbytes
+                    written += 1
+    return cut
 
 
 def read_range(dealing: Dealing, number: int) -> pa.Table | None:

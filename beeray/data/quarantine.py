@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.data.catalog import content_hash, normalize_ids, one_array, render
+from beeray.data.slices import slices
 from beeray.data.tables import FRAGMENT_SHIFT, ROW
 from beeray.errors import DataError
 
@@ -51,12 +52,21 @@ Mask = NDArray[np.bool_]
 def sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Table, pa.Table]:
     """Part a batch of the catalog into rows that can be embedded and rows that cannot.
 
+    However much text it holds: it is taken in slices.
+
     Args:
         table: `item_id`, the template's columns and `row`; text columns may hold bytes that are no UTF-8.
 
     Returns:
         item_id, text, content_hash, row of the good rows; and `ERROR_SCHEMA` of the others.
     """
+    parts = [_sort_out(part, template, max_text_chars) for part in slices(table)]
+    if not parts:
+        return _sort_out(table, template, max_text_chars)
+    return pa.concat_tables([good for good, _ in parts]), pa.concat_tables([bad for _, bad in parts])
+
+
+def _sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Table, pa.Table]:
     reasons = np.full(table.num_rows, "", dtype=object)
     ids = one_array(table["item_id"])
     table, broken = _without_broken_text(table)
@@ -67,13 +77,13 @@ def sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Ta
         null &= ~one_array(table[name]).is_valid().to_numpy(zero_copy_only=False)
     for mask in broken.values():
         _mark(reasons, mask, "broken_unicode")
-    texts = render(template, table)
+    texts = render(template, table, pa.large_string())
     _mark(reasons, null, "null_text")
     _mark(reasons, pc.equal(texts, "").to_numpy(zero_copy_only=False), "empty_text")
     _mark(reasons, pc.greater(pc.utf8_length(texts), max_text_chars).to_numpy(zero_copy_only=False), "too_long_text")
     bad = np.flatnonzero(reasons != "")
     kept = pa.array(reasons == "")
-    good_texts = texts.filter(kept)
+    good_texts = texts.filter(kept).cast(pa.string())
     good = pa.table(
         {
             "item_id": one_array(table["item_id"]).filter(kept),
@@ -82,7 +92,8 @@ def sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Ta
             ROW: one_array(table[ROW]).filter(kept),
         }
     )
-    refused = pa.table({"item_id": table["item_id"], "text": texts, ROW: table[ROW]}).take(pa.array(bad))
+    starts = pc.utf8_slice_codeunits(texts, 0, SHOWN_BYTES).cast(pa.string())
+    refused = pa.table({"item_id": table["item_id"], "text": starts, ROW: table[ROW]}).take(pa.array(bad))
     return good, error_rows(refused, reasons[bad])
 
 
@@ -146,7 +157,8 @@ def _without_broken_text(table: pa.Table) -> tuple[pa.Table, dict[str, Mask]]:
             _check_castable(name, kind)
             table = table.set_column(at, name, column)
             continue
-        target = pa.large_string() if pa.types.is_large_string(kind) else pa.string()
+        small_id = name == "item_id" and not pa.types.is_large_string(kind)
+        target = pa.string() if small_id else pa.large_string()  # one text may be as long as `string` holds in all
         raw = column.cast(pa.large_binary())
         try:
             column = raw.cast(pa.large_string()).cast(target)

@@ -6,10 +6,13 @@ reads its own rows of each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from beeray.data.catalog import one_array
 from beeray.data.storage import resolve, storage_errors
 
 IPC = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -17,16 +20,26 @@ IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
 def batches_by(rows: pa.Table, numbers: NDArray[np.integer], count: int) -> pa.Buffer:
     """Rows as an Arrow IPC file of `count` record batches, by their numbers; rows of one number keep their order."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema, options=IPC) as writer:
+        for part in parts_by(rows, numbers, count):
+            writer.write_batch(one_batch(part))
+    return sink.getvalue()
+
+
+def parts_by(rows: pa.Table, numbers: NDArray[np.integer], count: int) -> Iterator[pa.Table]:
+    """The rows of each number below `count`, in their order."""
     order = np.argsort(numbers.astype(np.min_scalar_type(count)), kind="stable")  # 16 bits are sorted by radix
     counts = np.bincount(numbers, minlength=count)
-    ends = np.cumsum(counts)
-    sorted_rows = rows.take(pa.array(order)).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, sorted_rows.schema, options=IPC) as writer:
-        for size, end in zip(counts, ends, strict=True):
-            part = sorted_rows.slice(end - size, size).combine_chunks()  # more than one chunk beyond 2 GiB of text
-            writer.write_batch(part.to_batches()[0] if size else pa.RecordBatch.from_pylist([], sorted_rows.schema))
-    return sink.getvalue()
+    sorted_rows = rows.take(pa.array(order))
+    for size, end in zip(counts, np.cumsum(counts), strict=True):
+        yield sorted_rows.slice(end - size, size)
+
+
+def one_batch(rows: pa.Table) -> pa.RecordBatch:
+    """Rows as one record batch, whatever chunks they lie in."""
+    columns = [one_array(column) for column in rows.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
 
 def read_batch(path: str, number: int) -> pa.Table:

@@ -55,7 +55,15 @@ def s3_filesystem() -> fs.PyFileSystem:
 
 
 class S3Handler(fs.FSSpecHandler):
-    """s3fs for pyarrow. Missing files raise FileNotFoundError, anything else that is wrong a DataError."""
+    """s3fs for pyarrow. Missing files raise FileNotFoundError, anything else that is wrong a DataError.
+
+    Attributes:
+        etags: of the files that this handler has told of, path → ETag: pyarrow's `FileInfo` has no place for it.
+    """
+
+    def __init__(self, filesystem: S3FileSystem) -> None:
+        super().__init__(filesystem)
+        self.etags: dict[str, str] = {}
 
     def get_type_name(self) -> str:
         """Name of the filesystem's type."""
@@ -67,7 +75,7 @@ class S3Handler(fs.FSSpecHandler):
         for path in paths:
             try:
                 with s3_errors(path):
-                    found.append(_file_info(path, self.fs.info(path)))
+                    found.append(self._file_info(path, self.fs.info(path)))
             except FileNotFoundError:
                 found.append(fs.FileInfo(path, fs.FileType.NotFound))
         return found
@@ -87,10 +95,16 @@ class S3Handler(fs.FSSpecHandler):
             if path == base and entry["type"] == "file" and not entry["name"].endswith("/"):
                 raise NotADirectoryError(base)
             if path.startswith(f"{base}/") and not path.endswith(MARKERS):
-                below.setdefault(path, _file_info(path, entry))
+                below.setdefault(path, self._file_info(path, entry))
         if not entries and not selector.allow_not_found:
             raise FileNotFoundError(base)
         return list(below.values())
+
+    def _file_info(self, path: str, entry: dict[str, Any]) -> fs.FileInfo:
+        info = _file_info(path, entry)
+        if info.type == fs.FileType.File:
+            self.etags[path] = str(entry.get("ETag", "")).strip('"')
+        return info
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Nothing: a folder is there as soon as something is in it."""
@@ -122,6 +136,11 @@ class S3Handler(fs.FSSpecHandler):
         """Write a key in one request; more than 100 MB in several, of which readers see nothing before the last."""
         with s3_errors(path):
             self.fs.pipe_file(path, data)
+
+    def put_file(self, path: str, local: str) -> None:
+        """Write a key from a local file, as `put_object` does."""
+        with s3_errors(path):
+            self.fs.put_file(local, path)
 
     def open_input_stream(self, path: str) -> PythonFile:
         """Open a key for reading."""

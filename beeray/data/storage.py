@@ -30,15 +30,17 @@ from beeray.config.credentials import holds_password, redact_uri
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
+COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class FileStat:
-    """A file (path or URI) and what tells whether it changed."""
+    """A file (path or URI) and what tells whether it changed: of S3 its ETag too, since times are whole seconds."""
 
     path: str
     size: int
     modified_ns: int
+    etag: str = ""
 
 
 @contextlib.contextmanager
@@ -98,11 +100,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(_local(path).absolute())
     if path.startswith(("s3://", "s3a://")):
         return _resolve_s3(path)
-    if holds_password(path):
-        raise DataError(
-            f"{redact_uri(path)}: credentials do not stand in a path; they come from the environment, "
-            "the filesystem's own config files or the node's role"
-        )
+    _refuse_password(path)
     try:
         filesystem, inside = fs.FileSystem.from_uri(path)
         return filesystem, inside
@@ -136,6 +134,14 @@ def _local(path: str) -> Path:
     return Path(path)
 
 
+def _refuse_password(path: str) -> None:
+    if holds_password(path):
+        raise DataError(
+            f"{redact_uri(path)}: credentials do not stand in a path; they come from the environment, "
+            "the filesystem's own config files or the node's role"
+        )
+
+
 def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:
     scheme, _, inside = path.partition("://")
     bucket = inside.partition("/")[0]
@@ -150,6 +156,7 @@ def _resolve_s3(path: str) -> tuple[fs.FileSystem, str]:
             f"{scheme}://{inside[: setting.start()]}: the path has a query ({setting[1]}=…); "
             "set storage.endpoint_url, storage.region or storage.anonymous in its place"
         )
+    _refuse_password(path)
     if not bucket or any(sign in bucket for sign in WILDCARDS):
         raise DataError(f"{path}: the bucket must be named; give {scheme}://<bucket>/<path>")
     try:
@@ -229,8 +236,9 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
             found = _glob(filesystem, inside) if any(sign in inside for sign in WILDCARDS) else []
         else:
             found = [info]
+    etags = getattr(getattr(filesystem, "handler", None), "etags", {})
     files = [
-        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0)
+        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etags.get(one.path, ""))
         for one in found
         if one.type == fs.FileType.File
     ]
@@ -290,6 +298,21 @@ def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
         else:
             with filesystem.open_output_stream(inside) as stream:
                 stream.write(data)
+
+
+def write_file(path: str, local: str) -> None:
+    """Write what a local file holds, as `write_bytes` does, without holding it in memory."""
+    filesystem, inside = resolve(path)
+    handler = getattr(filesystem, "handler", None)
+    with storage_errors(path), pa.memory_map(local) as source:
+        if hasattr(handler, "put_file"):
+            handler.put_file(inside, local)
+        elif isinstance(filesystem, fs.LocalFileSystem):
+            _replace(Path(inside), source.read_buffer())
+        else:
+            with filesystem.open_output_stream(inside) as stream:
+                while piece := source.read_buffer(COPY_BYTES):
+                    stream.write(piece)
 
 
 def _replace(final: Path, data: bytes | pa.Buffer) -> None:

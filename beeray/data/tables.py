@@ -6,9 +6,7 @@ Ray tasks, each of which yields one batch after the other, so nobody holds a tab
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,28 +14,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
 from pyarrow import fs
 from pyarrow import parquet as pq
 
+from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange, csv_ranges
 from beeray.data.storage import FileStat, is_local, list_files, resolve
+from beeray.data.table_files import (
+    PARSE_CSV,
+    READ_CSV,
+    estimated_csv_rows,
+    first_line,
+    format_of,
+    ids_with_leading_zeros,
+    unreadable,
+)
 from beeray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import ray.data
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".feather": "feather",
-    ".arrow": "feather",
-    ".ipc": "feather",
-}
 BATCH_ROWS = 16_384
 NARROW_ROWS = 262_144
 """Rows that are read at once, at most; more where there are only ids and numbers (`NARROW`)."""
@@ -47,14 +45,10 @@ BUFFER_BYTES = 4 << 20
 FRAGMENT_SHIFT = 40
 FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
-SAMPLE_BYTES = 1 << 20
-SAMPLE_TEXT_BYTES = 32 << 20
 OPEN_AT_ONCE = 16
 ROW = "row"
 IDS = ("user_id", "item_id")
 NARROW = {*IDS, "value", "timestamp"}
-PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
-READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -67,11 +61,13 @@ class OpenFile:
         path: as errors name it, with the scheme of a URI.
         fragment: its content.
         physical_schema: all of its columns.
+        size: bytes.
     """
 
     path: str
     fragment: pads.Fragment
     physical_schema: pa.Schema
+    size: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,15 @@ class Table:
         columns: standard name → name in the files.
         label: how errors call it, e.g. `catalog`.
         unchecked_text: read texts of CSVs that are no UTF-8, for whoever sorts them out row by row.
+        typed: standard columns whose type the values of a CSV decide. All others are text as it is written there:
+            `1.50`, `007` and `TRUE` stay what they are.
     """
 
     source: str | pa.Table
     columns: Mapping[str, str]
     label: str = "table"
     unchecked_text: bool = False
+    typed: tuple[str, ...] = (*IDS, "value", "timestamp")
     _opened: dict[tuple[FileStat, ...], list[OpenFile]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -116,8 +115,8 @@ class Table:
                 schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{file.path}: {self.label}'s columns have other types than in the files before it "
-                    f"({_first_line(error)}); give all parts the same types"
+                    f"{shown_uri(file.path)}: {self.label}'s columns have other types than in the files before it "
+                    f"({first_line(error)}); give all parts the same types"
                 ) from error
         return schemas[0]
 
@@ -127,19 +126,26 @@ class Table:
         if isinstance(self.source, pa.Table):
             starts = range(0, max(1, self.source.num_rows), FRAGMENT_ROWS)
             slices = [self.source.slice(start, FRAGMENT_ROWS) for start in starts]
-            return [Fragment(number, "the table in memory", one, columns, schema) for number, one in enumerate(slices)]
-        pieces = [(file.path, piece) for file in self._file_fragments() for piece in self._pieces(file)]
-        return [Fragment(number, path, one, columns, schema) for number, (path, one) in enumerate(pieces)]
+            return [
+                Fragment(number, "the table in memory", one, columns, schema, _weight(one.num_rows, one.nbytes))
+                for number, one in enumerate(slices)
+            ]
+        pieces = [(file.path, *piece) for file in self._file_fragments() for piece in self._pieces(file)]
+        return [
+            Fragment(number, path, one, columns, schema, weight) for number, (path, one, weight) in enumerate(pieces)
+        ]
 
-    def _pieces(self, file: OpenFile) -> Sequence[pads.Fragment | CsvRange]:
+    def _pieces(self, file: OpenFile) -> list[tuple[pads.Fragment | CsvRange, int]]:
+        """What of a file is read at a time, with its weight: row groups, ranges of a large CSV, or all of it."""
         if isinstance(file.fragment, pads.ParquetFileFragment):
-            return list(file.fragment.split_by_row_group())
+            groups = list(file.fragment.split_by_row_group())
+            return [(one, _weight(sum(group.num_rows for group in one.row_groups), _bytes_of(one))) for one in groups]
         ranges: list[CsvRange] = []
         if isinstance(file.fragment.format, pads.CsvFileFormat) and is_local(file.path):
-            with _unreadable(file.path, "repair or remove it"):
+            with unreadable(file.path, "repair or remove it"):
                 inside = resolve(file.path)[1]
                 ranges = csv_ranges(inside, file.physical_schema, check_utf8=not self.unchecked_text)
-        return ranges or [file.fragment]
+        return [(one, _weight(0, one.stop - one.start)) for one in ranges] or [(file.fragment, _weight(0, file.size))]
 
     def estimated_rows(self) -> int:
         """About how many rows there are: exact for parquet and feather, from the first megabyte for CSVs."""
@@ -150,18 +156,30 @@ class Table:
         csvs = [file.path for file, yes in zip(files, is_csv, strict=True) if yes]
         # Not in threads: Arrow's counts wait for each other for ever once they are as many as its I/O threads.
         counted = [int(file.fragment.count_rows()) for file, yes in zip(files, is_csv, strict=True) if not yes]
-        return sum(counted) + sum(_in_threads(_estimated_csv_rows, csvs))
+        return sum(counted) + sum(_in_threads(estimated_csv_rows, csvs))
 
-    def dataset(self) -> ray.data.Dataset:
-        """The table as a streaming Ray dataset of standard columns and `row`."""
+    def dataset(self, weight_per_task: int = 1) -> ray.data.Dataset:
+        """The table as a streaming Ray dataset of standard columns and `row`.
+
+        Args:
+            weight_per_task: neighbouring fragments of less weight (rows, or KiB where those are more) are read by one
+                task, so that its blocks are not small ones. Ray Data cuts blocks at its own largest size.
+        """
         import ray
 
-        fragments = self.fragments()
-        blocks = ray.data.from_items([{"fragment": f} for f in fragments], override_num_blocks=len(fragments))
+        tasks: list[_ReadTask] = []
+        filled = weight_per_task
+        for fragment in self.fragments():
+            if filled >= weight_per_task:
+                tasks.append(_ReadTask([]))
+                filled = 0
+            tasks[-1].fragments.append(fragment)
+            filled += fragment.weight
+        blocks = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=max(1, len(tasks)))
         return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=1)
 
     def fingerprint(self) -> str:
-        """Digest that changes with the content: of the files' names, sizes and times, or of the rows."""
+        """Digest that changes with the content: of the files' names, sizes, times and ETags, or of the rows."""
         digest = hashlib.sha256(repr(sorted(self.columns.items())).encode())
         if isinstance(self.source, pa.Table):
             sink = pa.BufferOutputStream()
@@ -170,7 +188,8 @@ class Table:
             digest.update(sink.getvalue())
         else:
             for file in list_files(self.source):
-                digest.update(f"{file.path}|{file.size}|{file.modified_ns}".encode())
+                etag = f"|{file.etag}" if file.etag else ""
+                digest.update(f"{file.path}|{file.size}|{file.modified_ns}{etag}".encode())
         return digest.hexdigest()[:16]
 
     def _standard(self, schema: pa.Schema) -> pa.Schema:
@@ -182,24 +201,26 @@ class Table:
         for name, column in self.columns.items():
             if column not in schema.names:
                 raise DataError(
-                    f"{where}: {self.label} has no column {column!r} (for {name}); "
+                    f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
                     f"its columns are {', '.join(schema.names)}; map the column in the config"
                 )
+
+    def _text_columns(self) -> list[str]:
+        typed = {column for name, column in self.columns.items() if name in self.typed}
+        return [column for column in self.columns.values() if column not in typed]
 
     def _file_fragments(self) -> list[OpenFile]:
         assert isinstance(self.source, str)
         files = tuple(list_files(self.source))
         if files not in self._opened:
             filesystem, _ = resolve(self.source)
-            ids = [self.columns[name] for name in IDS if name in self.columns]
+            ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
             zeros = _in_threads(
-                lambda file: _ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
+                lambda file: ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
                 files,
             )
-            texts = sorted(set().union(*zeros))
-            opened = _in_threads(
-                lambda file: _open(file.path, filesystem, texts, unchecked_text=self.unchecked_text), files
-            )
+            texts = sorted(set(self._text_columns()).union(*zeros))
+            opened = _in_threads(lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text), files)
             self._opened.clear()
             self._opened[files] = opened
         return self._opened[files]
@@ -207,13 +228,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A readable piece of a table; picklable."""
+    """A readable piece of a table; picklable.
+
+    Attributes:
+        weight: rows, or KiB where those are more, as far as they are known without reading; 1 at least.
+    """
 
     number: int
     path: str
     piece: pa.Table | pads.Fragment | CsvRange
     columns: dict[str, str]
     schema: pa.Schema
+    weight: int = 1
 
     def read(self) -> Iterator[pa.Table]:
         """Batches of standard columns and `row` (fragment number << 40 | row inside the fragment).
@@ -231,7 +257,7 @@ class Fragment:
                 table = table.cast(self.schema)
             except pa.ArrowException as error:
                 raise DataError(
-                    f"{self.path}: a value has another type than its column ({_first_line(error)})"
+                    f"{shown_uri(self.path)}: a value has another type than its column ({first_line(error)})"
                 ) from error
             yield table.append_column(ROW, rows)
 
@@ -241,7 +267,7 @@ class Fragment:
             yield from (self.piece.slice(at, num_rows) for at in range(0, self.piece.num_rows, num_rows))
             return
         columns = list(dict.fromkeys(self.columns.values()))
-        with _unreadable(self.path, "repair the file, or give the column one type"):
+        with unreadable(self.path, "repair the file, or give the column one type"):
             if isinstance(self.piece, pads.ParquetFileFragment):
                 yield from _parquet_batches(self.piece, columns, num_rows)
             elif isinstance(self.piece, CsvRange):
@@ -270,8 +296,21 @@ def _parquet_batches(
             yield from file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False)
 
 
+@dataclass(frozen=True)
+class _ReadTask:
+    fragments: list[Fragment]
+
+
+def _bytes_of(fragment: pads.ParquetFileFragment) -> int:
+    return sum(int(group.total_byte_size) for group in fragment.row_groups)
+
+
+def _weight(rows: int, size: int) -> int:
+    return max(1, rows, size >> 10)
+
+
 def _read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-    for fragment in batch["fragment"]:
+    for fragment in [fragment for task in batch["task"] for fragment in task.fragments]:
         empty = True
         for table in fragment.read():
             empty = False
@@ -291,80 +330,16 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
 
 
 def _open(
-    path: str, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
+    file: FileStat, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
 ) -> OpenFile:
-    kind = _format(path)
+    path = file.path
+    kind = format_of(path)
     file_format: pads.FileFormat = pads.ParquetFileFormat() if kind == "parquet" else pads.IpcFileFormat()
     if kind == "csv":
         as_text = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(text_columns, pa.string()), check_utf8=not unchecked_text
         )
         file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
-    with _unreadable(path, "repair or remove it"):
+    with unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
-        return OpenFile(path, fragment, fragment.physical_schema)
-
-
-def _estimated_csv_rows(path: str) -> int:
-    filesystem, inside = resolve(path)
-    with _unreadable(path, "repair or remove it"):
-        size = filesystem.get_file_info(inside).size
-        with filesystem.open_input_stream(inside, compression=None) as stream:
-            head = bytes(stream.read(SAMPLE_BYTES))
-        text, num_bytes = _unzipped(head) if inside.lower().endswith(".gz") else (head, len(head))
-    return max(1, int(text.count(b"\n") * size / max(1, num_bytes)))
-
-
-def _unzipped(head: bytes) -> tuple[bytes, int]:
-    """The text of a gzip file's beginning, and how many bytes of the file it takes."""
-    text, left = b"", head
-    while left.startswith(b"\x1f\x8b") and len(text) < SAMPLE_TEXT_BYTES:
-        member = zlib.decompressobj(wbits=31)
-        text += member.decompress(left, SAMPLE_TEXT_BYTES - len(text))
-        left = member.unused_data if member.eof else member.unconsumed_tail
-        if not member.eof:
-            break
-    return text, len(head) - len(left)
-
-
-def _format(path: str) -> str:
-    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
-    if suffix is None:
-        raise DataError(f"{path}: not a known table format; use one of {', '.join(FORMATS)}")
-    return FORMATS[suffix]
-
-
-def _ids_with_leading_zeros(
-    path: str, filesystem: fs.FileSystem, id_columns: Sequence[str], *, unchecked_text: bool
-) -> set[str]:
-    """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
-
-    Looks at the first block of a CSV.
-    """
-    if _format(path) != "csv":
-        return set()
-    as_text = pyarrow.csv.ConvertOptions(
-        include_columns=list(dict.fromkeys(id_columns)),
-        include_missing_columns=True,
-        column_types=dict.fromkeys(id_columns, pa.string()),
-        check_utf8=not unchecked_text,
-    )
-    with _unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
-        reader = pyarrow.csv.open_csv(stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text)
-        head = next(iter(reader), None)
-    if head is None:
-        return set()
-    ids = {name: pc.cast(head[name], pa.binary()) for name in id_columns}
-    return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
-
-
-@contextlib.contextmanager
-def _unreadable(path: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return OpenFile(path, fragment, fragment.physical_schema, file.size)

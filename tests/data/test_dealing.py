@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
 from beeray.config import CatalogTable, DataConfig
+from beeray.data.catalog import content_hash
 from beeray.data.dealing import (
     BATCH_ROWS,
     DEALT,
     ERRORS,
+    IPC,
     SCATTERED,
     Dealing,
     Dealt,
@@ -28,6 +33,7 @@ from beeray.data.dealing import (
 )
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.quarantine import ERROR_SCHEMA
+from beeray.data.slices import SLICE_BYTES
 from beeray.data.sources import open_catalog
 from beeray.data.storage import make_dir
 from beeray.data.tables import FRAGMENT_SHIFT, Table
@@ -118,6 +124,70 @@ def test_a_batch_of_many_rows_is_dealt_in_pieces(tmp_path: Path) -> None:
     assert sum(report["range_rows"]) == num_rows
     found = sorted(one for table in read_all(how) for one in table["item_id"].to_pylist())
     assert found == list(range(num_rows))
+
+
+def test_long_texts_are_dealt_in_pieces_of_so_many_bytes(tmp_path: Path) -> None:
+    how = dealing(tmp_path, 3)
+    how = dataclasses.replace(how, max_text_chars=SLICE_BYTES)
+    items = {f"i{number}": "x" * (SLICE_BYTES // 3 - 100) for number in range(5)}
+    deal_batch(raw(items), how)
+    assert [int(file.stem, 16) for file in sorted((tmp_path / SCATTERED).iterdir())] == [0, 3]
+    gather(how)
+    assert {item: text for one in contents(how) for item, text in one.items()} == items
+
+
+def test_a_group_is_gathered_in_the_memory_of_a_range(tmp_path: Path) -> None:
+    """64 MiB of text in one group of 16 ranges, from 16 batches: neither the group nor its file is ever held."""
+    how = dataclasses.replace(dealing(tmp_path, 16, num_groups=1), max_text_chars=1 << 20)
+    generator = np.random.default_rng(0)
+    for batch in range(16):
+        deal_batch(raw({f"{batch}-{at}": generator.bytes(1 << 14).hex() for at in range(128)}, batch * 128), how)
+    pool, peaks = pa.default_memory_pool(), []
+    before = pool.bytes_allocated()
+
+    class Watched(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            for name in super().__iter__():
+                peaks.append(pool.bytes_allocated() - before)
+                yield name
+
+    names = Watched(sorted(str(file) for file in (tmp_path / SCATTERED).iterdir()))
+    gather_group_sizes = [one["bytes"][0].as_py() for one in gather_group({"group": [0]}, how, names)]
+    assert gather_group_sizes[0] > 32 << 20
+    assert len(peaks) == 16 and max(peaks) < 16 << 20
+
+
+def test_more_text_in_a_range_than_a_string_holds_becomes_a_large_string(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = dealing(tmp_path, 2)
+    deal_batch(raw(titles()), how)
+    gather(how)
+    plain = contents(how)
+    assert {one.schema.field("text").type for one in read_all(how)} == {pa.string()}
+    monkeypatch.setattr("beeray.data.dealing.LARGE_TEXT_BYTES", 1000)
+    gather(how)
+    assert {one.schema.field("text").type for one in read_all(how)} == {pa.large_string()}
+    assert contents(how) == plain
+
+
+def test_gathered_files_are_what_sorting_the_whole_group_at_once_would_write(tmp_path: Path) -> None:
+    how = dealing(tmp_path, 7, num_groups=2)
+    table = raw(titles())
+    for start in range(0, NUM_ITEMS, 70):
+        deal_batch(table.slice(start, 70), how)
+    gather(how)
+    numbers = ranges_of(hash_ids(table["item_id"].combine_chunks()), 7)
+    for group in range(2):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, read_all(how)[0].schema, options=IPC) as writer:
+            for number in how.ranges_in(group):
+                rows = table.filter(pa.array(numbers == number))
+                hashes = content_hash(rows["title"].combine_chunks())
+                columns = [rows["item_id"].combine_chunks(), rows["title"].combine_chunks(), hashes]
+                columns.append(rows["row"].combine_chunks())
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=read_all(how)[0].schema))
+        assert Path(group_path(how.folder, group)).read_bytes() == sink.getvalue().to_pybytes()
 
 
 def test_a_batch_dealt_twice_leaves_the_same_files(tmp_path: Path) -> None:

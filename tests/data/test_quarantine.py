@@ -269,3 +269,24 @@ def test_none_or_one_row_repeats_nothing(rows: int) -> None:
     items, repeated, num_same = first_of_each(dealt(["a"], ["x"], [0]).slice(0, rows))
     assert (items.num_rows, repeated.num_rows, num_same) == (rows, 0, 0)
     assert error_rows(repeated, "repeated_item_id").schema == ERROR_SCHEMA
+
+
+def test_megabyte_rows_of_more_than_arrow_s_string_holds_are_sorted_out() -> None:
+    """2,208 rows that share 16 texts of 1 MiB: 2.2 GiB as one string array; among them a broken one and good ones."""
+    texts = [b"x" * (1 << 20)] * 13 + [b"\xff" * 1000, b"good", b"y" * 10_000_000]
+    chunk, ids = pa.array(texts, pa.binary()), pa.array([f"a{at}" for at in range(16)])
+    times = 138
+    table = pa.table(
+        {
+            "item_id": pa.chunked_array([ids] * times),
+            "title": pa.chunked_array([chunk] * times),
+            "row": pa.chunked_array([pa.array(range(at * 16, at * 16 + 16), pa.int64()) for at in range(times)]),
+        }
+    )
+    good, bad = sort_out(table, "{title}", 100_000)
+    assert good["row"].to_pylist() == [at * 16 + 14 for at in range(times)]
+    assert set(good["text"].to_pylist()) == {"good"}
+    broken = [at % 16 == 13 for at in bad["row"].to_pylist()]
+    assert bad.num_rows == 15 * times and sum(broken) == times
+    assert bad["reason"].to_pylist() == ["broken_unicode" if one else "too_long_text" for one in broken]
+    assert set(bad["text_start"].to_pylist()) == {"", "x" * SHOWN_BYTES, "y" * SHOWN_BYTES}

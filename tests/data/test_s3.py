@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from beeray.config import StorageConfig
 from beeray.data.parts import read_part, write_part
 from beeray.data.staging import Staging
 from beeray.data.storage import (
+    FileStat,
     delete_file,
     exists,
     file_size,
@@ -37,6 +39,7 @@ from beeray.data.storage import (
     resolve,
     storage_options,
     write_bytes,
+    write_file,
     write_json,
 )
 from beeray.data.tables import Table
@@ -162,6 +165,34 @@ def test_a_file_that_was_written_again_has_another_stat(server: S3Server) -> Non
     time.sleep(1.1)
     server.put("a.csv", b"two")
     assert list_files(server.path("a.csv")) != before
+
+
+def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_one_time(pattern: str) -> list[FileStat]:
+        return [dataclasses.replace(one, modified_ns=0) for one in list_files(pattern)]
+
+    monkeypatch.setattr("beeray.data.tables.list_files", at_one_time)
+    table = Table(server.path("catalog"), {"item_id": "item_id"})
+    fingerprints, stats = [], []
+    for text in (b"item_id\n1\n", b"item_id\n2\n", b"item_id\n1\n"):
+        server.put("catalog/a.csv", text)
+        for pattern in ("catalog", "catalog/a.csv", "catalog/*.csv"):
+            stats += at_one_time(server.path(pattern))
+        fingerprints.append(table.fingerprint())
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+    assert len(stats) == 9 and len(set(stats[:3])) == len(set(stats[3:6])) == 1
+    assert stats[:3] == stats[6:] and stats[0] != stats[3] and stats[0].size == stats[3].size
+
+
+def test_a_local_file_is_written_to_it_whole(server: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"rows" * 100)
+    write_file(server.path("work", "group.arrow"), str(tmp_path / "local"))
+    assert read_bytes(server.path("work", "group.arrow")) == b"rows" * 100
+    write_file(str(tmp_path / "deep" / "copy"), str(tmp_path / "local"))
+    assert sorted(file.name for file in (tmp_path / "deep").iterdir()) == ["copy"]
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"rows" * 100
 
 
 def test_tables_in_every_format_are_read_through_it(server: S3Server) -> None:

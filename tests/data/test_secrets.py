@@ -10,6 +10,7 @@ import pytest
 from beeray.config import TrackingConfig, load_config, validate_config
 from beeray.config.credentials import holds_password, redact_text, redact_uri
 from beeray.data.storage import list_files, read_bytes, resolve
+from beeray.data.table_files import format_of, unreadable
 from beeray.errors import ConfigError, DataError
 
 HELD = [
@@ -28,6 +29,20 @@ HELD = [
     ("sftp://me:hunter2@host/x", "sftp://***@host/x"),
     ("ftp://me:hunter2@host:21/x", "ftp://***@host:21/x"),
     ("abfs://:hunter2@account/x", "abfs://***@account/x"),
+    ("https://host/c/x.parquet?sv=2023&sig=hunter2%3D", "https://host/c/x.parquet?***"),
+    ("https://bucket.host/x?X-Amz-Expires=9&X-Amz-Signature=hunter2", "https://bucket.host/x?***"),
+    ("https://bucket.host/x?X-Amz-Security-Token=hunter2", "https://bucket.host/x?***"),
+    ("https://host/x?AWSAccessKeyId=hunter2", "https://host/x?***"),
+    ("abfs://c@account/x?client_secret=hunter2", "abfs://***@account/x?***"),
+    ("abfs://c@account/x?AccountKey=hunter2", "abfs://***@account/x?***"),
+    ("gs://bucket/x?access_token=hunter2", "gs://bucket/x?***"),
+    ("gs://bucket/x?a=1&token=hunter2", "gs://bucket/x?***"),
+    ("s3://bucket/x?secret_key=hunter2", "s3://bucket/x?***"),
+    ("s3://bucket/x?Credential=hunter2", "s3://bucket/x?***"),
+    ("https://host/x?api-key=hunter2", "https://host/x?***"),
+    ("https://host/x?apikey=hunter2", "https://host/x?***"),
+    ("https://host/x?access%5Ftoken=hunter2", "https://host/x?***"),
+    ("https://host/x?db_password=hunter2", "https://host/x?***"),
     ("simplecache::sftp://me:hunter2@host/x", "simplecache::sftp://***@host/x"),
 ]
 FREE = [
@@ -43,6 +58,10 @@ FREE = [
     "gs://anonymous@bucket/x",
     "/data/a:b@c",
     "query: what is a:b@c?",
+    "https://host/x?sigma=2&tokenizer=minilm&design=1&keys=3",
+    "https://host/x?assignature=1&secretary=2&monkey=3&passes=4",
+    "gs://bucket/part-?/token=3/x.parquet",
+    "gs://bucket/month=?/x.parquet",
 ]
 
 
@@ -69,6 +88,12 @@ def test_what_a_library_says_is_shown_without_the_secret_however_it_spells_it() 
     shown = redact_text(said, uri)
     assert "hunter" not in shown and "token" not in shown
     assert shown == "cannot parse postgresql://***@host/db: ***, password ***; see https://***@host"
+
+
+def test_what_a_library_says_is_shown_without_the_secrets_of_the_query() -> None:
+    uri = "https://host/x?sv=2023&sig=hunter%2Btwo"
+    said = f"{uri} cannot be reached: GET /x?sv=2023&sig=hunter%2Btwo (sig hunter+two, sv 2023)"
+    assert redact_text(said, uri) == "https://host/x?*** cannot be reached: GET /x?sv=2023&sig=*** (sig ***, sv 2023)"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +137,28 @@ def test_a_path_with_a_password_is_refused_in_a_line_that_does_not_show_it(read:
     message = str(caught.value)
     assert message.startswith(f"{scheme}://***@host/folder/x.parquet: credentials do not stand in a path; ")
     assert "hunter2" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("read", [resolve, read_bytes, list_files])
+@pytest.mark.parametrize(
+    "path",
+    ["https://host/x.csv?sig=hunter2", "gs://b/x?access_token=hunter2", "s3://b/x?X-Amz-Signature=hunter2"],
+)
+def test_so_is_one_with_a_secret_in_its_query(read: Any, path: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path.partition('?')[0]}?***: credentials do not stand in a path; ")
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["https://host/x.xlsx?sig=hunter2", "https://me:hunter2@host/x"])
+def test_a_table_s_errors_do_not_show_it_either(source: str) -> None:
+    with pytest.raises(DataError) as caught:
+        format_of(source)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(DataError) as caught, unreadable(source, "repair it"):
+        raise OSError(f"404: {source} not found")
+    assert str(caught.value).startswith("https://") and "hunter2" not in str(caught.value)
 
 
 def test_a_path_without_one_is_resolved_as_before() -> None:

@@ -252,6 +252,38 @@ def test_one_column_may_be_two_standard_columns_in_every_format(tmp_path: Path) 
         assert next(fragment.read()).to_pylist() == [{"item_id": 1, "value": 1, "row": 0}]
 
 
+# --- texts of CSVs
+
+
+WRITTEN = ["1.50", "007", "TRUE", "2024-01-01 10:00", "1e3", "NA", " 1984"]
+
+
+def test_texts_of_a_csv_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    config = own(tmp_path, "{title}", title=["x", "y"])
+    for text in WRITTEN:  # alone in its file: its column would be one of numbers, truths or times
+        (tmp_path / "items.csv").write_text(f"sku,title\n1,{text}\n2,{text}\n")
+        assert texts_of(config) == [{"item_id": 1, "text": text.strip()}, {"item_id": 2, "text": text.strip()}]
+
+
+def test_a_column_may_look_like_numbers_in_one_file_and_like_text_in_the_next_or_far_below(tmp_path: Path) -> None:
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "a.csv").write_text("item_id,text\n1,1984\n")
+    (tmp_path / "items" / "b.csv").write_text("item_id,text\n2,Dune\n")
+    lines = "".join(f"{number},{number:0200}\n" for number in range(3, 50_000))
+    (tmp_path / "items" / "c.csv").write_text(f"item_id,text\n{lines}50000,Emma\n")
+    assert (tmp_path / "items" / "c.csv").stat().st_size > 9 * MIB
+    table = Table(str(tmp_path / "items"), ITEMS, typed=("item_id",))
+    assert table.check().types == [pa.int64(), pa.string()]
+    texts = pa.concat_tables([batch for fragment in table.fragments() for batch in fragment.read()])["text"]
+    assert (texts[0].as_py(), texts[1].as_py(), texts[-1].as_py()) == ("1984", "Dune", "Emma")
+
+
+def test_numbers_of_interactions_stay_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("item_id,stars,when\n1,4.5,1700000000\n")
+    table = Table(str(tmp_path / "t.csv"), {"item_id": "item_id", "value": "stars", "timestamp": "when"})
+    assert table.check().types == [pa.int64(), pa.float64(), pa.int64()]
+
+
 # --- messages
 
 

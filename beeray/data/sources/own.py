@@ -34,7 +34,7 @@ def own_catalog(config: CatalogTable, label: str) -> Table:
     """A catalog table of anyone's own.
 
     Ids travel as `item_id`, texts under their own names: the template may name the id's column, which is
-    then read under both.
+    then read under both. Numbers in a CSV's texts are taken as they are written.
 
     Args:
         label: how errors call it, e.g. `data.catalog`.
@@ -53,4 +53,4 @@ def own_catalog(config: CatalogTable, label: str) -> Table:
             f"{label}.template {config.template!r}: names a column {ROW!r}, a name that beeray needs for row numbers; "
             "rename that column in the table"
         )
-    return Table(config.path, {"item_id": config.item_id, **texts}, label)
+    return Table(config.path, {"item_id": config.item_id, **texts}, label, typed=("item_id",))

@@ -1,0 +1,112 @@
+"""Files of a table: formats, how CSVs are read, and what is said about a file that cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from pyarrow import fs
+
+from beeray.config.credentials import redact_text, shown_uri
+from beeray.data.storage import resolve
+from beeray.errors import DataError
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".feather": "feather",
+    ".arrow": "feather",
+    ".ipc": "feather",
+}
+SAMPLE_BYTES = 1 << 20
+SAMPLE_TEXT_BYTES = 32 << 20
+PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
+READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
+
+
+def format_of(path: str) -> str:
+    """The format that a file's name tells.
+
+    Raises:
+        DataError: another than `FORMATS`.
+    """
+    suffix = next((ending for ending in FORMATS if path.lower().endswith(ending)), None)
+    if suffix is None:
+        raise DataError(f"{shown_uri(path)}: not a known table format; use one of {', '.join(FORMATS)}")
+    return FORMATS[suffix]
+
+
+def estimated_csv_rows(path: str) -> int:
+    """About how many rows a CSV has, from its first megabyte.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    filesystem, inside = resolve(path)
+    with unreadable(path, "repair or remove it"):
+        size = filesystem.get_file_info(inside).size
+        with filesystem.open_input_stream(inside, compression=None) as stream:
+            head = bytes(stream.read(SAMPLE_BYTES))
+        text, num_bytes = _unzipped(head) if inside.lower().endswith(".gz") else (head, len(head))
+    return max(1, int(text.count(b"\n") * size / max(1, num_bytes)))
+
+
+def _unzipped(head: bytes) -> tuple[bytes, int]:
+    """The text of a gzip file's beginning, and how many bytes of the file it takes."""
+    text, left = b"", head
+    while left.startswith(b"\x1f\x8b") and len(text) < SAMPLE_TEXT_BYTES:
+        member = zlib.decompressobj(wbits=31)
+        text += member.decompress(left, SAMPLE_TEXT_BYTES - len(text))
+        left = member.unused_data if member.eof else member.unconsumed_tail
+        if not member.eof:
+            break
+    return text, len(head) - len(left)
+
+
+def ids_with_leading_zeros(
+    path: str, filesystem: fs.FileSystem, id_columns: Sequence[str], *, unchecked_text: bool
+) -> set[str]:
+    """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
+
+    Looks at the first block of a CSV.
+    """
+    if format_of(path) != "csv":
+        return set()
+    as_text = pyarrow.csv.ConvertOptions(
+        include_columns=list(dict.fromkeys(id_columns)),
+        include_missing_columns=True,
+        column_types=dict.fromkeys(id_columns, pa.string()),
+        check_utf8=not unchecked_text,
+    )
+    with unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
+        reader = pyarrow.csv.open_csv(stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text)
+        head = next(iter(reader), None)
+    if head is None:
+        return set()
+    ids = {name: pc.cast(head[name], pa.binary()) for name in id_columns}
+    return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
+
+
+@contextlib.contextmanager
+def unreadable(path: str, remedy: str) -> Iterator[None]:
+    """Tell what Arrow says about a file in one line, without a secret of its URI.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(f"{shown_uri(path)}: cannot be read ({first_line(error, path)}); {remedy}") from error
+
+
+def first_line(error: BaseException, uri: str = "") -> str:
+    """The first line of an error, without a secret of the URI that it is about."""
+    said = redact_text(str(error), uri) if uri else str(error)
+    return said.splitlines()[0][:200] if said else type(error).__name__
