@@ -24,6 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from beeray.data.catalog import one_array
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.parts import write_part
 from beeray.data.quarantine import sort_out
