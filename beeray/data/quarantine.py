@@ -80,7 +80,7 @@ def _sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.T
     texts = render(template, table, pa.large_string())
     _mark(reasons, null, "null_text")
     _mark(reasons, pc.equal(texts, "").to_numpy(zero_copy_only=False), "empty_text")
-    _mark(reasons, pc.greater(pc.utf8_length(texts), max_text_chars).to_numpy(zero_copy_only=False), "too_long_text")
+    _mark(reasons, _longer_than(texts, max_text_chars), "too_long_text")
     bad = np.flatnonzero(reasons != "")
     kept = pa.array(reasons == "")
     good_texts = texts.filter(kept).cast(pa.string())
@@ -195,6 +195,15 @@ def _own_type(ids: pa.Array) -> pa.Array:
     if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind):
         return ids
     return normalize_ids(ids, "catalog item_id")
+
+
+def _longer_than(texts: pa.Array, max_chars: int) -> Mask:
+    """Which texts have more characters; only where the offsets do not tell (a character has 1 to 4 bytes) counted."""
+    num_bytes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    longer = num_bytes > 4 * max_chars
+    unsure = np.flatnonzero((num_bytes > max_chars) & ~longer)
+    longer[unsure] = pc.utf8_length(texts.take(pa.array(unsure))).to_numpy(zero_copy_only=False) > max_chars
+    return longer
 
 
 def _mark(reasons: NDArray[np.object_], mask: Mask, reason: str) -> None:
