@@ -2,8 +2,8 @@
 
 Each stage is one fine-tuning through `beeray.train`, from the untouched encoder: a quick one in bf16
 (`quality_goodbooks_quick.yaml`: the head start and one step that hardly moves it), the same in fp32, one that goes on
-with the whole encoder, and a long one (`quality_goodbooks_long.yaml`). Test items are scored after each stage, and so is
-the untouched encoder at the text lengths at which the reference implementation's figures are known. A stage that is
+with the whole encoder, and a long one (`quality_goodbooks_long.yaml`). Test items are scored after each stage, and so
+is the untouched encoder at the text lengths at which the reference implementation's figures are known. A stage that is
 measured later joins the record.
 
     python benchmarks/quality_goodbooks.py --data FOLDER [--work FOLDER] [--stages STAGE …] [key=value …]

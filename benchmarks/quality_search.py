@@ -32,7 +32,7 @@ from beeray.core.step import TrainingStep
 from beeray.core.user_items import UserItems
 from beeray.data.store import Store
 from beeray.runtime.head_start import start_with_head, training_users
-from beeray.runtime.worker import step_settings
+from beeray.runtime.training import step_settings
 
 HERE = Path(__file__).resolve().parent
 
@@ -131,7 +131,7 @@ def score(encoder: Encoder, config: Config, store: Store, tokens: FlatTokens) ->
         tokens,
         known,
         max_seq_length=config.served_seq_length,
-        token_budget=config.train.token_budget,
+        token_budget=config.train.micro_batch_tokens(use_gpu=False),
     )
     ranker = Ranker(normalize_rows(embeddings), store.candidates("validation"), RankingMetrics())
     blocks = ((block.user_index.astype(np.int64), block.history, block.targets) for block in evaluated(store))
