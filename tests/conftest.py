@@ -14,6 +14,7 @@ from s3_server import S3Server, running_s3
 REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """When several processes run the tests, those of a file stay together, and so do those of one trained run."""
     for item in items:

@@ -58,17 +58,16 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         digest = plan.digest()
         folder = JobFolder(config.embeddings_path, digest)
         unfinished = folder.unfinished()
-        with ray_session(config.cluster, config.storage):
+        with Tracker(config, _run_dir(config, digest)) as tracker, ray_session(config.cluster, config.storage):
+            tracker.check()
             embedder = dataclasses.replace(embedder, num_actors=config.embed.num_actors or placeable_actors(config))
             needs = actor_needs(config, embedder.num_actors)
             check_placement(needs, keys=("embed.num_actors", "embed.cpus_per_actor"))
             state = folder.state() or new_state(config, plan, digest, unfinished, embedder.num_actors)
-            with Tracker(config, _run_dir(config, state.version)) as tracker:
-                tracker.check()
-                job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished)
-                manifest = job.run()
-                record = _record(config, manifest, job.summary, started, published=True)
-                _track(tracker, manifest, record)
+            job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished)
+            manifest = job.run()
+            record = _record(config, manifest, job.summary, started, published=True)
+            _track(tracker, manifest, record)
     for line in _headline(manifest):
         console.line(line)
     if tracker.trouble:
@@ -76,14 +75,14 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     return {**record, "mlflow_run": tracker.run_id}
 
 
-def _run_dir(config: Config, version: str) -> Path:
-    """Folder that keeps the id of the MLflow run of one version's job; those of the job's last weeks stay."""
+def _run_dir(config: Config, digest: str) -> Path:
+    """Folder that keeps the id of a job's MLflow run; those of the last weeks' jobs stay."""
     folder = config.run_dir / "embed"
     with storage_errors(str(folder)):
-        (folder / version).mkdir(parents=True, exist_ok=True)
-        for old in sorted(folder.iterdir())[:-KEPT_RUN_DIRS]:
+        (folder / digest).mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)[:-KEPT_RUN_DIRS]:
             shutil.rmtree(old, ignore_errors=True)
-    return folder / version
+    return folder / digest
 
 
 def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPlan, EmbedderTask, str]:

@@ -47,11 +47,12 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 return finished
         opened = ThreadPoolExecutor(1).submit(open_tokenizer, config)  # imports torch, while Ray starts
         with ray_session(config.cluster, config.storage):
+            tokenizer = opened.result()  # what is wrong with the encoder is told before anything is prepared
             check_placement(config.cluster)
             startup.reached("ray")
             store, _ = prepared_store(config, console)
             startup.reached("store")
-            tokens_path = token_store(config, store, opened.result(), console)
+            tokens_path = token_store(config, store, tokenizer, console)
             inputs = _Inputs(store, tokens_path, _users_per_rank(config, store))
             startup.reached("tokens")
             if arguments.fresh:

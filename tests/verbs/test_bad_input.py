@@ -69,12 +69,12 @@ WITHOUT_RAY = [
         ["train.batch_size is 9", "multiple of cluster.num_workers (2)"],
         ["train.batch_size=9", "cluster.num_workers=2"],
     ),
-    Mistake("no-encoder", ["encoder.name '{here}'", "no encoder", "SentenceTransformer.save"], ["encoder.name={here}"]),
-    Mistake("no-such-encoder", ["encoder.name '{here}/nothing'", "no sentence"], ["encoder.name={here}/nothing"]),
-    Mistake("too-long", ["encoder.max_seq_length 65", "positions for 64 tokens"], ["encoder.max_seq_length=65"]),
 ]
 
 RAY = [
+    Mistake("no-encoder", ["encoder.name '{here}'", "no encoder", "SentenceTransformer.save"], ["encoder.name={here}"]),
+    Mistake("no-such-encoder", ["encoder.name '{here}/nothing'", "no sentence"], ["encoder.name={here}/nothing"]),
+    Mistake("too-long", ["encoder.max_seq_length 65", "positions for 64 tokens"], ["encoder.max_seq_length=65"]),
     Mistake("missing-file", ["catalog.parquet: no such file, folder or match; check the path"], missing="catalog"),
     Mistake("missing-interactions", ["interactions.parquet: no such file"], missing="interactions", verb="prepare"),
     Mistake(
