@@ -14,14 +14,6 @@ from s3_server import S3Server, running_s3
 REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """When several processes run the tests, those of a file stay together, and so do those of one trained run."""
-    for item in items:
-        shares_a_run = "world" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("trained" if shares_a_run else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with `goodbooks-sample/` and `ml-latest-small/`: BEERAY_TEST_DATA, or ../shared/data."""
