@@ -76,7 +76,7 @@ def measure(stage: str, work: Path, overrides: list[str]) -> dict[str, Any]:
         "test": scored_model["metrics"]["test"],
         "train_cpu_s": round(cpu_s, 1),
         "train_wall_s": round(wall_s, 1),
-        "head": trained["head"],
+        "head": trained.get("head"),
         "training": trained["training"],
         "evaluate_cpu_s": round(evaluate_cpu_s, 1),
         "config": config_of(name).read_text(),
