@@ -1,10 +1,10 @@
 """How good MiniLM becomes on the GoodBooks sample (the paper's published item split), and at what cost.
 
 Each stage is one training through `beeray.train`, from the untouched encoder: a head start alone
-(`quality_goodbooks_head.yaml`: features encoded once, then a small network), a quick fine-tuning in bf16 and the same in
-fp32 (`quality_goodbooks_quick.yaml`), and a long one (`quality_goodbooks_long.yaml`). Test items are scored after each
-stage, and so is the untouched encoder at the text lengths at which the reference implementation's figures are known. A
-stage that is measured later joins the record.
+(`quality_goodbooks_head.yaml`: features encoded once, then a small network), a quick fine-tuning in bf16 and the same
+in fp32 (`quality_goodbooks_quick.yaml`), and a long one (`quality_goodbooks_long.yaml`). Test items are scored after
+each stage, and so is the untouched encoder at the text lengths at which the reference implementation's figures are
+known. A stage that is measured later joins the record.
 
     python benchmarks/quality_goodbooks.py --data FOLDER [--work FOLDER] [--stages STAGE …] [key=value …]
 """
