@@ -229,10 +229,8 @@ class EmbeddingJob:
                 f"remove {self.folder.work} and run the same command again"
             )
         plan = self.plan
-        if damaged := counts.pop("damaged_files", 0):
-            self.console.line(
-                f"warning: {damaged:,} files of earlier embeddings are damaged; their items are encoded anew"
-            )
+        if counts.pop("damaged_files", 0):  # a file may lie in several units' ranges, so the number says little
+            self.console.line("warning: files of earlier embeddings are damaged; their items are encoded anew")
         full_run = list(plan.full_run)
         if plan.previous is not None and not full_run and not self._same_ids(plan.previous.manifest.item_id_type):
             full_run.append(self._other_ids(plan.previous))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import ray
@@ -12,21 +14,26 @@ from beeray.errors import DataError, StoreError
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def scaled(number: int, table: np.ndarray, offset: int) -> float:
-    if number == 13:
-        raise DataError("13: is an unlucky number; take another")
-    return float(table[number]) + offset
+def a_task() -> Callable[..., float]:
+    """A function that travels by value: Ray's workers do not see the folders that pytest has put on the path."""
+
+    def scaled(number: int, table: np.ndarray, offset: int) -> float:
+        if number == 13:
+            raise DataError("13: is an unlucky number; take another")
+        return float(table[number]) + offset
+
+    return scaled
 
 
 def test_answers_come_in_the_order_of_the_inputs() -> None:
     table = ray.put(np.arange(100.0))
-    assert list(in_tasks(scaled, reversed(range(12)), table=table, offset=1)) == [
+    assert list(in_tasks(a_task(), reversed(range(12)), table=table, offset=1)) == [
         float(n + 1) for n in range(11, -1, -1)
     ]
-    assert list(in_tasks(scaled, [], table=table, offset=1)) == []
+    assert list(in_tasks(a_task(), [], table=table, offset=1)) == []
 
 
 def test_an_error_for_the_user_arrives_as_it_was_raised() -> None:
     with pytest.raises(DataError, match=r"^13: is an unlucky number; take another$") as error:
-        list(in_tasks(scaled, range(10, 20), table=ray.put(np.arange(100.0)), offset=0))
+        list(in_tasks(a_task(), range(10, 20), table=ray.put(np.arange(100.0)), offset=0))
     assert not isinstance(error.value, StoreError)

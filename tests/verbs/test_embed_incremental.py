@@ -335,7 +335,7 @@ def flip_a_vector(jobs: Jobs, night: Night) -> str:
     data = bytearray(path.read_bytes())
     data[place.data_page_offset + place.total_compressed_size // 2] ^= 0x40
     path.write_bytes(data)
-    return "warning: 1 files of earlier embeddings are damaged; their items are encoded anew"
+    return "warning: files of earlier embeddings are damaged; their items are encoded anew"
 
 
 def remove_a_file(jobs: Jobs, night: Night) -> str:
