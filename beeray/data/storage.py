@@ -305,7 +305,7 @@ def write_file(path: str, local: str) -> None:
     filesystem, inside = resolve(path)
     handler = getattr(filesystem, "handler", None)
     with storage_errors(path), pa.memory_map(local) as source:
-        if hasattr(handler, "put_file"):
+        if handler is not None and hasattr(handler, "put_file"):
             handler.put_file(inside, local)
         elif isinstance(filesystem, fs.LocalFileSystem):
             _replace(Path(inside), source.read_buffer())
