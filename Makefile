@@ -18,7 +18,7 @@ test: $(VENV)/.test
 # what `make test` leaves out, too: whole jobs on S3, kills of every kind
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --durations=10
-	$(BIN)/python tests/verbs/embed_chaos.py --rounds 12 --seed 1
+	PYTHONPATH=tests $(BIN)/python tests/verbs/embed_chaos.py --rounds 12 --seed 1
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check --fix .

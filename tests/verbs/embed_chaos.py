@@ -1,6 +1,6 @@
 """Kills at random moments of the nightly job: nothing that is published may tell of them.
 
-    python tests/verbs/embed_chaos.py --rounds 12 --seed 1
+    PYTHONPATH=tests python tests/verbs/embed_chaos.py --rounds 12 --seed 1
 
 A round starts from one night's publication and types `python -m beeray.embed` for the next night, in a Ray
 that is there already. At a seeded moment one process gets SIGKILL:
