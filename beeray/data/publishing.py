@@ -235,8 +235,12 @@ def publish(path: str, manifest: Manifest, follows: str | None) -> None:
             f"{join(path, LATEST)}: is not what it was when this job was planned, to follow {manifest.previous}; "
             "another job published meanwhile; run the same command again"
         )
+    folder = join(path, VERSIONS, manifest.version)
+    for file in list_files(folder, may_be_empty=True, hidden=True):
+        if ".partial-" in file.path.rpartition("/")[2]:  # of a machine that went away while it wrote
+            delete_file(file.path)
     data = manifest.to_json()
-    write_bytes(join(path, VERSIONS, manifest.version, MANIFEST), data)
+    write_bytes(join(folder, MANIFEST), data)
     pointer = {"version": manifest.version, "manifest_sha256": hashlib.sha256(data).hexdigest()}
     write_bytes(join(path, LATEST), json.dumps(pointer).encode())
 

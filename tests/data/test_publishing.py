@@ -79,6 +79,7 @@ def versions(path: Path) -> list[str]:
 
 def test_readers_see_the_new_version_as_soon_as_it_is_published(path: Path, tmp_path: Path) -> None:
     manifest = unpublished(path, tmp_path)
+    (path / "versions" / LATER / ".part-00001.parquet.partial-7-ab").write_bytes(b"x")  # of a machine that went away
     assert current(path) == IDS
     publish(str(path), manifest, pointer_digest(str(path)))
     assert current(path) == ["x", "y"]
