@@ -7,7 +7,7 @@ folder says.
 """
 
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
-from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, ShopConfig, SplitConfig
+from beeray.config.data import CatalogTable, DataConfig, DomainConfig, InteractionsTable, ShopConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DeepSpeedConfig",
+    "DomainConfig",
     "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",

@@ -66,6 +66,8 @@ class TrainConfig(Section):
     items: Literal["bounded", "all_positives", "catalog"] = "bounded"
     max_output: Annotated[int, Field(ge=2)] | Literal["all"] = 10000
     """Items a step encodes and scores, over all workers; `all` is the full-catalog step."""
+    negatives: Literal["within", "across"] = "within"
+    """Several domains: a user's items stand against those of its own domain alone, or against all items of the step."""
     catalog_refresh: int = Field(1, ge=1)
     """`items: catalog`: steps between two embeddings of the whole catalog."""
     relu: bool = True
@@ -98,6 +100,8 @@ class EvaluateConfig(Section):
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     """What `train` scores when it is done, and `evaluate` scores; empty: nothing."""
+    domains: tuple[str, ...] | None = None
+    """Domains whose users are scored; all unless set."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
     ndcg_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     max_seq_length: int | None = Field(None, ge=8)

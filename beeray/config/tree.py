@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
 from beeray.config.credentials import refuse_passwords
@@ -64,6 +64,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _knows_its_domains(self) -> Config:
+        domains = list(self.data.domains or [self.data.domain])
+        for name in domains:
+            self.split_of(name)
+        unknown = [name for name in self.evaluate.domains or () if name not in domains]
+        if unknown:
+            named = ", ".join(str(name) for name in domains if name) or "one source, without a name"
+            raise ValueError(f"evaluate.domains names {unknown[0]!r}: the domains of data are {named}; correct the name")
+        return self
+
+    @model_validator(mode="after")
     def _deals_users_evenly(self) -> Config:
         if self.train.batch_size % self.cluster.num_workers:
             raise ValueError(
@@ -71,6 +82,30 @@ class Config(Section):
                 f"multiple of cluster.num_workers ({self.cluster.num_workers})"
             )
         return self
+
+    def split_of(self, domain: str | None) -> SplitConfig:
+        """`split` with a domain's own sizes laid over it."""
+        if self.data.domains is None or domain is None:
+            return self.split
+        own = self.data.domains[domain].split.model_dump(exclude_none=True)
+        try:
+            return SplitConfig.model_validate(self.split.model_dump() | own) if own else self.split
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"data.domains.{domain}.split does not fit split: {said}") from None
+
+    def by_domain(self) -> dict[str | None, Config]:
+        """What works on one catalog at a time: a config of one source a domain, which publishes into a folder of its own.
+
+        Itself, under no name, when there is one source.
+        """
+        if self.data.domains is None or self.embed.catalog is not None:
+            return {None: self}
+        configs: dict[str | None, Config] = {}
+        for data in self.data.single_sources():
+            embed = self.embed.model_copy(update={"path": f"{self.embeddings_path.rstrip('/')}/{data.domain}"})
+            configs[data.domain] = self.model_copy(update={"data": data, "embed": embed})
+        return configs
 
     @property
     def served_seq_length(self) -> int:

@@ -15,7 +15,6 @@ from beeray.console import Console
 from beeray.core.encoder import encoder_source
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
-from beeray.data.sources import open_source
 from beeray.data.storage import storage_options
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
@@ -92,5 +91,5 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
             f"run {config.name!r}: {folder.model} is not there, so the run is not finished; "
             "train it, or give --model PATH (or --model untouched for the encoder before training)"
         )
-    folder.check_store(store_fingerprint(config, open_source(config.data)))
+    folder.check_store(store_fingerprint(config))
     return "model", str(folder.model)

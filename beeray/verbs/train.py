@@ -14,7 +14,6 @@ from beeray.config import Config
 from beeray.console import Console
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
-from beeray.data.sources import open_source
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DataError, RunError
@@ -39,7 +38,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         if not arguments.fresh:
             folder.check_config()
             if folder.begun:
-                folder.check_store(store_fingerprint(config, open_source(config.data)))
+                folder.check_store(store_fingerprint(config))
             finished = folder.finished()
             if finished is not None:
                 console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
