@@ -71,7 +71,9 @@ class Config(Section):
         unknown = [name for name in self.evaluate.domains or () if name not in domains]
         if unknown:
             named = ", ".join(str(name) for name in domains if name) or "one source, without a name"
-            raise ValueError(f"evaluate.domains names {unknown[0]!r}: the domains of data are {named}; correct the name")
+            raise ValueError(
+                f"evaluate.domains names {unknown[0]!r}: the domains of data are {named}; correct the name"
+            )
         return self
 
     @model_validator(mode="after")
@@ -95,7 +97,7 @@ class Config(Section):
             raise ValueError(f"data.domains.{domain}.split does not fit split: {said}") from None
 
     def by_domain(self) -> dict[str | None, Config]:
-        """What works on one catalog at a time: a config of one source a domain, which publishes into a folder of its own.
+        """What works on one catalog at a time: a config of one source a domain, which publishes into its own folder.
 
         Itself, under no name, when there is one source.
         """

@@ -122,6 +122,7 @@ def train_head(
     users: UserItems,
     settings: HeadSettings,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    domains: NDArray[np.int16] | None = None,
 ) -> None:
     """Train all but the whitening on fixed features, with the loss of the training step itself.
 
@@ -131,6 +132,7 @@ def train_head(
         features: (n, d) on the head's device.
         users: rows of `features` as items; two or more each.
         progress: told steps done and this rank's loss after each.
+        domains: domain of each row, ascending, where users are scored within their domains.
     """
 
     def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def train_head(
         return head(nn.functional.dropout(rows, settings.dropout))  # dropout: new texts are not quite like these
 
     every_row = np.arange(len(features), dtype=np.int32)
-    step = TrainingStep(encode, _Rows(len(features)), every_row, _step_settings(settings), features.device)
+    step = TrainingStep(encode, _Rows(len(features)), every_row, _step_settings(settings), features.device, domains)
     head.whitening.requires_grad_(False)
     optimizer = build_optimizer(head, "adamw", lr=settings.lr, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]

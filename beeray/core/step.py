@@ -29,7 +29,7 @@ from beeray.core.catalog_table import CatalogTable
 from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
 from beeray.core.embedding import Encode
 from beeray.core.gather import gather_rows, rank, world_size
-from beeray.core.plan import StepPlan, StepPlanner
+from beeray.core.plan import Block, StepPlan, StepPlanner
 from beeray.core.user_items import UserItems, dense_user_items
 
 SCOPE = "beeray/"
@@ -92,6 +92,7 @@ class TrainingStep:
         trainable: sorted item indices that may be encoded; nothing held out.
         settings: see `StepSettings`.
         device: where the encoder lives.
+        item_domains: see `StepPlanner`.
     """
 
     def __init__(
@@ -101,11 +102,12 @@ class TrainingStep:
         trainable: NDArray[np.int32],
         settings: StepSettings,
         device: torch.device | str = "cpu",
+        item_domains: NDArray[np.int16] | None = None,
     ) -> None:
         self.encode = encode
         self.settings = settings
         self.device = torch.device(device)
-        self.planner = StepPlanner(tokens, trainable, settings, self.device)
+        self.planner = StepPlanner(tokens, trainable, settings, self.device, item_domains=item_domains)
         self.activations = ActivationBudget(settings.activation_budget_bytes)
         self.table: CatalogTable | None = None
         if settings.keeps_table:
@@ -169,13 +171,21 @@ class TrainingStep:
         return embeddings
 
     def _loss_of_users(self, plan: StepPlan, embeddings: Tensor) -> Tensor:
-        user_items = dense_user_items(plan.indptr, plan.columns, plan.enough, len(plan.items), self.device)
+        total = sum(
+            (self._losses(plan, block, embeddings).sum() for block in plan.blocks()), start=embeddings.new_zeros(())
+        )
+        return total * (world_size() / max(1, plan.num_users))
+
+    def _losses(self, plan: StepPlan, block: Block, embeddings: Tensor) -> Tensor:
+        """The loss of each user of a block, over the block's items."""
+        if block.items is not None:
+            embeddings = embeddings[torch.from_numpy(block.items).to(self.device)]
+        user_items = dense_user_items(plan.indptr, block.columns, block.users, len(embeddings), self.device)
         vectors = user_items @ embeddings
         if self.table is not None:
-            vectors = vectors + self.table.user_vectors(plan.users, plan.items, plan.enough)
+            vectors = vectors + self.table.user_vectors(plan.users, plan.items, block.users)
         scores = elsa_scores(vectors, embeddings, user_items)
-        losses = nmse_per_user(scores, user_items, relu=self.settings.relu, top_k=self.settings.top_k)
-        return losses.sum() * (world_size() / max(1, plan.num_users))
+        return nmse_per_user(scores, user_items, relu=self.settings.relu, top_k=self.settings.top_k)
 
 
 @dataclass

@@ -28,9 +28,7 @@ from beeray.data.time_windows import count_times
 DEALT = "dealt"
 
 
-def stage_catalog(
-    table: pa.Table, template: str, empty_text: str, folder: str, ids_as_text: bool = False
-) -> pa.Table:
+def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str, ids_as_text: bool = False) -> pa.Table:
     """Render a batch of the catalog and put its texts on disk; returns ids, hashes and rows, and how many were read."""
     texts = catalog_texts(table, template, empty_text, ids_as_text=ids_as_text)
     if texts.num_rows:

@@ -6,7 +6,7 @@ Used while training, after training and by `beeray.evaluate`: one path, so one f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class SplitScores:
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
+        domain: whose users these are; None where the store has one domain.
     """
 
     split: str
@@ -45,13 +46,14 @@ class SplitScores:
     user_index: NDArray[np.int64]
     scores: NDArray[np.float64]
     num_candidates: int
+    domain: str | None = None
 
     def table(self) -> pa.Table:
-        """The scores as a table: user_index, split, ranking, one column a metric."""
+        """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
         columns: dict[str, NDArray[Any]] = {"user_index": self.user_index}
         columns |= {name: self.scores[:, place] for place, name in enumerate(self.metrics)}
         table = pa.table(columns)
-        for name in ("ranking", "split"):
+        for name in ("ranking", "split") if self.domain is None else ("domain", "ranking", "split"):
             value = pa.array([getattr(self, name)] * len(table)).dictionary_encode()
             table = table.add_column(1, name, value.cast(pa.string()))
         return table
@@ -91,26 +93,56 @@ def score_split(
 ) -> list[SplitScores]:
     """Score this rank's share of a split's users, among the held-out items first. Not collective.
 
+    Of several domains each has scores of its own: a user's candidates are the items of its domain.
+
     Args:
         full_catalog: False leaves out the ranking among the whole catalog of an item split.
     """
-    candidates = {"held_out": store.candidates(split)}
-    if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
-        candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
-    elif config.split.kind != "item":
-        candidates = {"catalog": candidates["held_out"]}
     results: list[SplitScores] = []
-    for ranking, items in candidates.items():
-        ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
-        results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items)))
+    for ranking in rankings(config, full_catalog=full_catalog):
+        for domain in scored_domains(config, store):
+            items = store.candidates(split, domain)
+            if ranking == "catalog":
+                inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
+                items = np.arange(inside.start, inside.stop, dtype=np.int32)
+            ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
+            blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
+            users, scores = score_users(ranker, blocks)
+            results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items), domain))
     return results
 
 
-def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
-    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`. Every rank must call."""
-    sums = sum_over_ranks([float(len(scores.scores)), *scores.scores.sum(axis=0).tolist()], device)
-    return {name: value / max(1.0, sums[0]) for name, value in zip(scores.metrics, sums[1:], strict=True)}
+def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
+    """The rankings that are scored, the main one first."""
+    if config.split.kind != "item":
+        return ["catalog"]
+    return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
+
+
+def scored_domains(config: Config, store: Store) -> list[str | None]:
+    """The domains whose users are scored, one after the other; None stands for all of a store of one domain."""
+    if len(store.meta.domains) < 2:
+        return [None]
+    asked = config.evaluate.domains
+    return [name for name in store.meta.domains if asked is None or name in asked]
+
+
+def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
+    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`, and of each domain. Every rank must call.
+
+    Args:
+        scores: of one split and ranking, one a domain; the same domains on every rank.
+    """
+    width = 1 + len(scores[0].metrics)
+    local = [value for one in scores for value in (len(one.scores), *one.scores.sum(axis=0).tolist())]
+    sums = np.reshape(sum_over_ranks([float(value) for value in local], device), (len(scores), width))
+    labelled = [("", sums.sum(axis=0))]
+    labelled += [(f"{one.domain}/", row) for one, row in zip(scores, sums, strict=True) if one.domain is not None]
+    return {
+        f"{label}{name}": float(value / max(1.0, row[0]))
+        for label, row in labelled
+        for name, value in zip(scores[0].metrics, row[1:], strict=True)
+    }
 
 
 def score_splits(
@@ -130,7 +162,7 @@ def score_splits(
 
 
 def _user_blocks(
-    store: Store, split: str, users_per_block: int
+    store: Store, split: str, users_per_block: int, domain: str | None
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]:
-    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size()):
+    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size(), domain=domain):
         yield block.user_index.astype(np.int64), block.history, block.targets

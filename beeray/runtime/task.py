@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from beeray.config import Config
+from beeray.runtime.steps import UserShare
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class WorkerTask:
         config: the resolved config.
         store_path: the prepared store.
         tokens_path: the token store of this encoder.
-        num_users: training users of one rank in an epoch.
+        shares: training users of one rank, domain by domain.
         run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
@@ -38,8 +39,13 @@ class WorkerTask:
     tokens_path: str
     monitor: Any
     model: str
-    num_users: int = 0
+    shares: tuple[UserShare, ...] = ()
     run_dir: str = ""
+
+    @property
+    def num_users(self) -> int:
+        """Users of one rank in an epoch."""
+        return sum(share.num_drawn for share in self.shares)
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""

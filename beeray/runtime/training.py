@@ -33,11 +33,11 @@ from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
-from beeray.runtime.feed import UserFeed
+from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
-from beeray.runtime.steps import plan_steps
+from beeray.runtime.steps import plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import score, worker_ready
 
@@ -68,10 +68,10 @@ class _Training:
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
-        self.planner = StepPlanner(self.tokens, trainable, settings, device, group)
+        domains = scored_within(self.config, self.store)
+        self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
         self.feed = UserFeed(
-            ray.train.get_dataset_shard("users"),
-            num_users=task.num_users,
+            _streams(task),
             batch_size=self.config.train.batch_size // self.world_size,
             seed=self.config.seed,
             rank=self.rank,
@@ -86,7 +86,7 @@ class _Training:
         self.flops = count_flops(encoder, device)
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
-        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
+        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device, domains)
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
@@ -230,7 +230,7 @@ class _Training:
 
     def _validate(self, position: Position) -> dict[str, float]:
         embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)[0]
+        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
         means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
         if self.rank == 0:
             self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
@@ -246,6 +246,19 @@ class _Training:
 
     def _score(self, when: str) -> None:
         score(self.task, self.engine, self.store, self.tokens, self.device, when)
+
+
+def _streams(task: WorkerTask) -> list[UserStream]:
+    several = len(task.shares) > 1
+    return [
+        UserStream(
+            ray.train.get_dataset_shard(share.dataset),
+            share.num_users,
+            share.num_drawn,
+            (share.domain,) if several or share.num_drawn != share.num_users else (),
+        )
+        for share in task.shares
+    ]
 
 
 def step_settings(config: Config) -> StepSettings:

@@ -16,7 +16,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     """Prepare the store of a config, unless it is there and up to date; returns what was made."""
     started = time.monotonic()
     sources = " + ".join(f"{one.domain} ({one.source})" for one in config.data.single_sources())
-    console.line(f"prepare {config.name}: {sources if config.data.domains else config.data.source} → {config.store_path}")
+    console.line(
+        f"prepare {config.name}: {sources if config.data.domains else config.data.source} → {config.store_path}"
+    )
     with ray_session(config.cluster, config.storage):
         store, prepared = prepared_store(config, console)
     return {

@@ -16,16 +16,16 @@ from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import DataError, RunError
+from beeray.errors import RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
-from beeray.runtime.launch import launch, user_dataset
+from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_training
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
-from beeray.runtime.steps import plan_steps
+from beeray.runtime.steps import UserShare, plan_steps, user_shares
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
 
@@ -52,7 +52,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             store, _ = prepared_store(config, console)
             startup.reached("store")
             tokens_path = token_store(config, store, tokenizer, console)
-            inputs = _Inputs(store, tokens_path, _users_per_rank(config, store))
+            inputs = _Inputs(store, tokens_path, tuple(user_shares(config, store)))
             startup.reached("tokens")
             if arguments.fresh:
                 folder.clear()
@@ -66,22 +66,12 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 class _Inputs:
     store: Store
     tokens_path: str
-    users_per_rank: int
-
-
-def _users_per_rank(config: Config, store: Store) -> int:
-    users = store.num_training_users(config.trains_on_validation) // config.cluster.num_workers
-    if users < 1:
-        raise DataError(
-            f"store {store.path}: {store.num_training_users(config.trains_on_validation)} users with two or more "
-            f"trainable items do not suffice for cluster.num_workers {config.cluster.num_workers}; lower it"
-        )
-    return users
+    shares: tuple[UserShare, ...]
 
 
 def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console, startup: Startup) -> dict[str, Any]:
     started = time.monotonic()
-    per_epoch, num_steps = plan_steps(config, inputs.users_per_rank)
+    per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares))
     console.line(
         f"train {config.name}: {config.encoder.name}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
@@ -107,13 +97,13 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
                     inputs.store.path,
                     inputs.tokens_path,
                     monitor,
-                    num_users=inputs.users_per_rank,
+                    shares=inputs.shares,
                     model=located_encoder(config.encoder.name),
                     run_dir=str(folder.path),
                 ),
                 storage=folder.path,
                 name=CHECKPOINTS,
-                users=user_dataset(inputs.store, config.trains_on_validation),
+                users=user_datasets(inputs.store, inputs.shares, config.trains_on_validation),
                 keep_checkpoints=config.train.keep_checkpoints,
             )
         handler.close()
