@@ -68,12 +68,13 @@ class Config(Section):
         domains = list(self.data.domains or [self.data.domain])
         for name in domains:
             self.split_of(name)
-        unknown = [name for name in self.evaluate.domains or () if name not in domains]
-        if unknown:
-            named = ", ".join(str(name) for name in domains if name) or "one source, without a name"
-            raise ValueError(
-                f"evaluate.domains names {unknown[0]!r}: the domains of data are {named}; correct the name"
-            )
+        for section, asked in (("evaluate", self.evaluate.domains), ("embed", self.embed.domains)):
+            unknown = [name for name in asked or () if name not in domains]
+            if unknown:
+                named = ", ".join(str(name) for name in domains if name) or "one source, without a name"
+                raise ValueError(
+                    f"{section}.domains names {unknown[0]!r}: the domains of data are {named}; correct the name"
+                )
         return self
 
     @model_validator(mode="after")
@@ -105,6 +106,8 @@ class Config(Section):
             return {None: self}
         configs: dict[str | None, Config] = {}
         for data in self.data.single_sources():
+            if self.embed.domains is not None and data.domain not in self.embed.domains:
+                continue
             embed = self.embed.model_copy(update={"path": f"{self.embeddings_path.rstrip('/')}/{data.domain}"})
             configs[data.domain] = self.model_copy(update={"data": data, "embed": embed})
         return configs
