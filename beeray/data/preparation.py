@@ -73,16 +73,13 @@ def store_fingerprint(config: Config, domains: Sequence[Domain] | None = None) -
     Args:
         domains: the opened sources of the config; opened here unless given.
     """
-    deciding = [
-        {
-            "catalog": one.raw.catalog.fingerprint(),
-            "interactions": one.raw.interactions.fingerprint(),
-            "template": one.raw.template,
-            "rules": one.data.model_dump(mode="json", exclude=NOT_CONTENT),
-            "split": one.split.model_dump(mode="json"),
-        }
-        for one in domains or open_domains(config)
-    ]
+    deciding = []
+    for one in domains or open_domains(config):
+        with told_of(one.name if config.data.domains else None):
+            inputs = {"catalog": one.raw.catalog.fingerprint(), "interactions": one.raw.interactions.fingerprint()}
+        rules = one.data.model_dump(mode="json", exclude=NOT_CONTENT)
+        split = one.split.model_dump(mode="json")
+        deciding.append({**inputs, "template": one.raw.template, "rules": rules, "split": split})
     common = {"schema_version": SCHEMA_VERSION, "seed": config.seed}
     return config_digest(common | (deciding[0] if len(deciding) == 1 else {"domains": deciding}))
 

@@ -71,14 +71,19 @@ class StoreMeta:
     @classmethod
     def of_domains(cls, fingerprint: str, split_kind: str, domains: Sequence[DomainMeta]) -> StoreMeta:
         """The whole store's counts, and each domain's where there are several."""
-        counts = ("items", "users", "interactions", "training_users", "dropped")
         several = len(domains) > 1
         return cls(
-            fingerprint,
-            split_kind,
-            [one.name for one in domains],
-            *(sum(getattr(one, f"num_{name}") for one in domains) for name in counts[:3]),
-            **{name: _sum_counts([getattr(one, name) for one in domains]) for name in counts},
+            fingerprint=fingerprint,
+            split_kind=split_kind,
+            domains=[one.name for one in domains],
+            num_items=sum(one.num_items for one in domains),
+            num_users=sum(one.num_users for one in domains),
+            num_interactions=sum(one.num_interactions for one in domains),
+            items=_sum_counts([one.items for one in domains]),
+            users=_sum_counts([one.users for one in domains]),
+            interactions=_sum_counts([one.interactions for one in domains]),
+            training_users=_sum_counts([one.training_users for one in domains]),
+            dropped=_sum_counts([one.dropped for one in domains]),
             time_boundaries=None if several else domains[0].time_boundaries,
             by_domain=[dataclasses.asdict(one) for one in domains] if several else [],
         )

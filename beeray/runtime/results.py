@@ -134,6 +134,7 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
             for name, value in _metrics(record).items()
         ]
         where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+        where += f" of {len(record['domains'])} domains" if "domains" in record else ""
         said = "  ".join(shown) or "no user has a target"
         trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
         whose = f"{split}{trained_on}{f', {domain}' if domain else ''}"

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from beeray.config import Config, validate_config
 from beeray.data.leakage import check_leakage
@@ -19,6 +20,7 @@ from beeray.data.parts import read_part
 from beeray.data.preparation import ensure_store, store_fingerprint
 from beeray.data.store import Store
 from beeray.errors import ConfigError, DataError, StoreError
+from beeray.runtime.scoring import score_split
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -115,7 +117,9 @@ def test_what_is_known_of_each_domain_adds_up(mixed: Store) -> None:
         {"train": 9, "validation": 3, "test": 3},
     )
     assert meta.items == {"train": 15, "validation": 5, "test": 5}
-    assert meta.training_users == {"train": 50, "train+validation": 50}
+    enough = [sum(row["splits"].count(0) >= 2 for row in users_of(mixed, name)) for name in meta.domains]
+    assert [one.training_users["train"] for one in mixed.domains] == enough
+    assert meta.training_users["train"] == sum(enough) > 40
     assert mixed.item_domains.tolist() == [0] * 10 + [1] * 15
     assert len(mixed.candidates("test")) == 5
     assert mixed.candidates("test", "books").tolist() == [item for item in mixed.candidates("test") if item >= 10]
@@ -178,6 +182,28 @@ def test_what_decides_the_store_is_in_its_fingerprint_and_weights_are_not(tables
     assert store_fingerprint(one) == store_fingerprint(alone(folder, "books", domains["books"]))
 
 
+@pytest.mark.parametrize("asked", [None, ["books"]])
+def test_candidates_of_a_user_are_the_items_of_its_domain(
+    asked: list[str] | None, mixed: Store, tables: tuple[Path, dict[str, Any]]
+) -> None:
+    config = a_config(*tables, evaluate={"domains": asked, "recall_at": [2], "ndcg_at": [3]})
+    embeddings = torch.nn.functional.normalize(torch.randn(25, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    scores = score_split(embeddings, config, mixed, "test")
+    names = asked or ["films", "books"]
+    assert [(one.ranking, one.domain) for one in scores] == [
+        (ranking, name) for ranking in ("held_out", "catalog") for name in names
+    ]
+    assert {one.domain: one.num_candidates for one in scores if one.ranking == "held_out"} == {
+        name: {"films": 2, "books": 3}[name] for name in names
+    }
+    others = embeddings.clone()
+    others[:10] = -others[:10].flip(0)  # other films
+    again = score_split(others, config, mixed, "test")
+    for one, other in zip(scores, again, strict=True):
+        assert np.array_equal(one.scores, other.scores) == (one.domain == "books")
+        assert (one.user_index >= 20).all() == (one.domain == "books")
+
+
 @pytest.fixture
 def copied(mixed: Store, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mixed.path, tmp_path / "store"))
@@ -208,7 +234,7 @@ def another_domain(row: dict[str, Any]) -> None:
         ("users", a_film_for_a_reader, "has an item_index out of range"),
         ("users", a_label_of_training, "labelled unlike its held-out item"),
         ("users", another_domain, "something of domain 'books' is labelled ['films', 'books']"),
-        ("catalog", another_domain, "something of domain 'books' is labelled ['films', 'books']"),
+        ("catalog", another_domain, "something of domain 'books' is labelled ['films']"),
     ],
 )
 def test_a_leak_in_the_second_domain_or_between_the_two_is_found(

@@ -122,6 +122,8 @@ def test_several_domains_are_told_together_and_one_by_one() -> None:
     }
     lines = headline(summary, a_config())
     assert [line.partition(" users")[0] for line in lines] == ["test, 4", "test, films, 2", "test, books, 2"]
+    assert lines[0].startswith("test, 4 users, 14 held-out items of 2 domains: recall@2 0.7500 [")
+    assert lines[2].startswith("test, books, 2 users, 7 held-out items: recall@2 1.0000 [")
     table = scores_table([films, books])
     assert table["domain"].to_pylist() == ["films", "films", "books", "books"]
     assert table.column_names == ["user_index", "split", "ranking", "domain", "recall@2", "ndcg@3"]
