@@ -70,14 +70,19 @@ def embed_catalog(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    items: NDArray[np.int32] | None = None,
 ) -> Tensor:
-    """Row-normalised embeddings of the whole catalog on every rank, without dropout. Every rank must call."""
+    """Row-normalised embeddings of the whole catalog on every rank, without dropout. Every rank must call.
+
+    Args:
+        items: the only ones that are needed, sorted; the rows of the others are zero.
+    """
     training = encode.training
     encode.eval()
     embeddings = embed_items(
         encode,
         tokens,
-        np.arange(tokens.num_items, dtype=np.int32),
+        np.arange(tokens.num_items, dtype=np.int32) if items is None else items,
         max_seq_length=config.served_seq_length,
         token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
         device=device,
@@ -85,7 +90,12 @@ def embed_catalog(
         progress=progress,
     )
     encode.train(training)
-    return normalize_rows_in_place(embeddings)
+    normalize_rows_in_place(embeddings)
+    if items is None:
+        return embeddings
+    table = embeddings.new_zeros((tokens.num_items, embeddings.shape[1]))
+    table[torch.from_numpy(items.astype(np.int64)).to(device)] = embeddings
+    return table
 
 
 def score_split(
@@ -127,6 +137,15 @@ def scored_domains(config: Config, store: Store) -> list[str | None]:
     return [name for name in store.meta.domains if asked is None or name in asked]
 
 
+def needed_items(config: Config, store: Store) -> NDArray[np.int32] | None:
+    """Items that may be ranked or are input when some domains alone are scored; None: all."""
+    domains = scored_domains(config, store)
+    if len(domains) == len(store.meta.domains):
+        return None
+    inside = [store.domain(name).item_range for name in domains if name is not None]
+    return np.concatenate([np.arange(one.start, one.stop, dtype=np.int32) for one in inside])
+
+
 def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
     """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`, and of each domain. Every rank must call.
 
@@ -155,7 +174,7 @@ def score_splits(
 ) -> tuple[list[SplitScores], dict[str, float]]:
     """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
     started = time.perf_counter()
-    embeddings = embed_catalog(encode, config, tokens, device, progress)
+    embeddings = embed_catalog(encode, config, tokens, device, progress, needed_items(config, store))
     embedded = time.perf_counter()
     results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}

@@ -20,7 +20,8 @@ from beeray.data.parts import read_part
 from beeray.data.preparation import ensure_store, store_fingerprint
 from beeray.data.store import Store
 from beeray.errors import ConfigError, DataError, StoreError
-from beeray.runtime.scoring import score_split
+from beeray.runtime.head_start import training_users
+from beeray.runtime.scoring import needed_items, score_split
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -205,6 +206,31 @@ def test_candidates_of_a_user_are_the_items_of_its_domain(
         if one.domain == "books" or one.ranking == "catalog":  # two candidates alone may well keep their order
             assert np.array_equal(one.scores, other.scores) == (one.domain == "books")
         assert (one.user_index >= 20).all() == (one.domain == "books")
+
+
+def test_only_items_of_the_domains_that_are_scored_are_embedded(
+    mixed: Store, tables: tuple[Path, dict[str, Any]]
+) -> None:
+    assert needed_items(a_config(*tables), mixed) is None
+    books = needed_items(a_config(*tables, evaluate={"domains": ["books"]}), mixed)
+    assert books is not None and books.tolist() == list(range(10, 25))
+
+
+@pytest.mark.parametrize(("weight", "num_books"), [(1.0, 30), (0.5, 15), (2.5, 75)])
+def test_a_head_is_trained_on_users_of_all_domains_in_their_weights(
+    weight: float, num_books: int, tables: tuple[Path, dict[str, Any]], mixed: Store
+) -> None:
+    folder, domains = tables
+    config = a_config(
+        folder, domains | {"books": domains["books"] | {"weight": weight}}, train={"with_validation": True}
+    )
+    items = mixed.trainable_items(with_validation=True)
+    users = training_users(mixed, config, items)
+    of_books = [items[users.indices[start]] >= 10 for start in users.indptr[:-1]]
+    num_films = mixed.domain("films").training_users["train+validation"]
+    most = mixed.domain("books").training_users["train+validation"]
+    assert of_books == [False] * num_films + [True] * round(most * weight)
+    assert (most, round(most * weight)) == (30, num_books)
 
 
 @pytest.fixture

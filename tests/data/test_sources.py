@@ -14,7 +14,6 @@ from pyarrow import csv, feather
 from pyarrow import parquet as pq
 
 from beeray.config import CatalogTable, DataConfig, InteractionsTable
-from beeray.data import csv_ranges
 from beeray.data.catalog import render
 from beeray.data.sources import open_source, template_columns
 from beeray.data.tables import FRAGMENT_SHIFT, Table
@@ -468,37 +467,3 @@ def test_a_changed_tag_changes_the_fingerprint_of_the_movielens_catalog(tmp_path
     assert open_source(config).catalog.fingerprint() == before
     (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,1,other,1\n")
     assert open_source(config).catalog.fingerprint() != before
-
-
-# --- Amazon Books
-
-
-def write_amazon_books(folder: Path, rows: str) -> Path:
-    folder.mkdir()
-    (folder / "Books.csv").write_text(rows)
-    texts = {"asin": ["0001", "B2", "0001"], "llama31_description": ["A whale.", "A wood.", "Another whale."]}
-    feather.write_feather(pa.table(texts), folder / "item_text_descriptions.feather")
-    return folder
-
-
-def test_amazon_books_have_no_line_of_names_and_a_repeated_book_has_its_first_text(tmp_path: Path) -> None:
-    rows = "0001,A1,5.0,1123804800\nB2,A1,3.0,1123804801\n0001,A2,4.0,1123804802\n"
-    tables = open_source(DataConfig(source="amazon-books", path=str(write_amazon_books(tmp_path / "ab", rows))))
-    assert (tables.domain, tables.template) == ("amazon-books", "{llama31_description}")
-    assert values_of(tables.interactions) == [
-        ("A1", "0001", 5.0, 1123804800),
-        ("A1", "B2", 3.0, 1123804801),
-        ("A2", "0001", 4.0, 1123804802),
-    ]
-    assert values_of(tables.catalog) == [("0001", "A whale."), ("B2", "A wood.")]
-
-
-def test_a_large_file_without_a_line_of_names_is_read_in_ranges_with_its_first_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 64)
-    lines = [f"B{row:04d},A{row % 7},5.0,{row}" for row in range(50)]
-    source = write_amazon_books(tmp_path / "ab", "\n".join(lines) + "\n")
-    table = open_source(DataConfig(source="amazon-books", path=str(source))).interactions
-    assert len(table.fragments()) > 5
-    assert [item for _, item, _, _ in values_of(table)] == [f"B{row:04d}" for row in range(50)]
