@@ -1,4 +1,4 @@
-"""Several data sets in a config: what is handed down, what is refused and under which key, and the paper's experiments."""
+"""Several data sets in a config: what is handed down, what is refused and under which key, and the experiments."""
 
 from __future__ import annotations
 
