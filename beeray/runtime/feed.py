@@ -22,6 +22,8 @@ from beeray.core.user_items import UserItems, concatenate_users
 from beeray.runtime.steps import steps_per_epoch
 
 WINDOW_USERS = 65536
+KEPT_USERS = 32768
+"""A rank that has no more users of a domain keeps them: Ray Data takes seconds to begin a pass anew."""
 
 
 class RowStream(Protocol):
@@ -65,6 +67,7 @@ class UserFeed:
         self.streams = streams
         self.seed = seed
         self.rank = rank
+        self._kept: dict[tuple[int, ...], list[UserItems]] = {}
         self.num_steps = steps_per_epoch(sum(stream.num_drawn for stream in streams), batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[UserItems]:
@@ -83,19 +86,32 @@ class UserFeed:
     def _windows(self, stream: UserStream, epoch: int) -> Iterator[UserItems]:
         """A stream's users of an epoch, shuffled window by window, pass after pass."""
         for turn, wanted in enumerate(_passes(stream)):
-            batches = stream.rows.iter_batches(batch_size=WINDOW_USERS, batch_format="pyarrow", prefetch_batches=1)
             seen = 0
-            for number, table in enumerate(batches):
-                order = self._generator(stream, epoch, number, turn).permutation(table.num_rows)
+            for number, window in enumerate(self._read(stream)):
+                order = self._generator(stream, epoch, number, turn).permutation(window.num_users)
                 first, last = (
                     min(row, stream.num_users) * wanted // stream.num_users for row in (seen, seen + len(order))
                 )
                 seen += len(order)
-                yield _user_items(table).take(order[: last - first])
+                yield window.take(order[: last - first])
             if seen < stream.num_users:
                 raise RuntimeError(
                     f"rank {self.rank} was given fewer than the {stream.num_users} users it was promised"
                 )
+
+    def _read(self, stream: UserStream) -> Iterator[UserItems]:
+        """One pass over a stream, which all ranks begin together; of a short one the first alone is."""
+        if stream.key in self._kept:
+            yield from self._kept[stream.key]
+            return
+        windows: list[UserItems] = []
+        for table in stream.rows.iter_batches(batch_size=WINDOW_USERS, batch_format="pyarrow", prefetch_batches=1):
+            window = _user_items(table)
+            yield window
+            if stream.num_users <= KEPT_USERS:  # as was promised, so that no rank begins a pass without the others
+                windows.append(window)
+        if windows:
+            self._kept[stream.key] = windows
 
     def _generator(self, stream: UserStream, epoch: int, window: int, turn: int) -> np.random.Generator:
         further = [*stream.key, turn] if stream.key else []

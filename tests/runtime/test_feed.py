@@ -228,3 +228,22 @@ def test_a_mixed_batch_keeps_each_user_s_own_items(window: int) -> None:
     for batch in mixed(0.5, 2.5).epoch(0):
         assert batch.indptr.dtype == np.int64 and batch.indices.dtype == np.int32
         assert all(items == user_items(items[0] // 100) for items in profiles(batch))
+
+
+@pytest.mark.parametrize(("most", "num_passes"), [(20, [2, 1]), (10, [2, 6])])
+def test_a_short_stream_is_read_once_and_its_order_is_the_same(
+    most: int, num_passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "KEPT_USERS", most)
+    feed, begun = mixed(books=2.5), [0, 0]
+    for place, stream in enumerate(feed.streams):
+
+        def counted(read: Any = stream.rows.iter_batches, place: int = place, **how: Any) -> Any:
+            begun[place] += 1
+            return read(**how)
+
+        monkeypatch.setattr(stream.rows, "iter_batches", counted)
+    epochs = [order(feed, epoch) for epoch in range(2)]
+    assert begun == num_passes  # films are forty: longer than either limit
+    monkeypatch.setattr(feed_module, "KEPT_USERS", 0)
+    assert epochs == [order(mixed(books=2.5), epoch) for epoch in range(2)]
