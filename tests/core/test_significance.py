@@ -1,4 +1,4 @@
-"""Paired bootstrap and Holm's correction: hand-worked answers, uniform p where nothing differs, small p where it does."""
+"""Paired bootstrap and Holm's correction: known answers, p uniform where nothing differs and small where it does."""
 
 from __future__ import annotations
 
