@@ -18,16 +18,16 @@ WITHOUT_TEXT: tuple[Baseline, ...] = ("popularity", "item_knn", "ease", "elsa")
 class ItemKnnConfig(Section):
     """Items that the same users have, by cosine."""
 
-    neighbours: int = Field(200, ge=1)
+    neighbours: int = Field(50, ge=1)
     """Similar items kept for each item."""
-    shrink: float = Field(10.0, ge=0)
+    shrink: float = Field(0.0, ge=0)
     """Added to the denominator of every cosine, in users: takes weight from similarities seen with few."""
 
 
 class EaseConfig(Section):
     """The linear autoencoder in closed form."""
 
-    l2: float = Field(300.0, gt=0)
+    l2: float = Field(100.0, gt=0)
     max_items: int = Field(40_000, ge=1)
     """Items with interactions for which a dense float32 matrix of items × items is held: 6 GiB at the default."""
 
@@ -35,7 +35,7 @@ class EaseConfig(Section):
 class ElsaConfig(Section):
     """The shallow autoencoder that encoders are fine-tuned with, on an embedding of its own for every item."""
 
-    dim: int = Field(256, ge=1)
+    dim: int = Field(512, ge=1)
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(256, ge=1)
     """Users of a step."""
@@ -49,7 +49,7 @@ class BaselinesConfig(Section):
     item_knn: ItemKnnConfig = ItemKnnConfig()
     ease: EaseConfig = EaseConfig()
     elsa: ElsaConfig = ElsaConfig()
-    frozen_head: HeadConfig = HeadConfig(steps=200, batch_size=128, max_output=3000)
+    frozen_head: HeadConfig = HeadConfig(units=0, steps=200, batch_size=256, max_output=3000, lr=3e-4)
     """The strongest cheap control: a head trained alone, under the loss of training, on an encoder that is not."""
 
     @model_validator(mode="after")

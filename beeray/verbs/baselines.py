@@ -40,25 +40,36 @@ CANNOT_RANK_NEW_ITEMS = (
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Fit and score what is not there yet, then print all beside the run's own model."""
+    which = chosen(config, arguments.only)
+    fingerprint, fitted = ensure(config, which, console, fresh=arguments.fresh)
+    comparison = compared(config, which, own_model(config, fingerprint, console), console)
+    records = {name: kept(name, config, fingerprint) for name in which}
+    return {"baselines": records, "fitted": fitted, **({"comparison": comparison} if comparison else {})}
+
+
+def ensure(
+    config: Config, which: list[Baseline], console: Console, *, fresh: bool = False
+) -> tuple[str, list[Baseline]]:
+    """Fit and score the baselines that are not there with these settings; all of them with `fresh`.
+
+    Returns:
+        fingerprint of the store, and what was fitted now.
+    """
     if not config.evaluate.splits:
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
-    which = chosen(config, arguments.only)
-    config = config.model_copy(update={"baselines": config.baselines.model_copy(update={"which": tuple(which)})})
     lock = config.run_dir.parent / "logs" / f"{config.name}-baselines.lock"
     with (
         locked_file(lock, f"run {config.name!r}: its baselines are being fitted by another command", "wait for it"),
         storage_options(config.storage),
     ):
         fingerprint = store_fingerprint(config, open_source(config.data))
-        missing = [name for name in which if arguments.fresh or kept(name, config, fingerprint) is None]
+        missing = [name for name in which if fresh or kept(name, config, fingerprint) is None]
         done = [name for name in which if name not in missing]
         if done:
             console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
         if missing:
             _fit_and_score(config, missing, console)
-    record = compared(config, which, fingerprint, console)
-    records = {name: kept(name, config, fingerprint) for name in which}
-    return {"baselines": records, "fitted": missing, **({"comparison": record} if record else {})}
+    return fingerprint, missing
 
 
 def chosen(config: Config, only: str | None) -> list[Baseline]:
@@ -170,15 +181,12 @@ def _keep(name: Baseline, config: Config, store: Store, scores: Any, about: dict
         console.line(f"{name}: {line}")
 
 
-def compared(
-    config: Config, which: list[Baseline], fingerprint: str, console: Console, *others: Scored
-) -> dict[str, Any] | None:
-    """Print a table of the run's own model (or the systems given) and all baselines; None where there is only one.
+def compared(config: Config, which: list[Baseline], first: list[Scored], console: Console) -> dict[str, Any] | None:
+    """Print a table of some systems and all baselines; None where there is only one.
 
     Args:
-        others: what comes first, in place of the run's own model.
+        first: what comes before the baselines; the first of all is the reference.
     """
-    first = list(others) or _own_model(config, fingerprint, console)
     systems = [*first, *(open_scored(str(folder_of(name, config))) for name in which)]
     if len(systems) < 2:
         return None
@@ -188,14 +196,13 @@ def compared(
     return record
 
 
-def _own_model(config: Config, fingerprint: str, console: Console) -> list[Scored]:
+def own_model(config: Config, fingerprint: str, console: Console) -> list[Scored]:
+    """What the config's own run scored at its end, if it is finished and was scored on this store."""
     folder = RunFolder(config)
     if folder.finished() is None or not folder.scores.is_file():
         return []
     own = open_scored(str(folder.path))
     if own.store_fingerprint != fingerprint:
-        console.line(
-            f"run {config.name!r} was scored on another store ({own.store_fingerprint}): left out of the table"
-        )
+        console.line(f"run {config.name!r} was scored on another store, {own.store_fingerprint}: left out of the table")
         return []
     return [own]

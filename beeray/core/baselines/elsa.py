@@ -1,8 +1,8 @@
 """ELSA with an embedding of its own for every item: the loss that encoders are fine-tuned with, and no text.
 
 Vančura et al., "Scalable Linear Shallow Autoencoder for Collaborative Filtering" (RecSys 2022). With A (items × d) and
-E its rows at unit length, scores = X E Eᵀ − X; A is trained by Adam on ‖ normalize(scores) − normalize(X) ‖² of batches
-of users, over all items at once. Negative scores count, as in that paper; `core.elsa` has the loss.
+E its rows at unit length, scores = X E Eᵀ − X; A is trained by Adam on ‖ normalize(relu(scores)) − normalize(X) ‖² of
+batches of users, over all items at once; `core.elsa` has the loss.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Elsa:
         batch_size: int = 256,
         lr: float = 0.01,
         *,
-        relu: bool = False,
+        relu: bool = True,
         seed: int = 42,
         progress: Callable[[int, float], None] = lambda epoch, loss: None,
     ) -> None:
@@ -83,7 +83,7 @@ class Elsa:
         return scores
 
 
-def elsa_losses(table: Tensor, user_items: sparse.csr_matrix, *, relu: bool = False) -> Tensor:
+def elsa_losses(table: Tensor, user_items: sparse.csr_matrix, *, relu: bool = True) -> Tensor:
     """Loss of each user, (users,), with the embeddings in `table`, (items, d), not normalised."""
     embeddings = normalize_rows(table)
     observed = torch.from_numpy(user_items.toarray())
