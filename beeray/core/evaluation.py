@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,8 +38,19 @@ class RankingMetrics:
         return [f"recall@{k}" for k in self.recall_at] + [f"ndcg@{k}" for k in self.ndcg_at]
 
 
+class UserRanker(Protocol):
+    """What ranks candidates for blocks of users and scores the rankings, however it comes to its order."""
+
+    metrics: RankingMetrics
+    candidates: NDArray[np.int32]
+
+    def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
+        """Metrics of a block of users, (users, metrics); see `Ranker.score`."""
+        ...
+
+
 class Ranker:
-    """Ranks candidates for blocks of users and scores the rankings.
+    """Ranks candidates by embeddings for blocks of users and scores the rankings.
 
     Args:
         embeddings: (items, d) of the whole catalog, row-normalised, on the device that ranks.
@@ -74,13 +86,13 @@ class Ranker:
             float64 (users, metrics), columns as in `metrics.names`.
         """
         device = self.embeddings.device
-        wanted = self._restrict(targets)
+        wanted = at_candidates(targets, self.candidates)
         num_targets = torch.from_numpy(np.bincount(wanted.row, minlength=targets.shape[0]))
         assert int(num_targets.min()) > 0, "a user without a target among the candidates"
         scores, places = top_items(
             self._user_vectors(history),
             self.embeddings,
-            _positions(self._restrict(history), device),
+            _positions(at_candidates(history, self.candidates), device),
             self.metrics.longest,
             candidates=self.rows,
             items_per_block=self.items_per_block,
@@ -99,13 +111,14 @@ class Ranker:
             mode="sum",
         )
 
-    def _restrict(self, matrix: sparse.csr_matrix) -> sparse.coo_matrix:
-        """Entries at candidates, columns as places among them; the work is in the entries, not in the catalog."""
-        entries = matrix.tocoo()
-        places = np.minimum(np.searchsorted(self.candidates, entries.col), len(self.candidates) - 1)
-        kept = self.candidates[places] == entries.col
-        inside = (entries.data[kept], (entries.row[kept], places[kept]))
-        return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(self.candidates)))
+
+def at_candidates(matrix: sparse.csr_matrix, candidates: NDArray[np.int32]) -> sparse.coo_matrix:
+    """Entries at candidates, columns as places among them; the work is in the entries, not in the catalog."""
+    entries = matrix.tocoo()
+    places = np.minimum(np.searchsorted(candidates, entries.col), len(candidates) - 1)
+    kept = candidates[places] == entries.col
+    inside = (entries.data[kept], (entries.row[kept], places[kept]))
+    return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(candidates)))
 
 
 def _positions(matrix: sparse.coo_matrix, device: torch.device) -> Tensor:
@@ -123,7 +136,7 @@ def _hits(places: NDArray[np.int64], wanted: sparse.coo_matrix) -> NDArray[np.bo
 
 
 def score_users(
-    ranker: Ranker, blocks: Iterable[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]
+    ranker: UserRanker, blocks: Iterable[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Score blocks of (user indices, history, targets); returns all user indices and their metrics."""
     users: list[NDArray[np.int64]] = []

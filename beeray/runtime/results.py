@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from beeray.runtime.scoring import SplitScores
 
 Record = dict[str, Any]
+CANDIDATES = {
+    "held_out": "held-out items",
+    "catalog": "items of the whole catalog",
+    "filtered": "items of its window (filtered)",
+}
+"""What is ranked, by name of the ranking."""
 
 
 def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
@@ -111,7 +117,7 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
                 for name, value in record.items()
                 if isinstance(value, dict)
             ]
-            where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+            where = CANDIDATES.get(ranking, ranking)
             said = "  ".join(shown) or "no user has a target"
             trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
             lines.append(f"{split}{trained_on}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
-from beeray.core.evaluation import Ranker, RankingMetrics, score_users
+from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
@@ -32,7 +32,7 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item).
+        ranking: which candidates; see `ranking_candidates`.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
@@ -89,22 +89,47 @@ def embed_catalog(
 def score_split(
     embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
 ) -> list[SplitScores]:
-    """Score this rank's share of a split's users, among the held-out items first. Not collective.
+    """Score this rank's share of a split's users in every ranking of it. Not collective.
 
     Args:
-        full_catalog: False leaves out the ranking among the whole catalog of an item split.
+        full_catalog: False leaves out all rankings but the first.
     """
-    candidates = {"held_out": store.candidates(split)}
-    if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
-        candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
-    elif config.split.kind != "item":
-        candidates = {"catalog": candidates["held_out"]}
     results: list[SplitScores] = []
-    for ranking, items in candidates.items():
+    for ranking, items in ranking_candidates(config, store, split, full_catalog=full_catalog).items():
         ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
-        results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items)))
+        results.append(score_ranking(ranker, config, store, split, ranking))
     return results
+
+
+def ranking_candidates(
+    config: Config, store: Store, split: str, *, full_catalog: bool = True
+) -> dict[str, NDArray[np.int32]]:
+    """The items that each ranking of a split is among, sorted; the ranking that counts comes first.
+
+    - `held_out`: the split's own items; `item` splits.
+    - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
+    - `filtered`: items that somebody has in the split's window, with `evaluate.filtered`; `time` splits. beeFormer's
+      figure: it drops all others after ranking, which flatters, since who recommends cannot know what will be had.
+
+    Args:
+        full_catalog: False leaves out all but the first.
+    """
+    first = store.candidates(split)
+    if config.split.kind == "item":
+        candidates = {"held_out": first}
+        if config.evaluate.full_catalog and full_catalog:
+            candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
+        return candidates
+    candidates = {"catalog": first}
+    if config.split.kind == "time" and config.evaluate.filtered and full_catalog:
+        candidates["filtered"] = store.items_within(split)
+    return candidates
+
+
+def score_ranking(ranker: UserRanker, config: Config, store: Store, split: str, ranking: str) -> SplitScores:
+    """Score this rank's share of a split's users by one ranker. Not collective."""
+    users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates))
 
 
 def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
