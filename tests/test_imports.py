@@ -20,7 +20,7 @@ import pytest
 from tiny_encoder import build_tiny_encoder
 
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
-COMMANDS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "index", "demo")]
+COMMANDS = [f"beeray.{verb}" for verb in ("prepare", "train", "evaluate", "tune", "embed", "index", "demo", "report")]
 VERBS = [*COMMANDS, "beeray.verbs"]
 CONFIG_ROOMS = ["beeray.config", "beeray.console", "beeray.errors", *COMMANDS]
 """Imported before a config is known to be valid, so they import nothing that takes seconds."""

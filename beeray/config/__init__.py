@@ -11,6 +11,7 @@ from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, Shop
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
@@ -29,6 +30,7 @@ __all__ = [
     "HeadConfig",
     "IndexConfig",
     "InteractionsTable",
+    "ReportConfig",
     "Section",
     "ShopConfig",
     "SplitConfig",

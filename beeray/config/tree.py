@@ -15,6 +15,7 @@ from beeray.config.credentials import refuse_passwords
 from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
@@ -34,6 +35,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
+    report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -117,7 +119,7 @@ class Config(Section):
 
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
-        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "tracking"}
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "report", "tracking"}
         deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)

@@ -1,0 +1,70 @@
+const kinds = { trained: 'trained', before: 'before', baseline: 'baseline', other: 'other' };
+
+function chosenRows() {
+  const select = element('ranking');
+  if (!select) return [];
+  const [split, ranking, domain] = select.value.split('|');
+  return data.rows.filter((row) => row.split === split && row.ranking === ranking && row.domain === domain);
+}
+
+/** Dots, one a model; names get a running number of spaces where two are alike, or plotly would merge them. */
+function dots(rows, value, more) {
+  return {
+    type: 'scatter', mode: 'markers', x: rows.map(value), y: rows.map((row, place) => plain(row.name) + '\u200b'.repeat(place)),
+    marker: { size: 11, color: rows.map((row) => colour(kinds[row.kind])) }, ...more,
+  };
+}
+
+function height(rows) {
+  return 96 + 30 * rows.length;
+}
+
+function drawMetrics(rows) {
+  const box = element('metric-plots');
+  box.replaceChildren();
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row.metrics)))];
+  for (const name of names) {
+    const here = rows.filter((row) => row.metrics[name]);
+    const trace = dots(here, (row) => row.metrics[name][0], {
+      error_x: {
+        type: 'data', symmetric: false, thickness: 2, width: 5, color: colour('soft'),
+        array: here.map((row) => row.metrics[name][2] - row.metrics[name][0]),
+        arrayminus: here.map((row) => row.metrics[name][0] - row.metrics[name][1]),
+      },
+      customdata: here.map((row) => row.metrics[name].map((figure) => figure.toFixed(4))),
+      hovertemplate: '%{y}: %{customdata[0]}<br>95 % %{customdata[1]} – %{customdata[2]}<extra></extra>',
+    });
+    draw(box, name, `${name} of every model with 95 % intervals; the table below has the figures`, [trace], {
+      title: { text: plain(name), x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
+      xaxis: { rangemode: 'tozero', nticks: 6 }, yaxis: { type: 'category' },
+    });
+  }
+}
+
+function drawExposure(rows) {
+  const box = element('exposure-plots');
+  box.replaceChildren();
+  const here = rows.filter((row) => row.shown.k !== undefined);
+  if (!here.length) return;
+  const k = Math.min(...here.map((row) => row.shown.k));
+  const hovertemplate = '%{y}: %{x:.3f}<extra></extra>';
+  const shape = (text) => ({
+    title: { text, x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
+    xaxis: { range: [0, 1.03], nticks: 6 }, yaxis: { type: 'category' },
+  });
+  draw(box, 'coverage', 'Coverage of every model', [dots(here, (row) => row.shown.coverage, { hovertemplate })], shape(`coverage@${k}`));
+  draw(box, 'gini', 'Gini coefficient of every model', [dots(here, (row) => row.shown.gini, { hovertemplate })], shape(`Gini@${k}`));
+  const target = here.at(-1).shown.target_popularity;
+  const popularity = shape(`popularity@${k} (line: what users take)`);
+  popularity.shapes = [{ type: 'line', xref: 'x', yref: 'paper', x0: target, x1: target, y0: 0, y1: 1, line: { color: colour('ink'), width: 1.5, dash: 'dash' } }];
+  draw(box, 'popularity', 'Mean popularity of the items shown, against the targets', [dots(here, (row) => row.shown.popularity, { hovertemplate })], popularity);
+}
+
+function drawMeasured() {
+  const select = element('ranking');
+  if (!select) return;
+  for (const table of document.querySelectorAll('.measured')) table.hidden = table.dataset.key !== select.value;
+  const rows = chosenRows();
+  drawMetrics(rows);
+  drawExposure(rows);
+}
