@@ -6,7 +6,7 @@ function curve(box, name, text, series, more = {}) {
   }));
   draw(box, name, text, traces, {
     title: { text, x: 0, xanchor: 'left', font: { size: 14 } }, height: 260,
-    xaxis: { title: { text: 'step', font: { size: 12 } }, nticks: 6, rangemode: 'tozero' }, yaxis: { nticks: 5, ...more },
+    xaxis: { title: { text: 'step', font: { size: 12 } }, nticks: 6, range: [0, 1.03 * Math.max(1, ...series.flatMap((one) => one.x))] }, yaxis: { nticks: 5, ...more },
     showlegend: series.length > 1, legend: { orientation: 'h', x: 1, xanchor: 'right', y: 1.02, yanchor: 'bottom', font: { size: 12 } },
   });
 }
@@ -26,6 +26,6 @@ function drawCurves() {
     curve(box, 'validation', 'Validation, held-out items', scores.map(([name, y], place) => (
       { name, x: data.validation.step, y, colour: colours[place % colours.length] })), { rangemode: 'tozero' });
   }
-  curve(box, 'lr', 'Learning rate', [{ name: 'learning rate', x: step, y: lr, colour: main }], { rangemode: 'tozero', tickformat: '.1e' });
+  curve(box, 'lr', 'Learning rate', [{ name: 'learning rate', x: step, y: lr, colour: main }], { rangemode: 'tozero', exponentformat: 'e' });
   curve(box, 'tokens', 'Tokens a second', [{ name: 'tokens/s', x: step, y: tokens, colour: main }], { rangemode: 'tozero', tickformat: '.3~s' });
 }

@@ -102,7 +102,7 @@ function showNeighbours(name, place) {
   summary.textContent = `${partners} of ${common.length} share a user with it.`;
   list.replaceChildren(...encoder.places[place].map((other, at) => entry(
     other, `cos ${encoder.cosines[place][at].toFixed(2)}`,
-    common[at] ? made('b', `${common[at].toLocaleString('en')} in common`) : 'none in common')));
+    common[at] ? made('b', `${common[at].toLocaleString('en')} shared`) : 'none shared')));
 }
 
 function describe(place) {
@@ -125,7 +125,7 @@ function selectItem(place) {
   describe(place);
   for (const name of ['original', 'trained']) showNeighbours(name, place);
   const together = items.together[place].map((other, at) => entry(
-    other, made('b', `${items.together_users[place][at].toLocaleString('en')} in common`), `of ${count(items.users[other], 'user')}`));
+    other, made('b', `${items.together_users[place][at].toLocaleString('en')} shared`), `of ${count(items.users[other], 'user')}`));
   element('list-together').replaceChildren(...(together.length ? together : [made('li', 'No user has it with another item that is here.', 'note')]));
   markSelected();
 }

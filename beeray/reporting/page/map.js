@@ -5,6 +5,7 @@ const colourings = {
   seen: 'new, or seen in training',
   domain: 'domain',
 };
+const touched = matchMedia('(pointer: coarse)').matches; // a drag there scrolls the page
 const view = { encoder: 'trained', colouring: 'group' };
 
 function markerColours() {
@@ -49,7 +50,11 @@ function drawMap() {
   if (!plot || !encoders[view.encoder]) return;
   const { x, y, places } = encoders[view.encoder];
   const ring = (size, width) => ({ size, color: 'rgba(0,0,0,0)', line: { color: colour('ink'), width } });
-  const hidden = { visible: false, range: [-1.06, 1.06], fixedrange: false };
+  const hidden = (values) => {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const more = 0.06 * (high - low) || 1;
+    return { visible: false, range: [low - more, high + more], fixedrange: false };
+  };
   const traces = [
     {
       type: 'scatter', mode: 'markers', x, y, customdata: items.id.map((_, place) => place), text: hovers,
@@ -59,7 +64,7 @@ function drawMap() {
     emphasis([state.item], { size: 16, color: colour('accent'), symbol: 'star', line: { color: colour('ink'), width: 1.5 } }),
   ];
   Plotly.react(plot, traces, layout({
-    margin: { l: 0, r: 0, t: 8, b: 8 }, xaxis: hidden, yaxis: hidden, dragmode: 'pan', hovermode: 'closest', uirevision: view.encoder,
+    margin: { l: 0, r: 0, t: 8, b: 8 }, xaxis: hidden(x), yaxis: hidden(y), dragmode: touched ? false : 'pan', hovermode: 'closest', uirevision: view.encoder,
   }), { ...settings, scrollZoom: false, displayModeBar: true, modeBarButtons: [['zoomIn2d', 'zoomOut2d', 'resetScale2d']] });
 }
 

@@ -11,7 +11,7 @@ function chosenRows() {
 function dots(rows, value, more) {
   return {
     type: 'scatter', mode: 'markers', x: rows.map(value), y: rows.map((row, place) => plain(row.name) + '\u200b'.repeat(place)),
-    marker: { size: 11, color: rows.map((row) => colour(kinds[row.kind])) }, ...more,
+    marker: { size: 9, color: rows.map((row) => colour(kinds[row.kind])) }, ...more,
   };
 }
 
@@ -27,7 +27,7 @@ function drawMetrics(rows) {
     const here = rows.filter((row) => row.metrics[name]);
     const trace = dots(here, (row) => row.metrics[name][0], {
       error_x: {
-        type: 'data', symmetric: false, thickness: 2, width: 5, color: colour('soft'),
+        type: 'data', symmetric: false, thickness: 1.5, width: 6, color: colour('ink'),
         array: here.map((row) => row.metrics[name][2] - row.metrics[name][0]),
         arrayminus: here.map((row) => row.metrics[name][0] - row.metrics[name][1]),
       },
@@ -36,7 +36,7 @@ function drawMetrics(rows) {
     });
     draw(box, name, `${name} of every model with 95 % intervals; the table below has the figures`, [trace], {
       title: { text: plain(name), x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
-      xaxis: { rangemode: 'tozero', nticks: 6 }, yaxis: { type: 'category' },
+      xaxis: { rangemode: 'tozero', nticks: 6 }, yaxis: { type: 'category', autorange: 'reversed' },
     });
   }
 }
@@ -50,7 +50,7 @@ function drawExposure(rows) {
   const hovertemplate = '%{y}: %{x:.3f}<extra></extra>';
   const shape = (text) => ({
     title: { text, x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
-    xaxis: { range: [0, 1.03], nticks: 6 }, yaxis: { type: 'category' },
+    xaxis: { range: [0, 1.03], nticks: 6 }, yaxis: { type: 'category', autorange: 'reversed' },
   });
   draw(box, 'coverage', 'Coverage of every model', [dots(here, (row) => row.shown.coverage, { hovertemplate })], shape(`coverage@${k}`));
   draw(box, 'gini', 'Gini coefficient of every model', [dots(here, (row) => row.shown.gini, { hovertemplate })], shape(`Gini@${k}`));

@@ -24,12 +24,13 @@ function title(text, length = 90) {
 
 /** A layout in the page's colours. */
 function layout(more) {
-  const axis = { gridcolor: colour('line'), zerolinecolor: colour('line'), linecolor: colour('line'), automargin: true };
+  const axis = { gridcolor: colour('line'), zerolinecolor: colour('line'), linecolor: colour('line'), automargin: true, fixedrange: true };
   const { xaxis, yaxis, ...others } = more;
   return {
     font: { family: 'system-ui, sans-serif', size: 13, color: colour('ink') },
     paper_bgcolor: 'transparent', plot_bgcolor: 'transparent', showlegend: false, dragmode: false,
     hoverlabel: { bgcolor: colour('card'), bordercolor: colour('line'), font: { color: colour('ink') }, align: 'left' },
+    modebar: { bgcolor: 'transparent', color: colour('soft'), activecolor: colour('ink') },
     margin: { l: 8, r: 16, t: 36, b: 8 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...others,
   };
