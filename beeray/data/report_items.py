@@ -23,6 +23,8 @@ from beeray.data.store import Store, list_column
 MAX_USERS = 200_000
 MAX_TEXT = 300
 """Characters of a text that are kept."""
+LONGEST_WORD = 30
+"""A text is cut between words, unless the word is longer than this: not every script has spaces."""
 MOST_INTERACTED = 0.5
 """Share of the items shown that are the most interacted with; of the others, half are items never trained on."""
 ITEMS, TOGETHER = "items.parquet", "together.npz"
@@ -191,4 +193,8 @@ def _together(store: Store, chosen: NDArray[np.int32], with_validation: bool) ->
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1].rstrip() + "…"
+    if len(text) <= MAX_TEXT:
+        return text
+    beginning = text[: MAX_TEXT - 1]
+    words, space, last = beginning.rpartition(" ")
+    return (words if space and len(last) < LONGEST_WORD else beginning).rstrip() + "…"

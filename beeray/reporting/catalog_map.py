@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import orthogonal_procrustes
 
 DIMENSIONS = 50
 """Principal components that t-SNE and the grouping work on: a tenth of the work, and the noise is left out."""
 PERPLEXITY = 30.0
-ITERATIONS = 500
+ITERATIONS = 400
 MAX_GROUPS = 12
 ITEMS_A_GROUP = 10
 FEWEST_ITEMS = 12
@@ -17,30 +18,31 @@ FEWEST_ITEMS = 12
 Table = NDArray[np.float32]
 
 
-def lay_out(embeddings: Table, method: str, seed: int, start: Table | None = None) -> Table:
+def lay_out(embeddings: Table, method: str, seed: int, beside: Table | None = None) -> Table:
     """Places of the items on the plane, centred, the farthest at distance 1 along an axis.
 
     Args:
         embeddings: (items, d), at least two items.
         method: `tsne` or `pca`.
-        start: an earlier layout, (items, 2), that t-SNE begins with, so that the two resemble each other.
+        beside: another layout, (items, 2), towards which this one is turned and mirrored, so that the two resemble
+            each other.
 
     Returns:
         float32 (items, 2).
     """
     if method == "pca" or len(embeddings) < FEWEST_ITEMS:
-        return _scaled(principal_components(embeddings, 2))
-    from sklearn.manifold import TSNE
+        layout = principal_components(embeddings, 2)
+    else:
+        from sklearn.manifold import TSNE
 
-    reduced = principal_components(embeddings, DIMENSIONS)
-    places = reduced[:, :2] if start is None else start
-    layout = TSNE(
-        perplexity=min(PERPLEXITY, (len(embeddings) - 1) / 3),
-        init=(places / max(float(places.std()), 1e-12) * 1e-4).astype(np.float32),
-        max_iter=ITERATIONS,
-        random_state=seed,
-    ).fit_transform(reduced)
-    return _scaled(layout)
+        reduced = principal_components(embeddings, DIMENSIONS)
+        start = reduced[:, :2] / max(float(reduced[:, 0].std()), 1e-12) * 1e-4
+        perplexity = min(PERPLEXITY, (len(embeddings) - 1) / 3)
+        layout = TSNE(perplexity=perplexity, init=start, max_iter=ITERATIONS, random_state=seed).fit_transform(reduced)
+    layout = layout - layout.mean(axis=0)
+    if beside is not None:
+        layout = layout @ orthogonal_procrustes(layout, beside)[0]
+    return np.asarray(layout / max(float(np.abs(layout).max()), 1e-12), dtype=np.float32)
 
 
 def principal_components(embeddings: Table, number: int) -> Table:
@@ -64,8 +66,3 @@ def group(embeddings: Table, seed: int) -> NDArray[np.int32]:
     rank = np.empty(number, dtype=np.int32)
     rank[order] = np.arange(number, dtype=np.int32)
     return rank[labels]
-
-
-def _scaled(layout: Table) -> Table:
-    centred = layout - layout.mean(axis=0)
-    return (centred / max(float(np.abs(centred).max()), 1e-12)).astype(np.float32)

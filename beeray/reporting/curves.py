@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_POINTS = 600
-SMOOTHED_SHARE = 0.05
-"""Steps that a smoothed value looks back on, as a share of all."""
+SMOOTHED_SHARE, FEWEST_SMOOTHED = 0.1, 5.0
+"""Steps that a smoothed value looks back on: a share of all, and no fewer than these."""
 
 Record = dict[str, Any]
 Values = NDArray[np.float64]
@@ -25,7 +25,7 @@ def training_curves(steps: list[Record]) -> dict[str, list[float]]:
     series = {
         "step": np.array([step["step"] + 1 for step in steps], dtype=np.float64),
         "loss": loss,
-        "smooth": smooth(loss, max(1.0, SMOOTHED_SHARE * len(loss))),
+        "smooth": smooth(loss, max(FEWEST_SMOOTHED, SMOOTHED_SHARE * len(loss))),
         "lr": np.array([step["lr"] for step in steps], dtype=np.float64),
         "tokens_per_s": np.array([step["tokens"] / max(step["step_s"], 1e-9) for step in steps], dtype=np.float64),
     }

@@ -27,21 +27,21 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
     if items is None or len(items) < 2:
         return None
     encoders: dict[str, Any] = {}
-    start: NDArray[np.float32] | None = None
+    layout_before: NDArray[np.float32] | None = None
     grouped: NDArray[np.float32] | None = None
     for name in ENCODERS:
         embeddings = _embeddings(folder / f"{name}.npy", len(items))
         if embeddings is None:
             continue
-        start = lay_out(embeddings, layout, seed, start)
+        layout_before = places_on_map = lay_out(embeddings, layout, seed, layout_before)
         grouped = embeddings  # of the trained encoder, if it is there
         places, cosines = nearest(embeddings, NUM_NEIGHBOURS)
         encoders[name] = {
             "places": places.tolist(),
             "cosines": np.round(cosines.astype(np.float64), 3).tolist(),
             "common": users_in_common(items.together, places).tolist(),
-            "x": np.round(start[:, 0].astype(np.float64), 3).tolist(),
-            "y": np.round(start[:, 1].astype(np.float64), 3).tolist(),
+            "x": np.round(places_on_map[:, 0].astype(np.float64), 3).tolist(),
+            "y": np.round(places_on_map[:, 1].astype(np.float64), 3).tolist(),
         }
     groups = group(grouped, seed).tolist() if grouped is not None else [0] * len(items)
     return {"items": _columns(items) | {"group": groups}, "encoders": encoders, "counted_users": items.counted_users}

@@ -98,8 +98,8 @@ function showNeighbours(name, place) {
     return;
   }
   const common = encoder.common[place];
-  const partners = common.filter((users) => users > 0).length;
-  summary.textContent = `${partners} of ${common.length} share a user with it.`;
+  const mean = common.reduce((sum, users) => sum + users, 0) / common.length;
+  summary.textContent = `${mean.toFixed(mean < 10 ? 1 : 0)} shared users on average.`;
   list.replaceChildren(...encoder.places[place].map((other, at) => entry(
     other, `cos ${encoder.cosines[place][at].toFixed(2)}`,
     common[at] ? made('b', `${common[at].toLocaleString('en')} shared`) : 'none shared')));

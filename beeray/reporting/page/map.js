@@ -1,8 +1,8 @@
 const groups = ['#4e79a7', '#f28e2b', '#59a14f', '#e15759', '#76b7b2', '#b6992d', '#af7aa1', '#ff9da7', '#9c755f', '#86bcb6', '#d37295', '#8a8f98'];
 const colourings = {
-  group: 'group of the trained embeddings',
-  popularity: 'users who have it',
-  seen: 'new, or seen in training',
+  group: 'groups of alike items',
+  popularity: 'number of users',
+  seen: 'new or seen',
   domain: 'domain',
 };
 const touched = matchMedia('(pointer: coarse)').matches; // a drag there scrolls the page
@@ -100,5 +100,6 @@ function startMap() {
   select.value = view.colouring;
   select.addEventListener('change', () => { view.colouring = select.value; drawMap(); });
   drawMap();
+  resized.observe(element('map-plot'));
   element('map-plot').on('plotly_click', (event) => selectItem(event.points.at(-1).customdata));
 }

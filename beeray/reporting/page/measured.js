@@ -15,15 +15,17 @@ function dots(rows, value, more) {
   };
 }
 
+function heading(text) {
+  return { text, x: 0, xanchor: 'left', font: { size: 14 } };
+}
+
 function height(rows) {
   return 96 + 30 * rows.length;
 }
 
-function drawMetrics(rows) {
-  const box = element('metric-plots');
-  box.replaceChildren();
+function metricPlots(rows) {
   const names = [...new Set(rows.flatMap((row) => Object.keys(row.metrics)))];
-  for (const name of names) {
+  return names.map((name) => {
     const here = rows.filter((row) => row.metrics[name]);
     const trace = dots(here, (row) => row.metrics[name][0], {
       error_x: {
@@ -34,30 +36,33 @@ function drawMetrics(rows) {
       customdata: here.map((row) => row.metrics[name].map((figure) => figure.toFixed(4))),
       hovertemplate: '%{y}: %{customdata[0]}<br>95 % %{customdata[1]} – %{customdata[2]}<extra></extra>',
     });
-    draw(box, name, `${name} of every model with 95 % intervals; the table below has the figures`, [trace], {
-      title: { text: plain(name), x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
+    const shape = {
+      title: heading(plain(name)), height: height(here),
       xaxis: { rangemode: 'tozero', nticks: 6 }, yaxis: { type: 'category', autorange: 'reversed' },
-    });
-  }
+    };
+    return { label: `${name} of every model with 95 % intervals; the table below has the figures`, traces: [trace], shape };
+  });
 }
 
-function drawExposure(rows) {
-  const box = element('exposure-plots');
-  box.replaceChildren();
+function exposurePlots(rows) {
   const here = rows.filter((row) => row.shown.k !== undefined);
-  if (!here.length) return;
+  if (!here.length) return [];
   const k = Math.min(...here.map((row) => row.shown.k));
-  const hovertemplate = '%{y}: %{x:.3f}<extra></extra>';
-  const shape = (text) => ({
-    title: { text, x: 0, xanchor: 'left', font: { size: 14 } }, height: height(here),
-    xaxis: { range: [0, 1.03], nticks: 6 }, yaxis: { type: 'category', autorange: 'reversed' },
+  const plot = (figure, text, label, more = {}) => ({
+    label: `${label} of every model; the table below has the figures`,
+    traces: [dots(here, (row) => row.shown[figure], { hovertemplate: '%{y}: %{x:.3f}<extra></extra>' })],
+    shape: {
+      title: heading(text), height: height(here), xaxis: { range: [0, 1.03], nticks: 6 },
+      yaxis: { type: 'category', autorange: 'reversed' }, ...more,
+    },
   });
-  draw(box, 'coverage', 'Coverage of every model', [dots(here, (row) => row.shown.coverage, { hovertemplate })], shape(`coverage@${k}`));
-  draw(box, 'gini', 'Gini coefficient of every model', [dots(here, (row) => row.shown.gini, { hovertemplate })], shape(`Gini@${k}`));
   const target = here.at(-1).shown.target_popularity;
-  const popularity = shape(`popularity@${k} (line: what users take)`);
-  popularity.shapes = [{ type: 'line', xref: 'x', yref: 'paper', x0: target, x1: target, y0: 0, y1: 1, line: { color: colour('ink'), width: 1.5, dash: 'dash' } }];
-  draw(box, 'popularity', 'Mean popularity of the items shown, against the targets', [dots(here, (row) => row.shown.popularity, { hovertemplate })], popularity);
+  const line = { type: 'line', xref: 'x', yref: 'paper', x0: target, x1: target, y0: 0, y1: 1, line: { color: colour('ink'), width: 1.5, dash: 'dash' } };
+  return [
+    plot('coverage', `coverage@${k}`, 'Coverage'),
+    plot('gini', `Gini@${k}`, 'Gini coefficient'),
+    plot('popularity', `popularity@${k} (line: what users take)`, 'Popularity of the items shown', { shapes: [line] }),
+  ];
 }
 
 function drawMeasured() {
@@ -65,6 +70,6 @@ function drawMeasured() {
   if (!select) return;
   for (const table of document.querySelectorAll('.measured')) table.hidden = table.dataset.key !== select.value;
   const rows = chosenRows();
-  drawMetrics(rows);
-  drawExposure(rows);
+  drawPlots(element('metric-plots'), metricPlots(rows));
+  drawPlots(element('exposure-plots'), exposurePlots(rows));
 }

@@ -15,10 +15,10 @@ function plain(text) {
   return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 }
 
-/** The beginning of a text, cut at its first sentence or at a length. */
-function title(text, length = 90) {
-  const end = text.indexOf('. ');
-  const first = end > 0 ? text.slice(0, end) : text;
+/** The beginning of a text, cut at its first sentence (initials end none) or at a length. */
+function title(text, length = 120) {
+  const end = text.search(/[^.\s]{2}\.\s/);
+  const first = end >= 0 ? text.slice(0, end + 2) : text;
   return first.length > length ? first.slice(0, length - 1) + '…' : first;
 }
 
@@ -36,17 +36,25 @@ function layout(more) {
   };
 }
 
-const settings = { responsive: true, displaylogo: false, displayModeBar: false };
+const settings = { displaylogo: false, displayModeBar: false };
 
-/** Draw into a child of a box, made when first asked for. */
-function draw(box, name, label, traces, shape) {
-  let plot = box.querySelector(`[data-plot="${CSS.escape(name)}"]`);
-  if (!plot) {
-    plot = made('div');
-    plot.dataset.plot = name;
-    plot.setAttribute('role', 'img');
-    plot.setAttribute('aria-label', label);
-    box.append(plot);
+const resized = new ResizeObserver((entries) => entries.forEach((entry) => entry.target.data && Plotly.Plots.resize(entry.target)));
+
+/** Draw plots side by side; all places are made before the first is drawn, since they share the width. */
+function drawPlots(box, plots) {
+  for (const plot of box.children) {
+    resized.unobserve(plot);
+    Plotly.purge(plot);
   }
-  Plotly.react(plot, traces, layout(shape), settings);
+  const places = plots.map(({ label }) => {
+    const place = made('div');
+    place.setAttribute('role', 'img');
+    place.setAttribute('aria-label', label);
+    return place;
+  });
+  box.replaceChildren(...places);
+  plots.forEach(({ traces, shape }, at) => {
+    Plotly.newPlot(places[at], traces, layout(shape), settings);
+    resized.observe(places[at]);
+  });
 }
