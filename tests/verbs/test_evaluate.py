@@ -48,6 +48,8 @@ def test_the_encoder_before_training_scores_otherwise(world: World, trained: Don
     folder = world.path("first")
     assert not same_scores(folder / "evaluations" / "untouched-16" / "scores.parquet", folder / "scores.parquet")
     assert untouched.record["metrics"] != trained.record["metrics"]
+    assert ">Untouched encoder<" in (folder / "report.html").read_text(encoding="utf-8")
+    assert untouched.err.splitlines()[-1] == "report: runs/first/report.html"
 
 
 def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: World, untouched: Done) -> None:
