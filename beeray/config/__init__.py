@@ -21,6 +21,7 @@ from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
 from beeray.config.protocol import ProtocolConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
@@ -47,6 +48,7 @@ __all__ = [
     "InteractionsTable",
     "ItemKnnConfig",
     "ProtocolConfig",
+    "ReportConfig",
     "Section",
     "ShopConfig",
     "SplitConfig",

@@ -17,6 +17,7 @@ from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.protocol import ProtocolConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
@@ -38,6 +39,7 @@ class Config(Section):
     protocol: ProtocolConfig = ProtocolConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
+    report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -121,8 +123,8 @@ class Config(Section):
 
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
-        elsewhere = {"name", "runs_dir", "storage", "evaluate", "baselines", "protocol", "embed", "index", "tracking"}
-        deciding = self.model_dump(mode="json", exclude=elsewhere)
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "baselines", "protocol", "embed", "index", "report"}
+        deciding = self.model_dump(mode="json", exclude=elsewhere | {"tracking"})
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)
         for key in ("cpus_per_worker", "gpus_per_worker", "peak_tflops"):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from beeray.core.exposure import Exposure, shown_length
 from beeray.core.metrics import calibrated_recall, ndcg
 from beeray.core.topk import top_items
 
@@ -57,6 +58,8 @@ class Ranker:
         candidates: item indices that may be recommended, sorted, (candidates,).
         metrics: what to measure.
         items_per_block: candidates scored at a time.
+
+    `exposure` counts what the users scored so far were shown.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Ranker:
         self.candidates = candidates
         self.metrics = metrics
         self.items_per_block = items_per_block
+        self.exposure = Exposure(len(candidates), shown_length(metrics.recall_at, metrics.ndcg_at))
         self.rows: Tensor | None = None  # the whole catalog is ranked as it lies
         if len(candidates) != len(embeddings):
             self.rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
@@ -89,15 +93,18 @@ class Ranker:
         wanted = at_candidates(targets, self.candidates)
         num_targets = torch.from_numpy(np.bincount(wanted.row, minlength=targets.shape[0]))
         assert int(num_targets.min()) > 0, "a user without a target among the candidates"
+        known = at_candidates(history, self.candidates)
         scores, places = top_items(
             self._user_vectors(history),
             self.embeddings,
-            _positions(at_candidates(history, self.candidates), device),
+            _positions(known, device),
             self.metrics.longest,
             candidates=self.rows,
             items_per_block=self.items_per_block,
         )
-        hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted)) & torch.isfinite(scores).cpu()
+        valid, ranked = torch.isfinite(scores).cpu(), places.cpu().numpy()
+        self.exposure.add(ranked, valid.numpy(), wanted.col, known.col)
+        hits = torch.from_numpy(_hits(ranked, wanted)) & valid
         columns = [calibrated_recall(hits, num_targets, k) for k in self.metrics.recall_at]
         columns += [ndcg(hits, num_targets, k) for k in self.metrics.ndcg_at]
         return torch.stack(columns, dim=1).numpy()

@@ -22,7 +22,7 @@ from beeray.core.head import Head, append_head, train_head, whiten
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.head_start import head_items, head_settings, training_users
-from beeray.runtime.scoring import score_split
+from beeray.runtime.scoring import score_split, summarise_exposure
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import worker_ready
 
@@ -98,7 +98,9 @@ def _score(task: WorkerTask, store: Store, embeddings: Tensor, when: str, timing
     started = time.perf_counter()
     normalize_rows_in_place(embeddings)
     scores = [
-        one for split in task.config.evaluate.splits for one in score_split(embeddings, task.config, store, split)
+        summarise_exposure(one, embeddings.device)
+        for split in task.config.evaluate.splits
+        for one in score_split(embeddings, task.config, store, split)
     ]
     timings = {**timings, "rank_s": time.perf_counter() - started}
     task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)

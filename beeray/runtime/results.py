@@ -39,7 +39,10 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
 
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
-    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users."""
+    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users.
+
+    Beside the metrics stand the plain figures of `core.exposure` (`coverage@k`, `gini@k`, …), where they were counted.
+    """
     from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
 
     summary: Record = defaultdict(dict)
@@ -49,6 +52,7 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
             for place, name in enumerate(one.metrics):
                 interval = bootstrap_interval(one.scores[:, place], num_bootstrap=evaluate.num_bootstrap)
                 record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            record |= one.shown
         summary[one.split][one.ranking] = record
     return dict(summary)
 

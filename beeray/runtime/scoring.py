@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
 from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
-from beeray.core.gather import rank, sum_over_ranks, world_size
+from beeray.core.exposure import Exposure
+from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 
@@ -37,6 +38,8 @@ class SplitScores:
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
+        exposure: what users were shown: this rank's counts, until `summarise_exposure` has made figures of them.
+        shown: the figures of `core.exposure`, over all ranks' users.
     """
 
     split: str
@@ -45,6 +48,8 @@ class SplitScores:
     user_index: NDArray[np.int64]
     scores: NDArray[np.float64]
     num_candidates: int
+    exposure: Exposure | None = None
+    shown: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
         """The scores as a table: user_index, split, ranking, one column a metric."""
@@ -129,7 +134,8 @@ def ranking_candidates(
 def score_ranking(ranker: UserRanker, config: Config, store: Store, split: str, ranking: str) -> SplitScores:
     """Score this rank's share of a split's users by one ranker. Not collective."""
     users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
-    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates))
+    shown = ranker.exposure if isinstance(ranker, Ranker) else None
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), shown)
 
 
 def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
@@ -145,13 +151,28 @@ def score_splits(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    keep: Callable[[Tensor], None] = lambda embeddings: None,
 ) -> tuple[list[SplitScores], dict[str, float]]:
-    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
+    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
+
+    Args:
+        keep: is handed the catalog's embeddings.
+    """
     started = time.perf_counter()
     embeddings = embed_catalog(encode, config, tokens, device, progress)
     embedded = time.perf_counter()
+    keep(embeddings)
     results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
+    results = [summarise_exposure(scores, device) for scores in results]
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
+
+
+def summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
+    """The same scores, with what all ranks' users were shown in figures and not in counts. Every rank must call."""
+    if scores.exposure is None:
+        return scores
+    scores.exposure.reduce(lambda counts: sum_counts_over_ranks(counts, device))
+    return replace(scores, exposure=None, shown=scores.exposure.summary())
 
 
 def _user_blocks(

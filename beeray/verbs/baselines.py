@@ -31,6 +31,7 @@ from beeray.runtime.results import headline, scores_table, summarise_scores, sum
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.task import WorkerTask
+from beeray.verbs.report import refresh_report
 
 CANNOT_RANK_NEW_ITEMS = (
     "knows interactions alone: all items of the split's held_out ranking tie, and its figures there are the expected "
@@ -44,6 +45,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     fingerprint, fitted = ensure(config, which, console, fresh=arguments.fresh)
     comparison = compared(config, which, own_model(config, fingerprint, console), console)
     records = {name: kept(name, config, fingerprint) for name in which}
+    refresh_report(config, console)
     return {"baselines": records, "fitted": fitted, **({"comparison": comparison} if comparison else {})}
 
 

@@ -24,6 +24,7 @@ from beeray.errors import ConfigError
 from beeray.runtime.session import ray_session
 from beeray.verbs import evaluate, train
 from beeray.verbs.baselines import compared, ensure, kept, own_model
+from beeray.verbs.report import refresh_report
 
 NAMES = {"item": "cold_start", "time": "time_split", "user": "new_users"}
 RECORD = "protocol.json"
@@ -52,6 +53,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "comparison": comparison,
     }
     (config.run_dir / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    refresh_report(config, console)
     return record
 
 
