@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from beeray.runtime.scoring import SplitScores
 
 Record = dict[str, Any]
+CANDIDATES = {
+    "held_out": "held-out items",
+    "catalog": "items of the whole catalog",
+    "filtered": "items of its window (filtered)",
+}
+"""What is ranked, by name of the ranking."""
 
 
 def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
@@ -34,6 +40,8 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
     """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users.
+
+    Beside the metrics stand the plain figures of `core.exposure` (`coverage@k`, `gini@k`, …), where they were counted.
 
     Of several domains that is over the users of all of them, and `domains` holds the same of each; `candidates` are
     then those of all domains together, of which a user has its own domain's.
@@ -57,7 +65,7 @@ def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
     for place, name in enumerate(parts[0].metrics if len(scores) else ()):
         interval = bootstrap_interval(scores[:, place], num_bootstrap=evaluate.num_bootstrap)
         record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    return record
+    return record | (parts[0].shown if len(parts) == 1 else {})
 
 
 def _by_domain(summary: Record, splits: Iterable[str]) -> Iterator[tuple[str, str, str | None, Record]]:
@@ -133,7 +141,7 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
             f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
             for name, value in _metrics(record).items()
         ]
-        where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+        where = CANDIDATES.get(ranking, ranking)
         where += f" of {len(record['domains'])} domains" if "domains" in record else ""
         said = "  ".join(shown) or "no user has a target"
         trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""

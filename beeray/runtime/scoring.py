@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
-from beeray.core.evaluation import Ranker, RankingMetrics, score_users
-from beeray.core.gather import rank, sum_over_ranks, world_size
+from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
+from beeray.core.exposure import Exposure
+from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 
@@ -32,12 +33,14 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item).
+        ranking: which candidates; see `ranking_candidates`.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
         domain: whose users these are; None where the store has one domain.
+        exposure: what users were shown: this rank's counts, until `summarise_exposure` has made figures of them.
+        shown: the figures of `core.exposure`, over all ranks' users.
     """
 
     split: str
@@ -47,6 +50,8 @@ class SplitScores:
     scores: NDArray[np.float64]
     num_candidates: int
     domain: str | None = None
+    exposure: Exposure | None = None
+    shown: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
         """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
@@ -101,32 +106,55 @@ def embed_catalog(
 def score_split(
     embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
 ) -> list[SplitScores]:
-    """Score this rank's share of a split's users, among the held-out items first. Not collective.
+    """Score this rank's share of a split's users in every ranking of it. Not collective.
 
     Of several domains each has scores of its own: a user's candidates are the items of its domain.
 
     Args:
-        full_catalog: False leaves out the ranking among the whole catalog of an item split.
+        full_catalog: False leaves out all rankings but the first.
     """
     results: list[SplitScores] = []
-    for ranking in rankings(config, full_catalog=full_catalog):
-        for domain in scored_domains(config, store):
-            items = store.candidates(split, domain)
-            if ranking == "catalog":
-                inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
-                items = np.arange(inside.start, inside.stop, dtype=np.int32)
-            ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-            blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
-            users, scores = score_users(ranker, blocks)
-            results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items), domain))
+    for ranking, domain, items in ranking_candidates(config, store, split, full_catalog=full_catalog):
+        ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
+        results.append(score_ranking(ranker, config, store, split, ranking, domain))
     return results
+
+
+def ranking_candidates(
+    config: Config, store: Store, split: str, *, full_catalog: bool = True
+) -> Iterator[tuple[str, str | None, NDArray[np.int32]]]:
+    """Every ranking of a split, the one that counts first, of every domain: its items, sorted.
+
+    - `held_out`: the split's own items; `item` splits.
+    - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
+    - `filtered`: items that somebody has in the split's window, with `evaluate.filtered`; `time` splits. beeFormer's
+      figure: it drops all others after ranking, which flatters, since who recommends cannot know what will be had.
+
+    Args:
+        full_catalog: False leaves out all but the first.
+
+    Yields:
+        ranking, domain (None where the store has one), int32 candidates.
+    """
+    for ranking in rankings(config, full_catalog=full_catalog):
+        within = store.items_within(split) if ranking == "filtered" else None
+        for domain in scored_domains(config, store):
+            inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
+            if ranking == "held_out":
+                items = store.candidates(split, domain)
+            elif within is None:
+                items = np.arange(inside.start, inside.stop, dtype=np.int32)
+            else:
+                items = within[(within >= inside.start) & (within < inside.stop)]
+            yield ranking, domain, items
 
 
 def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
     """The rankings that are scored, the main one first."""
-    if config.split.kind != "item":
-        return ["catalog"]
-    return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
+    if config.split.kind == "item":
+        return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
+    filtered = config.split.kind == "time" and config.evaluate.filtered and full_catalog
+    return ["catalog", *(["filtered"] if filtered else [])]
 
 
 def scored_domains(config: Config, store: Store) -> list[str | None]:
@@ -144,6 +172,15 @@ def needed_items(config: Config, store: Store) -> NDArray[np.int32] | None:
         return None
     inside = [store.domain(name).item_range for name in domains if name is not None]
     return np.concatenate([np.arange(one.start, one.stop, dtype=np.int32) for one in inside])
+
+
+def score_ranking(
+    ranker: UserRanker, config: Config, store: Store, split: str, ranking: str, domain: str | None = None
+) -> SplitScores:
+    """Score this rank's share of a split's users, of one domain if there are several, by one ranker. Not collective."""
+    users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block, domain))
+    shown = ranker.exposure if isinstance(ranker, Ranker) else None
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), domain, shown)
 
 
 def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
@@ -171,13 +208,28 @@ def score_splits(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    keep: Callable[[Tensor], None] = lambda embeddings: None,
 ) -> tuple[list[SplitScores], dict[str, float]]:
-    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
+    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
+
+    Args:
+        keep: is handed the catalog's embeddings.
+    """
     started = time.perf_counter()
     embeddings = embed_catalog(encode, config, tokens, device, progress, needed_items(config, store))
     embedded = time.perf_counter()
+    keep(embeddings)
     results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
+    results = [summarise_exposure(scores, device) for scores in results]
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
+
+
+def summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
+    """The same scores, with what all ranks' users were shown in figures and not in counts. Every rank must call."""
+    if scores.exposure is None:
+        return scores
+    scores.exposure.reduce(lambda counts: sum_counts_over_ranks(counts, device))
+    return replace(scores, exposure=None, shown=scores.exposure.summary())
 
 
 def _user_blocks(

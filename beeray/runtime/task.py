@@ -29,9 +29,10 @@ class WorkerTask:
         store_path: the prepared store.
         tokens_path: the token store of this encoder.
         shares: training users of one rank, domain by domain.
-        run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
+        run_dir: absolute folder of the run, which every node can write to; empty where nothing is left in it.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
+        keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class WorkerTask:
     model: str
     shares: tuple[UserShare, ...] = ()
     run_dir: str = ""
+    keep_as: str = ""
 
     @property
     def num_users(self) -> int:
