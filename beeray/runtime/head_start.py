@@ -23,7 +23,7 @@ from beeray.core.gather import rank
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems
 from beeray.data.parts import read_part
-from beeray.data.store import Store, list_column, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -106,7 +106,7 @@ def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> Us
     for path in store.user_paths():
         if sum(len(part) for part in parts) >= MAX_USERS:
             break
-        rows = read_part(path, ["user_index", "split", "item_indices", "splits"])
+        rows = read_part(path, ["user_index", *INTERACTION_COLUMNS])
         parts.append(training_rows(rows, config.trains_on_validation))
     indptr, indices = list_column(pa.concat_tables(parts)["item_indices"])
     places = np.minimum(np.searchsorted(items, indices), len(items) - 1)

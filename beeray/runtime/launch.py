@@ -11,7 +11,7 @@ import ray.train
 
 from beeray.config import ClusterConfig
 from beeray.data.storage import resolve
-from beeray.data.store import Store, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
 from beeray.runtime.task import WorkerTask
@@ -24,7 +24,7 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
-        columns=["user_index", "split", "item_indices", "splits"],
+        columns=["user_index", *INTERACTION_COLUMNS],
         override_num_blocks=len(paths),
     )
     return users.map_batches(
