@@ -27,6 +27,9 @@ LONGEST_WORD = 30
 """A text is cut between words, unless the word is longer than this: not every script has spaces."""
 MOST_INTERACTED = 0.5
 """Share of the items shown that are the most interacted with; of the others, half are items never trained on."""
+REPORT_FOLDER = "report"
+"""Folder in a run's where all of this is, and the embeddings of the items by the encoders below."""
+ORIGINAL, TRAINED = "original", "trained"
 ITEMS, TOGETHER = "items.parquet", "together.npz"
 STORE, COUNTED = "beeray.store_fingerprint", "beeray.counted_users"
 """What the table's metadata says: whose items these are, and over how many users they were counted."""
