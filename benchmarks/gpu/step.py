@@ -53,8 +53,8 @@ NUM_CATALOG = 12_000
 VOCABULARY = 30527
 
 
-class MeanPooled(nn.Module):
-    """An MPNet of random weights with mean pooling, called as a SentenceTransformer's modules are."""
+class Words(nn.Module):
+    """An MPNet of random weights, called as the first of a SentenceTransformer's modules is."""
 
     def __init__(self, layers: int, hidden: int, positions: int) -> None:
         super().__init__()
@@ -68,11 +68,19 @@ class MeanPooled(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.words = MPNetModel(config, add_pooling_layer=False)
+        self.mpnet = MPNetModel(config, add_pooling_layer=False)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Adds `token_embeddings`, (items, tokens, hidden)."""
+        return {**features, "token_embeddings": self.mpnet(**features).last_hidden_state}
+
+
+class MeanPooling(nn.Module):
+    """The second of them."""
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Adds `sentence_embedding`, (items, hidden)."""
-        words = self.words(**features).last_hidden_state
+        words = features["token_embeddings"]
         mask = features["attention_mask"].unsqueeze(-1).to(words.dtype)
         return {**features, "sentence_embedding": (words * mask).sum(1) / mask.sum(1)}
 
@@ -162,7 +170,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one device."""
     device = first_device()
     torch.manual_seed(0)
-    model: Any = MeanPooled(arguments.layers, arguments.hidden, arguments.max_seq_length).to(device)
+    words = Words(arguments.layers, arguments.hidden, arguments.max_seq_length)
+    model = nn.Sequential(words, MeanPooling()).to(device)
     if arguments.attention == "sdpa":
         assert fuse_attention(model) == arguments.layers
     tokens, generator = RandomTokens(0), np.random.default_rng(0)
@@ -177,7 +186,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds, work = timed_steps(step, model, batches, device)
     peak_gib = peak_memory_gib(device)
     rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, arguments.matrix)
-    unit = unit_of_work(model, tokens.lengths(arguments.max_seq_length))
+    unit = unit_of_work(words.mpnet, tokens.lengths(arguments.max_seq_length))
     return {
         **summarise(seconds, work, rate, unit, peak_gib),
         "device": device_name(device),
@@ -227,11 +236,11 @@ def summarise(seconds: list[float], work: StepLoss, rate: float, unit: float, pe
     }
 
 
-def unit_of_work(model: nn.Module, lengths: NDArray[np.int32]) -> float:
+def unit_of_work(model: MPNetModel, lengths: NDArray[np.int32]) -> float:
     """Multiplications and additions of one real token's forward pass; its attention reaches over its own text."""
     weights = sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name and p.ndim == 2)
-    weights -= model.words.encoder.relative_attention_bias.weight.numel()
-    config = model.words.config
+    weights -= model.encoder.relative_attention_bias.weight.numel()
+    config = model.config
     reach = float(np.square(lengths, dtype=np.float64).sum() / lengths.sum())
     return 2.0 * weights + 4.0 * config.num_hidden_layers * config.hidden_size * reach
 
