@@ -94,14 +94,10 @@ class _Training:
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if ray.train.get_checkpoint() is not None:
+        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
             return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        if not self._scores_original:
-            original = Encoder(model, self.config.train.precision).eval()
-            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
-        if self.config.train.head is not None:
-            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
         return model
 
     @property
@@ -257,6 +253,9 @@ class _Training:
         self._score("after", TRAINED)
         if not self.config.evaluate.splits:
             self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
+        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
+            original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
+            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
         dist.barrier()
         gc.collect()
 
