@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from beeray.config import Config, load_config
 from beeray.errors import BeerayError
+from beeray.interruption import Interrupted, interrupt, signals_handled
 
 EXIT_USER_ERROR = 2
 SECONDS_BETWEEN_LINES = 10.0
@@ -186,8 +188,8 @@ def run_verb(
     Args:
         execute: what the verb does; `beeray.verbs.<verb>.execute` unless given.
 
-    A `BeerayError` becomes one line on stderr and exit code 2. Anything else is a defect: its traceback
-    goes to the log and its last line, with the log's path, to stderr; exit code 1.
+    A `BeerayError` becomes one line on stderr and exit code 2, SIGINT and SIGTERM one line and 130 and 143. Anything
+    else is a defect: its traceback goes to the log and its last line, with the log's path, to stderr; exit code 1.
     """
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -225,13 +227,15 @@ def _execute(verb: str, config: Config, arguments: argparse.Namespace, console: 
 
 def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None) -> int:
     try:
-        record = execute(console)
+        with signals_handled(interrupt):
+            record = execute(console)
     except BeerayError as error:
         console.line(f"beeray {verb}: {error}")
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        console.line(f"beeray {verb}: interrupted; run the same command again to go on")
-        return 130
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        console.line(f"beeray {verb}: {stopped.said}; run the same command again to go on")
+        return stopped.exit_code
     except Exception as error:
         traceback.print_exc()
         where = f"; traceback in {log_path}" if log_path else ""

@@ -55,6 +55,10 @@ class EventHandler:
         tracker: takes MLflow metrics; None where nothing is tracked.
         scored: called with the label of a scoring pass when every rank's scores have come.
         startup: takes when workers were there and when the first step was done.
+
+    Attributes:
+        saves_when_stopped: whether workers that are asked to stop have something to save: they are at their steps.
+        stopped_after: steps done when the workers stopped because they were asked to, with a checkpoint; or None.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class EventHandler:
         self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
+        self.stopped_after: int | None = None
+        self.saves_when_stopped = False
         self.profile: str | None = None
         self.startup = startup or Startup()
         self.timings: dict[str, dict[str, float]] = {}
@@ -115,7 +121,7 @@ class EventHandler:
             self.tracker.log_step(event["step"], {f"train/{name}": value for name, value in metrics.items()})
 
     def _on_start(self, event: dict[str, Any]) -> None:
-        self._num_steps = event["num_steps"]
+        self._num_steps, self.saves_when_stopped = event["num_steps"], True
         self.startup.reached("engine", event["at"])
         if event["step"]:
             self.close()
@@ -151,6 +157,7 @@ class EventHandler:
             self.tracker.log_metrics(event["metrics"], event["step"])
 
     def _on_embed(self, event: dict[str, Any]) -> None:
+        self.saves_when_stopped = False  # what was trained is in the last checkpoint, or nothing is trained yet
         self._show(LABELS[event["when"]], min(event["items"], self.num_items), self.num_items, "item")
 
     def _on_scores(self, event: dict[str, Any]) -> None:
@@ -167,6 +174,9 @@ class EventHandler:
 
     def _on_profile(self, event: dict[str, Any]) -> None:
         self.profile = event["path"]
+
+    def _on_stopped(self, event: dict[str, Any]) -> None:
+        self.stopped_after = event["step"]
 
     def _on_failed(self, event: dict[str, Any]) -> None:
         self.failure = event["message"]

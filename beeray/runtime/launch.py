@@ -6,7 +6,7 @@ import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.data
 import ray.train
@@ -21,6 +21,9 @@ from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
 from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 
 def user_datasets(store: Store, shares: Sequence[UserShare], with_validation: bool) -> dict[str, ray.data.Dataset]:
@@ -97,14 +100,12 @@ def launch(
     Raises:
         BeerayError: what a worker raised for the user, or that workers died too often.
     """
-    from ray.train.torch import TorchTrainer
-
     cluster = task.config.cluster
     split = ray.train.DataConfig(
         datasets_to_split=list(users or {}),
         execution_options=ray.data.ExecutionOptions(preserve_order=True),
     )
-    trainer = TorchTrainer(
+    trainer = _trainer_type()(
         _call,
         train_loop_config={"loop": loop, "task": task},
         scaling_config=scaling(cluster),
@@ -124,6 +125,18 @@ def launch(
         if ours is not None:
             raise ours from None
         raise RunError(_what_failed(error, cluster)) from error
+
+
+def _trainer_type() -> type[TorchTrainer]:
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Leaves signals to this command: Ray Train's own handler aborts the workers and exits with 0."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
+    return Trainer
 
 
 def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:

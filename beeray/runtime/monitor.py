@@ -20,13 +20,14 @@ Event = dict[str, Any]
 POLL_S = 0.25
 
 
-@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1)
+@ray.remote(num_cpus=0, max_concurrency=8, max_restarts=-1)
 class Monitor:
-    """Queues events until the driver drains them."""
+    """Queues events until the driver drains them, and has workers know when the driver wants to stop."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._lock = threading.Lock()
+        self._stop = threading.Event()
 
     def send(self, event: Event) -> None:
         """Queue one event."""
@@ -39,10 +40,21 @@ class Monitor:
             events, self._events = self._events, []
         return events
 
+    def ask_to_stop(self) -> None:
+        """Have `wait_for_stop` return at once, now and always."""
+        self._stop.set()
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Whether the driver wants to stop; answers when it does, or when the time is over."""
+        return self._stop.wait(timeout_s)
+
 
 @contextmanager
-def listening(handle: Callable[[Event], None]) -> Iterator[Any]:
+def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = lambda: False) -> Iterator[Any]:
     """A monitor whose events are handed to `handle` in a thread of the driver until the context ends.
+
+    Args:
+        stopping: while it says so, workers are asked to stop.
 
     An error in `handle` is raised when the context ends.
     """
@@ -52,6 +64,8 @@ def listening(handle: Callable[[Event], None]) -> Iterator[Any]:
 
     def pump() -> None:
         try:
+            if stopping():  # each time: an actor that was moved has forgotten it
+                monitor.ask_to_stop.remote()
             events = ray.get(monitor.drain.remote())
         except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
             return

@@ -14,6 +14,7 @@ from typing import Any
 from beeray.config import ClusterConfig, Config, StorageConfig
 from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
+from beeray.interruption import signals_kept
 
 MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
@@ -73,7 +74,8 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}
     try:
-        ray.init(**arguments)
+        with signals_kept():
+            ray.init(**arguments)
     except Exception as error:
         if "timed out during startup" in str(error):
             raise ClusterError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "worker", "profile", "head_done")
+MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done")
 
 
 @dataclass(frozen=True)

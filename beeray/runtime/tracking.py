@@ -88,7 +88,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "FINISHED" if kind is None else "FAILED"
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        status = "FINISHED" if kind is None else "KILLED" if interrupted else "FAILED"
         self._put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
         try:

@@ -41,6 +41,7 @@ from beeray.runtime.profile import StepProfiler
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.steps import plan_steps, scored_within
+from beeray.runtime.stop import StopListener
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import score, worker_ready
 
@@ -82,6 +83,7 @@ class _Training:
         self.sample = ReportSample(task.run_dir)
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
+        self.stop, self.stopping = StopListener(task.monitor if self.rank == 0 else None), False
         self.start: Future[Position] = Future()
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
@@ -130,6 +132,9 @@ class _Training:
                     plan, plan_s = next(plans)
                 position = self._train_step(plan, position, plan_s)
                 profiler.step_done()
+                if self.stopping and position.step < self.num_steps:
+                    self._checkpoint(position, {"step": position.step})
+                    return self._tell_stopped(position)
                 if position.step_in_epoch == 0 and position.step < self.num_steps:
                     self._tell_all()
                     self._end_epoch(position)
@@ -180,11 +185,21 @@ class _Training:
             self.engine.step()
         with record_function(f"{SCOPE}report"):
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
-            totals = sum_over_ranks(local, self.device)
+            totals = self._sum(local)
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
         self._tell(plan, step, totals, lr, seconds)
         return position.after(self.steps_per_epoch)
+
+    def _sum(self, local: list[float]) -> list[float]:
+        """Sums over all ranks, which learn from each other in the same call whether to stop. Every rank must call."""
+        *totals, asked = sum_over_ranks([*local, float(self.stop.heard())], self.device)
+        self.stopping = asked > 0
+        return totals
+
+    def _tell_stopped(self, position: Position) -> None:
+        if self.rank == 0:
+            self.task.send("stopped", step=position.step)
 
     def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
         loss, num_padded, num_recomputed = totals
@@ -250,6 +265,9 @@ class _Training:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
         save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
+        self._sum([])
+        if self.stopping:
+            return self._tell_stopped(position)
         self._score("after", TRAINED)
         if not self.config.evaluate.splits:
             self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)

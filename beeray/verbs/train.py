@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import RunError
+from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch, user_datasets
@@ -91,7 +93,8 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
             startup=startup,
         )
         handler.track(folder.steps())  # what a killed driver did not get to log
-        with listening(handler) as monitor:
+        stop = StopRequest(lambda: handler.saves_when_stopped)
+        with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):
             result = launch(
                 "beeray.runtime.training:train_worker",
                 WorkerTask(
@@ -111,6 +114,8 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
         handler.close()
         if handler.failure is not None:
             raise RunError(handler.failure)
+        if handler.stopped_after is not None:
+            raise Interrupted(stop.signum or signal.SIGTERM, _how_far(handler.stopped_after, num_steps))
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as exported:
             folder.take_model(Path(exported) / "model")
@@ -126,6 +131,10 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
         console.line(f"warning: {tracker.trouble}; what was measured is in {folder.metrics}")
     folder.finish(record)
     return record
+
+
+def _how_far(step: int, num_steps: int) -> str:
+    return f"stopped after step {step:,} of {num_steps:,}, with a checkpoint"
 
 
 def _keep_before(config: Config, folder: RunFolder, handler: EventHandler) -> None:
