@@ -109,6 +109,7 @@ class Progress:
 
 Execute = Callable[[Config, argparse.Namespace, Console], dict[str, Any]]
 """What a verb does: with a config, the command's arguments and a console, returning the record that it prints."""
+ExitCode = Callable[[dict[str, Any]], int]
 
 
 class StageReporter:
@@ -179,6 +180,7 @@ def run_verb(
     parser: argparse.ArgumentParser,
     execute: Execute | None = None,
     argv: Sequence[str] | None = None,
+    exit_code: ExitCode = lambda record: 0,
 ) -> int:
     """Parse, load the config, execute quietly, print the result; returns the exit code.
 
@@ -187,6 +189,7 @@ def run_verb(
 
     Args:
         execute: what the verb does; `beeray.verbs.<verb>.execute` unless given.
+        exit_code: of a verb that went well, by its record.
 
     A `BeerayError` becomes one line on stderr and exit code 2, SIGINT and SIGTERM one line and 130 and 143. Anything
     else is a defect: its traceback goes to the log and its last line, with the log's path, to stderr; exit code 1.
@@ -199,7 +202,7 @@ def run_verb(
         return EXIT_USER_ERROR
     work = execute or functools.partial(_execute, verb)
     if arguments.verbose:
-        return _guarded(verb, lambda console: work(config, arguments, console), Console(), None)
+        return _guarded(verb, lambda console: work(config, arguments, console), Console(), None, exit_code)
     log_path = config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +213,7 @@ def run_verb(
         )
         return EXIT_USER_ERROR
     with quiet(log_path) as console:
-        return _guarded(verb, lambda console: work(config, arguments, console), console, log_path)
+        return _guarded(verb, lambda console: work(config, arguments, console), console, log_path, exit_code)
 
 
 def run_without_config(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -225,7 +228,13 @@ def _execute(verb: str, config: Config, arguments: argparse.Namespace, console: 
     return execute(config, arguments, console)
 
 
-def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: Console, log_path: Path | None) -> int:
+def _guarded(
+    verb: str,
+    execute: Callable[[Console], dict[str, Any]],
+    console: Console,
+    log_path: Path | None,
+    exit_code: ExitCode = lambda record: 0,
+) -> int:
     try:
         with signals_handled(interrupt):
             record = execute(console)
@@ -243,4 +252,4 @@ def _guarded(verb: str, execute: Callable[[Console], dict[str, Any]], console: C
         console.line(f"beeray {verb}: internal error: {type(error).__name__}: {said}{where}")
         return 1
     console.result(record)
-    return 0
+    return exit_code(record)

@@ -1,10 +1,11 @@
 """Train on the cluster that runs this job.
 
-    ray job submit --working-dir . -- python jobs/train.py --config shop.yaml [key=value …]
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 -- python jobs/train.py --config goodlens.yaml [key=value …]
 
-The same as `python -m beeray.train`; a scheduler that must name a file names this one. The job's exit code
-is the verb's: 0 when the model is there, 2 for a mistake in config or data, 1 for anything else. Submitted
-again under the same name it resumes.
+The same as `python -m beeray.train`; a scheduler that must name a file names this one. The entrypoint's CPU is the
+driver's; workers ask for theirs themselves. The job's exit code is the verb's: 0 when the model is there, 2 for a
+mistake in config or data, 1 for anything else. `ray job stop ID` has it end its step and save a checkpoint (143);
+submitted again under the same name it goes on from there.
 """
 
 from __future__ import annotations

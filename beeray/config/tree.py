@@ -16,6 +16,7 @@ from beeray.config.credentials import refuse_passwords
 from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
+from beeray.config.nightly import NightlyConfig
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
@@ -39,6 +40,7 @@ class Config(Section):
     protocol: ProtocolConfig = ProtocolConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
+    nightly: NightlyConfig = NightlyConfig()
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -164,7 +166,7 @@ class Config(Section):
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
         elsewhere = {"name", "runs_dir", "storage", "evaluate", "tracking"}
-        elsewhere |= {"baselines", "protocol", "embed", "index", "report"}  # what other verbs do
+        elsewhere |= {"baselines", "protocol", "embed", "index", "nightly", "report"}  # what other verbs do
         deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)

@@ -1,0 +1,125 @@
+"""What nights of nightly training did: one small file each, so that a job that was killed goes on with its night.
+
+    runs/<name>/nights/<night>.json     the serving model it began with, the gate's verdict, what was published
+    runs/<name>-<night>/                the night's training run
+
+A night's file is written before it trains, so it continues from the model that served when it began whatever has been
+published since; and the verdict before it publishes, so that a new model is never compared with itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from beeray.config import Config
+from beeray.errors import ConfigError, RunError
+from beeray.runtime.run_folder import locked_file
+
+NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night.
+
+    Attributes:
+        name: its date.
+        store_fingerprint: of the tables it trains on.
+        serving: name and fingerprint of the model that served when it began; None where nothing was published.
+        verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served).
+        published: versions that were published, by domain ("" where there is one); None before.
+    """
+
+    name: str
+    store_fingerprint: str
+    serving: dict[str, str] | None
+    verdict: dict[str, Any] | None = None
+    published: dict[str, str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do: it was published, or refused."""
+        return self.published is not None or (self.verdict is not None and not self.verdict["publish"])
+
+
+class Nights:
+    """All nights of a config."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.run_dir / "nights"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other nightly commands of this name away; RunError where one is at work."""
+        said = f"the nightly training of {self.config.name!r} is being done by another command"
+        with locked_file(self.folder / ".lock", said, "wait for it, or stop it"):
+            yield
+
+    def kept(self, name: str) -> Night | None:
+        """What a night did; None if it has not begun."""
+        file = self.folder / f"{name}.json"
+        if not file.is_file():
+            return None
+        try:
+            return Night(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{file} is damaged ({error}); remove it, and the night begins anew") from None
+
+    def chosen(self, asked: str | None, today: str, store_fingerprint: str) -> str:
+        """Which night is worked on: the one asked for; an unfinished one whose tables are still the same; today's.
+
+        Raises:
+            ConfigError: the one asked for is no date.
+        """
+        if asked is not None:
+            if not NAME.fullmatch(asked):
+                raise ConfigError(f"--night {asked!r}: must be a date, e.g. {today}")
+            return asked
+        last = self._names()[-1:]
+        night = self.kept(last[0]) if last else None
+        if night is not None and not night.finished and night.store_fingerprint == store_fingerprint:
+            return night.name
+        return today
+
+    def keep(self, night: Night, **changes: Any) -> Night:
+        """Write a night, with changes, and return it."""
+        night = dataclasses.replace(night, **changes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{night.name}.json.partial"
+        partial.write_text(json.dumps(asdict(night), indent=2), encoding="utf-8")
+        partial.rename(self.folder / f"{night.name}.json")
+        return night
+
+    def forget(self, name: str) -> None:
+        """Have a night begin anew."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+    def run_name(self, night: str) -> str:
+        """Name of a night's training run."""
+        return f"{self.config.name}-{night}"
+
+    def prune(self, serving: str) -> list[str]:
+        """Remove runs of older finished nights, but never the one that the serving model is in; returns their names.
+
+        Args:
+            serving: folder of the serving model.
+        """
+        removed = []
+        for name in self._names()[: -self.config.nightly.keep_runs]:
+            night, run = self.kept(name), self.config.run_dir.parent / self.run_name(name)
+            if night is None or not night.finished or not run.is_dir() or serving.startswith(f"{run}/"):
+                continue
+            shutil.rmtree(run)
+            removed.append(run.name)
+        return removed
+
+    def _names(self) -> list[str]:
+        return sorted(file.stem for file in self.folder.glob("*.json") if NAME.fullmatch(file.stem))

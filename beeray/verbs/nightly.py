@@ -1,0 +1,164 @@
+"""What `beeray.nightly` does: continue from the serving model, evaluate both, publish the new one if it is not worse.
+
+Every part is a verb that goes on where it was: train, evaluate, embed. What lies between them is in `runtime.nights`.
+Serving changes in one go, when the new publication's `latest` is written; until then yesterday's is served, whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from beeray.config import Config, validate_config
+from beeray.console import Console
+from beeray.core.encoder import load_encoder
+from beeray.core.fingerprint import model_fingerprint
+from beeray.data.preparation import store_fingerprint
+from beeray.data.scored import open_scored
+from beeray.data.storage import storage_options
+from beeray.errors import RunError
+from beeray.runtime.gate import gate_metric, gate_split, judge
+from beeray.runtime.nights import Night, Nights
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.session import ray_session
+from beeray.verbs import embed, evaluate, train
+
+FIRST = {"publish": True}
+"""The verdict where nothing served, so that there is nothing to compare with."""
+
+
+def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Do a night's work from wherever it stands; returns the verdict and what was published."""
+    gate_metric(config), gate_split(config)  # told before hours of training
+    nights = Nights(config)
+    with nights.locked(), storage_options(config.storage):
+        night = _begun(config, nights, arguments, console)
+        if not night.finished:
+            with ray_session(config.cluster, config.storage):
+                night = _work(config, nights, night, console)
+        return _told(config, nights, night, console)
+
+
+def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, console: Console) -> Night:
+    """The night that is worked on, as far as it is; written down if it is new."""
+    fingerprint = store_fingerprint(config)
+    name = nights.chosen(arguments.night, datetime.now(UTC).strftime("%Y-%m-%d"), fingerprint)
+    night = nights.kept(name)
+    if night is not None and night.published is None:
+        if arguments.fresh:
+            night = None
+        elif night.verdict is None and night.store_fingerprint != fingerprint:
+            console.line(f"night {name}: its tables have changed since it began; it begins anew")
+            night = None
+    if night is not None:
+        console.line(f"night {name}: goes on")
+        return night
+    serving = serving_model(config)
+    RunFolder(_tonight(config, nights, name, None)).clear()
+    console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
+    return nights.keep(Night(name, fingerprint, serving))
+
+
+def serving_model(config: Config) -> dict[str, str] | None:
+    """Name and fingerprint of the model that the current publication was made with; None where there is none.
+
+    Raises:
+        RunError: the publication is damaged, domains are served by several models, or the model has changed or is gone.
+    """
+    models: dict[str, dict[str, str]] = {}
+    for name, one in config.by_domain().items():
+        published, why = embed.current_publication(one)
+        if published is None and "damaged" in why:
+            raise RunError(
+                f"{one.embeddings_path}: {why}, so what serves is not known; publish it again with "
+                "python -m beeray.embed --config C embed.model=MODEL"
+            )
+        if published is not None:
+            models[str(name or "")] = {key: published.manifest.model[key] for key in ("name", "fingerprint")}
+    if len({model["fingerprint"] for model in models.values()}) > 1:
+        raise RunError(
+            f"the domains of {config.embeddings_path} are served by several models "
+            f"({', '.join(f'{name}: {model["name"]}' for name, model in models.items())}); publish them with one"
+        )
+    serving = next(iter(models.values()), None)
+    if serving is not None:
+        _check_serving(config, serving)
+    return serving
+
+
+def _check_serving(config: Config, serving: dict[str, str]) -> None:
+    """Refuse to compare with a model that is not the one that was published."""
+    encoder, name = config.encoder, serving["name"]
+    remedy = f"publish {config.embeddings_path} again with python -m beeray.embed --config C embed.model=MODEL"
+    if name.startswith("/") and not Path(name).is_dir():
+        raise RunError(f"the serving model {name} is gone, so the new one cannot be compared with it; {remedy}")
+    model = load_encoder(
+        name, max_seq_length=config.served_seq_length, prefix=encoder.prefix, attention=encoder.attention
+    )
+    found = model_fingerprint(model)
+    if found != serving["fingerprint"]:
+        raise RunError(
+            f"the serving model {name} is {found}, but {serving['fingerprint']} was published: it has been replaced "
+            f"since; {remedy}"
+        )
+
+
+def _tonight(config: Config, nights: Nights, night: str, serving: dict[str, str] | None) -> Config:
+    """The config of a night's training run: it begins with the serving model, on the store of all nights."""
+    tree = config.model_dump(mode="json")
+    tree["name"] = nights.run_name(night)
+    tree["data"]["store"] = config.store_path
+    if serving is not None and Path(serving["name"]).is_dir():
+        tree["train"]["init_from"] = serving["name"]
+    return validate_config(tree)
+
+
+def _work(config: Config, nights: Nights, night: Night, console: Console) -> Night:
+    tonight = _tonight(config, nights, night.name, night.serving)
+    if night.verdict is None:
+        train.execute(tonight, argparse.Namespace(fresh=False), console)
+        night = nights.keep(night, verdict=_verdict(tonight, night, console))
+    assert night.verdict is not None
+    if not night.verdict["publish"]:
+        return night
+    served = config.model_copy(
+        update={"embed": config.embed.model_copy(update={"path": config.embeddings_path, "model": None})}
+    )
+    record = embed.execute(served, argparse.Namespace(model=str(RunFolder(tonight).model)), console)
+    by_domain = record["domains"] if "domains" in record else {"": record}
+    return nights.keep(night, published={name: one["version"] for name, one in by_domain.items()})
+
+
+def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
+    if night.serving is None:
+        console.line("gate: nothing is published yet, so there is nothing to compare with")
+        return FIRST
+    record = evaluate.execute(tonight, argparse.Namespace(model=night.serving["name"]), console)
+    serving = open_scored(str(Path(record["scores"]).parent))
+    verdict = judge(serving, open_scored(str(tonight.run_dir)), tonight)
+    for line in verdict.lines():
+        console.line(line)
+    return verdict.record()
+
+
+def _told(config: Config, nights: Nights, night: Night, console: Console) -> dict[str, Any]:
+    assert night.verdict is not None
+    model = config.run_dir.parent / nights.run_name(night.name) / "model"
+    serving = str(model) if night.published else (night.serving or {}).get("name", "")
+    for run in nights.prune(serving):
+        console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")
+    if night.published is None:
+        console.line(f"night {night.name}: refused; {serving} serves on")
+        console.line(f"for today's items: python -m beeray.embed --config C embed.model={serving}")
+    else:
+        versions = ", ".join(f"{name} {version}".strip() for name, version in night.published.items())
+        console.line(f"night {night.name}: published {versions} with {model}")
+    return {
+        "night": night.name,
+        "published": night.published,
+        "model": str(model),
+        "serving_before": night.serving,
+        "gate": night.verdict,
+    }

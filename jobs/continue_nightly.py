@@ -1,0 +1,20 @@
+"""Continue from the model that serves, evaluate both, and publish the new one if it is not worse: every night.
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 -- python jobs/continue_nightly.py --config goodlens.yaml [key=value …]
+
+The same as `python -m beeray.nightly`. The job's exit code is the verb's: 0 when the catalog is published with the new
+model, 3 when the gate refused it and yesterday's publication serves on, 2 for a mistake in config or data, 1 for
+anything else. Stopped, killed or failed, submit it again: it goes on with the night that it was at.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from beeray.nightly import main
+
+if __name__ == "__main__":
+    sys.exit(main())
