@@ -1,6 +1,7 @@
-"""Continue from the model that serves, evaluate both, and publish the new one if it is not worse: every night.
+r"""Continue from the model that serves, evaluate both, and publish the new one if it is not worse: every night.
 
-    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 -- python jobs/continue_nightly.py --config goodlens.yaml [key=value …]
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
+        -- python jobs/continue_nightly.py --config goodlens.yaml [key=value …]
 
 The same as `python -m beeray.nightly`. The job's exit code is the verb's: 0 when the catalog is published with the new
 model, 3 when the gate refused it and yesterday's publication serves on, 2 for a mistake in config or data, 1 for

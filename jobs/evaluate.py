@@ -1,6 +1,7 @@
-"""Score an encoder on the cluster that runs this job.
+r"""Score an encoder on the cluster that runs this job.
 
-    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 -- python jobs/evaluate.py --config goodlens.yaml [--model PATH] [key=value …]
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
+        -- python jobs/evaluate.py --config goodlens.yaml [--model PATH] [key=value …]
 
 The same as `python -m beeray.evaluate`. The job's exit code is the verb's: 0 when metrics and scores are there, 2 for a
 mistake in config or data (or a run that is not finished), 1 for anything else. Stopped, it leaves nothing; submit it

@@ -19,8 +19,8 @@ from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
 from beeray.config.data import CatalogTable, DataConfig, DomainConfig, InteractionsTable, ShopConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
-from beeray.config.nightly import NightlyConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
+from beeray.config.nightly import NightlyConfig
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section

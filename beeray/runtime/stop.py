@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -27,10 +28,10 @@ class StopListener:
         if self._heard or self._monitor is None:
             return self._heard
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            try:
+            with suppress(
+                ray.exceptions.RayError
+            ):  # the actor is being moved, or its node is gone: the next call tells
                 self._heard = bool(ray.get(self._answer))
-            except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
-                pass
             self._answer = None
         if self._answer is None and not self._heard:
             self._answer = self._monitor.wait_for_stop.remote(PATIENCE_S)

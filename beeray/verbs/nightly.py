@@ -78,9 +78,9 @@ def serving_model(config: Config) -> dict[str, str] | None:
         if published is not None:
             models[str(name or "")] = {key: published.manifest.model[key] for key in ("name", "fingerprint")}
     if len({model["fingerprint"] for model in models.values()}) > 1:
+        named = ", ".join(f"{name}: {model['name']}" for name, model in models.items())
         raise RunError(
-            f"the domains of {config.embeddings_path} are served by several models "
-            f"({', '.join(f'{name}: {model["name"]}' for name, model in models.items())}); publish them with one"
+            f"the domains of {config.embeddings_path} are served by several models ({named}); publish them with one"
         )
     serving = next(iter(models.values()), None)
     if serving is not None:
@@ -127,7 +127,7 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
         update={"embed": config.embed.model_copy(update={"path": config.embeddings_path, "model": None})}
     )
     record = embed.execute(served, argparse.Namespace(model=str(RunFolder(tonight).model)), console)
-    by_domain = record["domains"] if "domains" in record else {"": record}
+    by_domain = record.get("domains", {"": record})
     return nights.keep(night, published={name: one["version"] for name, one in by_domain.items()})
 
 

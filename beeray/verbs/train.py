@@ -18,8 +18,8 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import RunError
-from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
