@@ -1,0 +1,111 @@
+"""The node image: what is copied is there, what is installed is pinned, what is started exists; nobody is root."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from own_process import run_python
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = ROOT / "cluster" / "Dockerfile"
+KNOWN = {"FROM", "RUN", "WORKDIR", "ENV", "COPY", "USER", "CMD"}
+TARGETS = ["cpu", "cuda"]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Instructions of every stage, continued lines joined, comments left out."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if line and not line.lstrip().startswith("#")]
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for instruction in "\n".join(lines).replace("\\\n", " ").splitlines():
+        word, _, rest = instruction.partition(" ")
+        if word == "FROM":
+            name = rest.rpartition(" AS ")[2]
+        found.setdefault(name, []).append((word, " ".join(rest.split())))
+    return found
+
+
+def of(target: str, word: str) -> list[str]:
+    return [rest for one, rest in stages()[target] if one == word]
+
+
+def test_it_has_a_target_for_cpus_and_one_for_cuda_of_known_instructions() -> None:
+    assert list(stages()) == TARGETS
+    assert of("cpu", "FROM")[0].startswith("python:3.12-slim ")
+    assert re.fullmatch(r"nvidia/cuda:[\d.]+-runtime-ubuntu24\.04 AS cuda", of("cuda", "FROM")[0])
+    assert {word for stage in stages().values() for word, _ in stage} <= KNOWN
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_copied_is_in_the_checkout_and_passes_the_dockerignore(target: str) -> None:
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    sources = [source for rest in of(target, "COPY") for source in rest.split()[:-1]]
+    assert {"beeray", "configs", "jobs", "constraints.txt"} <= set(sources)
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), f"{source} is left out by .dockerignore"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_requirement_that_is_installed_is_pinned(target: str) -> None:
+    pins = {canonical(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (install,) = [rest for rest in of(target, "RUN") if "pip install" in rest]
+    commands = [shlex.split(one) for one in install.split("&&")]
+    assert all(["--constraint", "constraints.txt"] == one[3:5] for one in commands), "an install without constraints"
+    assert commands[0][-1] == "torch", "torch goes first"
+    extras = re.fullmatch(r"\.\[(.*)\]", commands[-1][-1])
+    assert extras is not None
+    required = [*project["dependencies"]]
+    for extra in extras[1].split(","):
+        required += project["optional-dependencies"][extra]
+    names = {canonical(re.split(r"[\[<>=!~ ;]", one)[0]) for one in required}
+    assert len(names) > 15
+    assert names - pins == set()
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nobody_is_root_and_no_secret_or_private_index_is_baked_in(target: str) -> None:
+    instructions = stages()[target]
+    words = [word for word, _ in instructions]
+    assert instructions[words.index("USER")][1] == "beeray"
+    assert "RUN" not in words[words.index("USER") :], "what is run after USER is no longer root's"
+    (made,) = [rest for rest in of(target, "RUN") if "useradd" in rest]
+    assert "--uid 1000" in made, "the uid that the manifests run as"
+    text = DOCKERFILE.read_text()
+    assert not re.search(r"(?i)token=(?!t\b)\S*[0-9a-f]{16}|password|secret|trusted-host", text.replace("MODE=token", ""))
+    assert set(re.findall(r"https?://[^/\s]+", text)) <= {"https://download.pytorch.org"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_cluster_asks_for_a_token_and_stops_jobs_patiently(target: str) -> None:
+    (environment,) = of(target, "ENV")
+    settings = dict(one.split("=", 1) for one in environment.split())
+    assert settings["RAY_AUTH_MODE"] == "token"
+    assert int(settings["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS[:1])
+def test_the_command_it_starts_with_runs(target: str) -> None:
+    (command,) = of(target, "CMD")
+    python, *arguments = json.loads(command)
+    assert python == "python"
+    done = run_python(*arguments, cwd=ROOT, limit_s=60)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+
+
+def test_both_targets_install_alike() -> None:
+    same = [[one for one in stages()[target] if one[0] not in ("FROM", "RUN")] for target in TARGETS]
+    assert same[0] == same[1]

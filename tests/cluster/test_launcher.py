@@ -1,0 +1,59 @@
+"""The cluster launcher's YAML: valid by Ray's own schema, and what it starts is what Ray understands."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def launcher() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "launcher.yaml").read_text(encoding="utf-8"))
+    return tree
+
+
+def test_it_is_valid_by_rays_schema_as_it_stands_and_with_rays_defaults(launcher: dict[str, Any]) -> None:
+    validate_config(launcher)
+    validate_config(prepare_config(copy.deepcopy(launcher)))
+
+
+def test_a_misspelt_key_is_noticed(launcher: dict[str, Any]) -> None:
+    launcher["max_worker"] = launcher.pop("max_workers")
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(launcher)
+
+
+def test_gpus_scale_from_none(launcher: dict[str, Any]) -> None:
+    types = launcher["available_node_types"]
+    assert launcher["head_node_type"] in types
+    assert types["gpu"]["resources"]["GPU"] == 1
+    assert types["gpu"]["min_workers"] == 0 < types["gpu"]["max_workers"] <= launcher["max_workers"]
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_nodes_are_started_with_options_that_ray_has_and_ask_for_the_token(launcher: dict[str, Any], role: str) -> None:
+    (command,) = [one for one in launcher[f"{role}_start_ray_commands"] if "ray start" in one]
+    words = shlex.split(command)
+    assert "RAY_AUTH_MODE=token" in words
+    known = {option for parameter in start.params for option in parameter.opts}
+    used = [word.split("=")[0] for word in words[words.index("start") + 1 :]]
+    assert used and set(used) <= known, set(used) - known
+
+
+def test_the_dashboard_is_bound_to_loopback_and_the_token_comes_from_a_file(launcher: dict[str, Any]) -> None:
+    (command,) = [one for one in launcher["head_start_ray_commands"] if "ray start" in one]
+    assert "--dashboard-host=127.0.0.1" in command
+    assert launcher["file_mounts"] == {"/home/beeray/.ray/auth_token": "~/.ray/auth_token"}
+    assert launcher["docker"]["image"] == "beeray:cuda"
+    assert re.search(r"/shared:/shared", " ".join(launcher["docker"]["run_options"]))
