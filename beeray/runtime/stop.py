@@ -28,9 +28,7 @@ class StopListener:
         if self._heard or self._monitor is None:
             return self._heard
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            with suppress(
-                ray.exceptions.RayError
-            ):  # the actor is being moved: the next call tells
+            with suppress(ray.exceptions.RayError):  # the actor is being moved: the next call tells
                 self._heard = bool(ray.get(self._answer))
             self._answer = None
         if self._answer is None and not self._heard:

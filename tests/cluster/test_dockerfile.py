@@ -54,11 +54,13 @@ def test_what_is_copied_is_in_the_checkout_and_passes_the_dockerignore(target: s
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_requirement_that_is_installed_is_pinned(target: str) -> None:
-    pins = {canonical(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        canonical(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (install,) = [rest for rest in of(target, "RUN") if "pip install" in rest]
     commands = [shlex.split(one) for one in install.split("&&")]
-    assert all(["--constraint", "constraints.txt"] == one[3:5] for one in commands), "an install without constraints"
+    assert all(one[3:5] == ["--constraint", "constraints.txt"] for one in commands), "an install without constraints"
     assert commands[0][-1] == "torch", "torch goes first"
     extras = re.fullmatch(r"\.\[(.*)\]", commands[-1][-1])
     assert extras is not None
@@ -83,7 +85,9 @@ def test_nobody_is_root_and_no_secret_or_private_index_is_baked_in(target: str) 
     (made,) = [rest for rest in of(target, "RUN") if "useradd" in rest]
     assert "--uid 1000" in made, "the uid that the manifests run as"
     text = DOCKERFILE.read_text()
-    assert not re.search(r"(?i)token=(?!t\b)\S*[0-9a-f]{16}|password|secret|trusted-host", text.replace("MODE=token", ""))
+    assert not re.search(
+        r"(?i)token=(?!t\b)\S*[0-9a-f]{16}|password|secret|trusted-host", text.replace("MODE=token", "")
+    )
     assert set(re.findall(r"https?://[^/\s]+", text)) <= {"https://download.pytorch.org"}
 
 

@@ -105,7 +105,9 @@ def test_clusters_scale_gpus_from_none_share_a_disk_and_ask_for_the_token(place:
     for template in pod_templates(spec):
         mounted = {one["name"]: one["mountPath"] for one in template["spec"]["containers"][0]["volumeMounts"]}
         assert mounted["shared"] == "/shared"
-        claims = [one["persistentVolumeClaim"]["claimName"] for one in template["spec"]["volumes"] if "emptyDir" not in one]
+        claims = [
+            one["persistentVolumeClaim"]["claimName"] for one in template["spec"]["volumes"] if "emptyDir" not in one
+        ]
         assert claims == [manifest("PersistentVolumeClaim")["metadata"]["name"]]
     assert manifest("PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteMany"]
 
@@ -158,7 +160,9 @@ def test_the_nightly_pod_talks_to_the_clusters_head_with_the_operators_token() -
     assert manifest("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
 
 
-@pytest.mark.parametrize("path", [*MANIFESTS, *sorted((ROOT / "cluster").glob("[!k]*")), *sorted((ROOT / "jobs").iterdir())])
+@pytest.mark.parametrize(
+    "path", [*MANIFESTS, *sorted((ROOT / "cluster").glob("[!k]*")), *sorted((ROOT / "jobs").iterdir())]
+)
 def test_no_secret_stands_in_a_file(path: Path) -> None:
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if SECRETS.search(line)]
