@@ -1,8 +1,8 @@
 """The fields of KubeRay's `ray.io/v1` kinds, as its API reference and the Go types behind it document them (v1.6).
 
 https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html. The operator's custom resource definitions are in
-no package that could be installed beside the tests, so this is what of them beeray's manifests may use: every field that
-the reference knows of these kinds, those that the types do not mark optional, and the values of enumerations. Pods
+no package that could be installed beside the tests, so this is what of them beeray's manifests may use: every field
+that the reference knows of these kinds, those that the types do not mark optional, and the values of enumerations. Pods
 inside are Kubernetes' own and are validated by its published schemas.
 """
 

@@ -160,10 +160,8 @@ def test_the_nightly_pod_talks_to_the_clusters_head_with_the_operators_token() -
     assert manifest("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
 
 
-@pytest.mark.parametrize(
-    "path", [*MANIFESTS, *sorted((ROOT / "cluster").glob("[!k]*")), *sorted((ROOT / "jobs").iterdir())]
-)
-def test_no_secret_stands_in_a_file(path: Path) -> None:
-    if path.is_file():
+@pytest.mark.parametrize("folder", ["cluster", "cluster/kuberay", "jobs"])
+def test_no_secret_stands_in_a_file(folder: str) -> None:
+    for path in (one for one in (ROOT / folder).iterdir() if one.is_file()):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if SECRETS.search(line)]
         assert [line for line in lines if "~/.ray/auth_token" not in line and "secretKeyRef" not in line] == []

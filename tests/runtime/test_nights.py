@@ -1,0 +1,75 @@
+"""Which night a command works on, what it remembers, and what is removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beeray.config import Config, validate_config
+from beeray.errors import ConfigError, RunError
+from beeray.runtime.nights import Night, Nights
+
+REFUSED, PASSED = {"publish": False}, {"publish": True}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    tree = {"name": "shop", "runs_dir": str(tmp_path), "data": {"source": "shop"}, "nightly": {"keep_runs": 2}}
+    return validate_config(tree)
+
+
+def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
+    nights = Nights(config)
+    night = nights.keep(Night("2026-01-02", "store-a", {"name": "/runs/old/model", "fingerprint": "f"}))
+    assert nights.kept("2026-01-02") == night
+    assert nights.keep(night, verdict=PASSED, published={"": "v1"}) == nights.kept("2026-01-02")
+    assert nights.kept("2026-01-03") is None
+
+
+@pytest.mark.parametrize(
+    ("night", "store", "chosen"),
+    [
+        (Night("2026-01-02", "store-a", None), "store-a", "2026-01-02"),  # killed before midnight, submitted after it
+        (Night("2026-01-02", "store-a", None, PASSED), "store-a", "2026-01-02"),  # judged, not yet published
+        (Night("2026-01-02", "store-a", None), "store-b", "2026-01-03"),  # the tables have moved on
+        (Night("2026-01-02", "store-a", None, REFUSED), "store-a", "2026-01-03"),
+        (Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}), "store-a", "2026-01-03"),
+    ],
+)
+def test_an_unfinished_night_goes_on_after_midnight_while_its_tables_are_the_same(
+    config: Config, night: Night, store: str, chosen: str
+) -> None:
+    nights = Nights(config)
+    nights.keep(night)
+    assert nights.chosen(None, "2026-01-03", store) == chosen
+    assert nights.chosen("2025-12-31", "2026-01-03", store) == "2025-12-31"
+
+
+def test_a_night_that_is_no_date_and_a_damaged_file_are_refused_in_a_line(config: Config) -> None:
+    nights = Nights(config)
+    with pytest.raises(ConfigError, match="--night 'tonight': must be a date"):
+        nights.chosen("tonight", "2026-01-03", "store-a")
+    nights.keep(Night("2026-01-02", "store-a", None))
+    (nights.folder / "2026-01-02.json").write_text("{")
+    with pytest.raises(RunError, match="remove it, and the night begins anew"):
+        nights.kept("2026-01-02")
+
+
+def test_two_commands_do_not_work_on_the_nights_of_one_name(config: Config) -> None:
+    again = Nights(config).locked()
+    with Nights(config).locked(), pytest.raises(RunError, match="is being done by another command"), again:
+        pass
+
+
+def test_runs_of_old_finished_nights_go_but_never_the_serving_one_nor_an_unfinished(config: Config) -> None:
+    nights, runs = Nights(config), config.run_dir.parent
+    verdicts = {"01": PASSED, "02": REFUSED, "03": None, "04": REFUSED, "05": REFUSED}
+    for day, verdict in verdicts.items():
+        published = {"": "v"} if verdict is PASSED else None
+        nights.keep(Night(f"2026-01-{day}", "store-a", None, verdict, published))
+        (runs / f"shop-2026-01-{day}" / "model").mkdir(parents=True)
+    (runs / "shop-2026-01-01b").mkdir()
+    assert nights.prune(str(runs / "shop-2026-01-01" / "model")) == ["shop-2026-01-02"]
+    left = sorted(one.name for one in runs.iterdir() if one.name.startswith("shop-"))
+    assert left == [f"shop-2026-01-{day}" for day in ("01", "01b", "03", "04", "05")]
