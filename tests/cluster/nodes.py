@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: head and worker as processes of their own, on loopback, with a token."""
+"""A Ray cluster of several nodes on this machine: head and worker as own processes, on loopback, with a token."""
 
 from __future__ import annotations
 
