@@ -71,7 +71,7 @@ def running_cluster(folder: Path, *, num_nodes: int = 2, cpus: int = 3) -> Itera
     sizes = [f"--num-cpus={cpus}", f"--object-store-memory={120 * 2**20}", "--block", "--node-ip-address=127.0.0.1"]
     head = [
         *("--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-        *(f"--ray-client-server-port={client}", f"--temp-dir={folder / 'ray'}"),
+        f"--ray-client-server-port={client}",
     ]
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -80,6 +80,7 @@ def running_cluster(folder: Path, *, num_nodes: int = 2, cpus: int = 3) -> Itera
                 own = [
                     f"--dashboard-agent-listen-port={agents[2 * node]}",
                     f"--metrics-export-port={agents[2 * node + 1]}",
+                    f"--temp-dir={folder / f'ray{node}'}",  # in one both would unpack jobs over each other's heads
                 ]
                 joined = head if node == 0 else [f"--address=127.0.0.1:{gcs}"]
                 command = [sys.executable, "-m", "ray.scripts.scripts", "start", *joined, *own, *sizes]

@@ -49,7 +49,7 @@ def tiny(folder: Path) -> Path:
     pq.write_table(
         pa.table({"sku": [f"item-{item}" for item in range(120)], "title": texts}), folder / "catalog.parquet"
     )
-    pairs = [(f"user-{user}", f"item-{(user + 7 * step) % 120}") for user in range(150) for step in range(10)]
+    pairs = [(f"user-{user}", f"item-{(user + 7 * step) % 120}") for user in range(3000) for step in range(10)]
     pq.write_table(
         pa.table({"buyer": [user for user, _ in pairs], "sku": [item for _, item in pairs]}), folder / "pairs.parquet"
     )
