@@ -22,7 +22,7 @@ SMALL = ("train.max_steps=4", "evaluate.splits=[test]", "nightly.metric=ndcg@10"
 
 def night(world: World, date: str, *overrides: str) -> Done:
     own = (NAME, "data.store=stores/nights", "data.interactions.path=nights.parquet", "embed.path=embeddings/nights")
-    return world.run("nightly", *own, *SMALL, *overrides, "--night", date)
+    return world.run("nightly", *own, *SMALL, *overrides, "--night", date, limit_s=500)
 
 
 def published(world: World) -> Any:
