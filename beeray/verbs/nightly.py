@@ -56,7 +56,12 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
         console.line(f"night {name}: goes on")
         return night
     serving = serving_model(config)
-    RunFolder(_tonight(config, nights, name, None)).clear()
+    run = RunFolder(_tonight(config, nights, name, None))
+    if serving is not None and serving["name"].startswith(f"{run.path}/"):
+        raise RunError(
+            f"night {name}: what serves is of this very night ({serving['name']}); name another with --night"
+        )
+    run.clear()
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
     return nights.keep(Night(name, fingerprint, serving))
 
