@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, said: str = "") -> None:
         super().__init__(signum, said)
         self.signum = signum
-        self.said = said or f"stopped by {signal.Signals(signum).name}"
+        self.said = said or ("interrupted" if signum == signal.SIGINT else "stopped by SIGTERM")
 
     @property
     def exit_code(self) -> int:

@@ -58,9 +58,7 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     serving = serving_model(config)
     run = RunFolder(_tonight(config, nights, name, None))
     if serving is not None and serving["name"].startswith(f"{run.path}/"):
-        raise RunError(
-            f"night {name}: what serves is of this very night ({serving['name']}); name another with --night"
-        )
+        raise RunError(f"night {name}: {serving['name']} of this very night serves; name another with --night")
     run.clear()
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
     return nights.keep(Night(name, fingerprint, serving))
