@@ -12,17 +12,21 @@ from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
 from beeray.config.section import Section
+from beeray.config.space import at_point, epoch_metrics, own_point, search_space
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
+from beeray.config.tune import AshaConfig, Dimension, TuneConfig
 
 __all__ = [
     "CONFIGS_DIR",
+    "AshaConfig",
     "CatalogTable",
     "ClusterConfig",
     "Config",
     "DataConfig",
     "DeepSpeedConfig",
+    "Dimension",
     "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -35,8 +39,13 @@ __all__ = [
     "StorageConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
+    "at_point",
     "config_digest",
+    "epoch_metrics",
     "flatten_config",
     "load_config",
+    "own_point",
+    "search_space",
     "validate_config",
 ]

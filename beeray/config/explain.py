@@ -25,7 +25,7 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
         return f"unknown key {'.'.join(path)!r}; {hint}{more}"
     if first["type"] == "missing":
         return f"{'.'.join(path)}: required key is missing{more}"
-    path = [part for part in path if part.isidentifier()]
+    path = [part for part in path if part.replace(".", "").isidentifier()]  # a dotted key of tune.space is one part
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}{more}"
@@ -35,6 +35,8 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
 def _keys_beside(path: Sequence[str], tree: type[BaseModel]) -> list[str]:
     model: Any = tree
     for part in path[:-1]:
+        if part not in model.model_fields:  # a key of a mapping of sections
+            continue
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -16,8 +16,10 @@ from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.section import Section
+from beeray.config.space import check_space
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
+from beeray.config.tune import TuneConfig
 
 
 class Config(Section):
@@ -37,6 +39,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +73,12 @@ class Config(Section):
                 f"train.batch_size is {self.train.batch_size}: it counts users over all workers, so it must be a "
                 f"multiple of cluster.num_workers ({self.cluster.num_workers})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _searches_what_there_is(self) -> Config:
+        if self.tune != TuneConfig():
+            check_space(self)
         return self
 
     @property
@@ -117,7 +126,7 @@ class Config(Section):
 
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
-        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "tracking"}
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "tracking", "tune"}
         deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)

@@ -35,6 +35,8 @@ from beeray.errors import ConfigError, RunError
 CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
+"""What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 SHOWN_KEYS = 6
 
 
@@ -92,9 +94,14 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Remove all that an earlier run of this name left."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Remove all that an earlier run of this name left; what a sweep left stays."""
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.name in SWEEP_FILES:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def check_config(self) -> None:
         """Refuse a config that would compute something else than the run that is in the folder.

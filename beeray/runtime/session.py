@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -162,20 +162,33 @@ def _ask_to_grow(cluster: ClusterConfig) -> None:
     request_resources(bundles=[each] * cluster.num_workers)
 
 
-def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
+def live_nodes() -> list[dict[str, float]]:
+    """The resources of every node of the cluster."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def workers_that_fit(nodes: Sequence[Mapping[str, float]], cluster: ClusterConfig) -> int:
+    """Workers that nodes with these resources (`CPU`, `GPU`) take at once, with CPUs left to Ray Data."""
     placeable = 0
     for node in nodes:
         fits = math.inf
         if cluster.cpus_per_worker:
             fits = node.get("CPU", 0.0) / cluster.cpus_per_worker
         if cluster.use_gpu:
-            fits = min(fits, node.get("GPU", 0.0) / cluster.gpus_per_worker)
+            share = cluster.gpus_per_worker
+            cards = node.get("GPU", 0.0)
+            fits = min(fits, cards * int(1 / share + 1e-9) if share < 1 else cards / share)  # a share is of one card
         placeable += int(min(fits, 2**31))
     if cluster.cpus_per_worker:
+        cpus = sum(node.get("CPU", 0.0) for node in nodes)
         placeable = min(placeable, int(max(0.0, cpus - DATA_CPUS) / cluster.cpus_per_worker))
+    return placeable
+
+
+def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
+    nodes = live_nodes()
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    placeable = workers_that_fit(nodes, cluster)
     return placeable, f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"

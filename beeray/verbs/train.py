@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,24 +54,33 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             store, _ = prepared_store(config, console)
             startup.reached("store")
             tokens_path = token_store(config, store, tokenizer, console)
-            inputs = _Inputs(store, tokens_path, _users_per_rank(config, store))
+            inputs = TrainInputs(store, tokens_path, users_per_rank(config, store))
             startup.reached("tokens")
             if arguments.fresh:
                 folder.clear()
             folder.claim(store.meta.fingerprint)
-            record = _train(config, folder, inputs, console, startup)
+            record = train_run(config, folder, inputs, console, startup)
         _show(console, record, config)
         return record
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class TrainInputs:
+    """What a run trains on.
+
+    Attributes:
+        store: the prepared store.
+        tokens_path: the token store of its encoder.
+        users_per_rank: training users of one worker in an epoch.
+    """
+
     store: Store
     tokens_path: str
     users_per_rank: int
 
 
-def _users_per_rank(config: Config, store: Store) -> int:
+def users_per_rank(config: Config, store: Store) -> int:
+    """Training users of each worker; raises DataError where there are none."""
     users = store.num_training_users(config.trains_on_validation) // config.cluster.num_workers
     if users < 1:
         raise DataError(
@@ -80,7 +90,21 @@ def _users_per_rank(config: Config, store: Store) -> int:
     return users
 
 
-def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console, startup: Startup) -> dict[str, Any]:
+def train_run(
+    config: Config,
+    folder: RunFolder,
+    inputs: TrainInputs,
+    console: Console,
+    startup: Startup,
+    tracking: type[Tracker] = Tracker,
+    handling: Callable[..., EventHandler] = EventHandler,
+) -> dict[str, Any]:
+    """Train in a folder that was claimed, to the end; returns what was measured.
+
+    Args:
+        tracking: what logs the run.
+        handling: makes what hears of the workers' progress; takes the arguments of `EventHandler`.
+    """
     started = time.monotonic()
     per_epoch, num_steps = plan_steps(config, inputs.users_per_rank)
     console.line(
@@ -88,9 +112,9 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
         f"worker{'s' if config.cluster.num_workers > 1 else ''}, ZeRO-{config.deepspeed.stage}"
     )
-    with Tracker(config, folder.path) as tracker:
+    with tracking(config, folder.path) as tracker:
         tracker.check()
-        handler = EventHandler(
+        handler = handling(
             console,
             inputs.store.meta.num_items,
             config.cluster.num_workers,
@@ -139,7 +163,7 @@ def _keep_before(config: Config, folder: RunFolder, handler: EventHandler) -> No
     folder.keep_before(summarise_scores(scores, config.evaluate))
 
 
-def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler) -> dict[str, Any]:
+def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: EventHandler) -> dict[str, Any]:
     after = handler.scores("after")
     if after:
         write_part(scores_table(after), str(folder.scores))

@@ -1,0 +1,275 @@
+"""What `beeray.tune` does: store and tokens once, then trials under Ray Tune, each a training run of its own.
+
+A trial is a Ray Tune function whose process drives a Ray Train run, just as `beeray.train`'s does: it hears of the
+workers' epochs and reports them to Ray Tune. When Ray Tune stops a trial it ends that process, and with it go the
+Ray Train controller and workers that it owns. Ray Tune reserves nothing for a trial (`NOTHING`), since Ray Train asks
+for its workers itself; what bounds the trials at once is `trials_at_once`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from beeray.config import Config, epoch_metrics, search_space
+from beeray.console import Console
+from beeray.data.storage import storage_options
+from beeray.data.store import Store
+from beeray.errors import BeerayError, ConfigError, RunError
+from beeray.inputs import open_tokenizer, prepared_store, token_store
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.session import check_placement, live_nodes, ray_session
+from beeray.runtime.startup import Startup
+from beeray.runtime.sweep.best import write_best
+from beeray.runtime.sweep.demand import largest_demand, token_variants
+from beeray.runtime.sweep.folder import FAILED, RUNNING, STATUSES, SweepFolder, Trial, best_of
+from beeray.runtime.sweep.page import write_page
+from beeray.runtime.sweep.progress import SweepProgress
+from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
+from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
+from beeray.runtime.sweep.stopping import longest_epochs, stopping
+from beeray.runtime.sweep.table import table_lines, write_table
+from beeray.runtime.sweep.tracking import SweepTracking
+from beeray.runtime.sweep.trial import (
+    OUTCOME,
+    REASON,
+    Reports,
+    SweepInputs,
+    TrialEvents,
+    patiently_locked,
+    trial_config,
+)
+from beeray.runtime.tracking import Untracked
+from beeray.verbs.train import TrainInputs, train_run, users_per_rank
+
+NOTHING = {"memory": 1.0}
+"""A byte: Ray Tune wants a trial's own process to ask for something."""
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files beside our own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command as it ends the others
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # how a trial failed is reported without a metric
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+}
+SCRATCH = "ray-tune"
+
+
+def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Search a config's space to the end, from wherever its folder stands; returns what was found."""
+    started = time.monotonic()
+    config = measurable(config, console)
+    check_sharing(largest_demand(config).cluster)
+    folder = SweepFolder(config)
+    with folder.locked(), storage_options(config.storage):
+        if arguments.fresh:
+            folder.clear()
+        folder.check_config()
+        folder.claim()
+        if arguments.retry_failed:
+            _retry_failed(folder)
+        trials = folder.load()
+        if any(not trial.over for trial in trials) or len(trials) < config.tune.num_trials:
+            trials, run_id = _search(config, folder, console)
+        else:
+            console.line(f"sweep {config.name!r} in {folder.trials} is finished already; --fresh starts it over")
+            run_id = None
+        return _conclude(config, folder, trials, console) | {
+            "mlflow_run_id": run_id,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+
+def measurable(config: Config, console: Console) -> Config:
+    """The config with validation held out and scored after every epoch, which the search goes by.
+
+    Raises:
+        ConfigError: the config wants validation data trained on.
+    """
+    if config.train.with_validation:
+        raise ConfigError(
+            "train.with_validation is true, but a sweep is measured on validation data; set it to false here, and to "
+            "true for the last training of what was found"
+        )
+    update: dict[str, Any] = {}
+    if config.trains_on_validation:
+        console.line("validation data is held out in this sweep (split.reproduce would train on it)")
+        update["with_validation"] = False
+    if config.train.evaluate_every_epochs is None:
+        update["evaluate_every_epochs"] = 1
+    config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    if config.tune.asha is not None and longest_epochs(config) <= config.tune.asha.grace_epochs:
+        console.line(
+            f"no trial can be stopped early: train.epochs is {longest_epochs(config)}, and tune.asha.grace_epochs "
+            f"{config.tune.asha.grace_epochs}"
+        )
+    return config
+
+
+def _retry_failed(folder: SweepFolder) -> None:
+    for trial in folder.load():
+        if trial.status == FAILED:
+            trial.status, trial.reason = RUNNING, None
+            folder.save(trial)
+
+
+def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list[Trial], str | None]:
+    with ray_session(config.cluster, config.storage), _environment():
+        demand = largest_demand(config)
+        tokenizers = {key: open_tokenizer(variant) for key, variant in token_variants(config).items()}
+        check_placement(demand.cluster)
+        nodes = live_nodes()
+        at_once = trials_at_once(nodes, demand)
+        threads = threads_each(nodes, demand, at_once)
+        store, _ = prepared_store(config, console)
+        inputs = SweepInputs(
+            store.path,
+            {
+                key: token_store(variant, store, tokenizers[key], console)
+                for key, variant in token_variants(config).items()
+            },
+            config.tune.metric or epoch_metrics(config)[0],
+        )
+        sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
+        console.line(
+            f"tune {config.name}: {', '.join(sweep.space)}; {sweep.num_left} of {config.tune.num_trials} trials to go, "
+            f"{at_once} at once, {config.cluster.num_workers} worker{'s' if config.cluster.num_workers > 1 else ''} each"
+        )
+        with SweepTracking(config, folder, console) as tracking:
+            _run(sweep, tracking, inputs, at_once, console)
+            folder.tidy(sweep.trials, best_of(sweep.trials, config.tune.mode))
+            tracking.conclude(best_of(sweep.trials, config.tune.mode), _write(config, folder, sweep.trials))
+        if tracking.parent.trouble:
+            console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
+        return sweep.trials, tracking.parent.run_id
+
+
+def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: int, console: Console) -> None:
+    progress = SweepProgress(sweep, tracking, console)
+    scheduler = stopping(sweep.config, sweep.trials)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, inputs=inputs), NOTHING)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=SweepSearch(sweep, progress.started),
+            scheduler=scheduler,
+            num_samples=sweep.num_left,
+            max_concurrent_trials=at_once,
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03d}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=SCRATCH,
+            storage_path=str(sweep.folder.trials),
+            callbacks=[progress],
+            failure_config=tune.FailureConfig(max_failures=sweep.config.cluster.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        progress.close()
+        sweep.folder.remove_scratch(SCRATCH)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What Ray Tune reads from the environment, until the context ends."""
+    kept = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
+    """One trial, in a process of its own: train to the end, reporting every epoch; or report why that failed."""
+    _, trial = point_of(config)
+    folder = RunFolder(trial)
+    reports = Reports(inputs.metric)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
+        console = Console(log, log)
+        try:
+            _run_trial(trial, folder, inputs, reports, console)
+        except BeerayError as error:
+            console.line(f"failed: {error}")
+            tune.report({OUTCOME: FAILED, REASON: str(error)})
+        except Exception as error:
+            console.line(traceback.format_exc())
+            said = (str(error).splitlines() or ["no message"])[0]
+            tune.report({OUTCOME: FAILED, REASON: f"{type(error).__name__}: {said[:300]}"})
+
+
+def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console) -> None:
+    with patiently_locked(folder):
+        store = Store.open(inputs.store_path)
+        tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]
+        for record in folder.validation():  # of a command that was killed
+            if record["epoch"] < trial.train.epochs:
+                reports.epoch(record)
+        if folder.finished() is None:
+            folder.claim(store.meta.fingerprint)
+            handling = functools.partial(TrialEvents, reports.epoch)
+            train_inputs = TrainInputs(store, tokens, users_per_rank(trial, store))
+            train_run(trial, folder, train_inputs, console, Startup(), Untracked, handling)
+        reports.end(folder.validation()[-1])
+
+
+def _write(config: Config, folder: SweepFolder, trials: list[Trial]) -> list[Path]:
+    """Write what a sweep leaves; returns the files."""
+    tune_config = config.tune
+    space, metric = search_space(config), tune_config.metric or epoch_metrics(config)[0]
+    write_table(folder.table, trials, list(space), metric, tune_config.mode)
+    write_page(folder.page, f"Sweep {config.name}", trials, space, metric, tune_config.mode)
+    best = best_of(trials, tune_config.mode)
+    if best is None:
+        folder.best.unlink(missing_ok=True)
+        return [folder.table, folder.page]
+    write_best(folder, config, best, metric)
+    return [folder.table, folder.page, folder.best]
+
+
+def _conclude(config: Config, folder: SweepFolder, trials: list[Trial], console: Console) -> dict[str, Any]:
+    """Show the table; returns the record.
+
+    Raises:
+        RunError: no trial ran to its end.
+    """
+    metric = config.tune.metric or epoch_metrics(config)[0]
+    for line in table_lines(trials, list(search_space(config)), metric, config.tune.mode):
+        console.line(line)
+    best = best_of(trials, config.tune.mode)
+    if best is None:
+        failed = next((trial for trial in trials if trial.reason), None)
+        first = f"; {failed.name} {failed.status}: {failed.reason}" if failed is not None else ""
+        raise RunError(
+            f"none of {len(trials)} trials ran to its end{first}; see {folder.table}, and give --retry-failed when what "
+            "they failed of is put right, or --fresh"
+        )
+    console.line(
+        f"best: {best.name}, {metric} {best.metric:.4f}; python -m beeray.train --config {os.path.relpath(folder.best)}"
+    )
+    return {
+        "sweep": config.name,
+        "folder": str(folder.path),
+        "metric": metric,
+        "best": {"trial": best.name, "metric": best.metric, "values": best.values},
+        "best_config": str(folder.best),
+        "table": str(folder.table),
+        "page": str(folder.page),
+        "trials": {status: sum(trial.status == status for trial in trials) for status in STATUSES},
+    }
