@@ -74,14 +74,14 @@ class AshaConfig(Section):
 class TuneConfig(Section):
     """What `beeray.tune` searches; `config/space.py` checks it against the rest of the tree."""
 
-    space: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = Field(default_factory=dict)
     """Dotted config keys and their values, e.g. `{train.lr: {loguniform: [1e-5, 1e-3]}}`."""
     presets: tuple[Literal["lr", "max_output", "batch_size"], ...] | None = None
     """Ready-made dimensions of `train.…`, beside `space`; all three where nothing else is searched."""
     num_trials: int = Field(20, ge=1)
     """Of the whole sweep, invalid and failed ones included."""
     metric: str | None = None
-    """As epochs report it, e.g. `validation/ndcg@100`; the first of `evaluate.ndcg_at` (else `recall_at`) unless set."""
+    """As epochs report it, e.g. `validation/ndcg@100`; the first of `evaluate.ndcg_at` (or `recall_at`) unless set."""
     mode: Literal["max", "min"] = "max"
     max_concurrent: int | None = Field(None, ge=1)
     """Trials at once, at most; as many as the cluster holds unless set. With 1, a seed fixes which trials there are."""

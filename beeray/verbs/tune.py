@@ -25,7 +25,7 @@ from beeray.console import Console
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ConfigError, RunError
-from beeray.inputs import open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
@@ -133,7 +133,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
         inputs = SweepInputs(
             store.path,
             {
-                key: token_store(variant, store, tokenizers[key], console)
+                (located_encoder(key[0]), key[1]): token_store(variant, store, tokenizers[key], console)
                 for key, variant in token_variants(config).items()
             },
             config.tune.metric or epoch_metrics(config)[0],
@@ -141,7 +141,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
         sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
         console.line(
             f"tune {config.name}: {', '.join(sweep.space)}; {sweep.num_left} of {config.tune.num_trials} trials to go, "
-            f"{at_once} at once, {config.cluster.num_workers} worker{'s' if config.cluster.num_workers > 1 else ''} each"
+            f"{at_once} at once, {_workers(config.cluster.num_workers)} each"
         )
         with SweepTracking(config, folder, console) as tracking:
             _run(sweep, tracking, inputs, at_once, console)
@@ -150,6 +150,10 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
         if tracking.parent.trouble:
             console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
         return sweep.trials, tracking.parent.run_id
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' if number > 1 else ''}"
 
 
 def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: int, console: Console) -> None:
@@ -257,8 +261,8 @@ def _conclude(config: Config, folder: SweepFolder, trials: list[Trial], console:
         failed = next((trial for trial in trials if trial.reason), None)
         first = f"; {failed.name} {failed.status}: {failed.reason}" if failed is not None else ""
         raise RunError(
-            f"none of {len(trials)} trials ran to its end{first}; see {folder.table}, and give --retry-failed when what "
-            "they failed of is put right, or --fresh"
+            f"none of {len(trials)} trials ran to its end{first}; see {folder.table}, and give --retry-failed when "
+            "what they failed of is put right, or --fresh"
         )
     console.line(
         f"best: {best.name}, {metric} {best.metric:.4f}; python -m beeray.train --config {os.path.relpath(folder.best)}"

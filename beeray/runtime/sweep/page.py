@@ -50,8 +50,8 @@ def sweep_page(title: str, trials: list[Trial], space: dict[str, Dimension], met
     if measured:
         figures = [
             "<h2>What was tried</h2>",
-            f'<p class="note">A line is a trial, its colour the {escape(metric)} it came to. Drag along an axis to keep '
-            "a part of it, drag an axis to move it.</p>",
+            f'<p class="note">A line is a trial, its colour the {escape(metric)} it came to. Drag along an axis to '
+            "keep a part of it, drag an axis to move it.</p>",
             _html(coordinates(measured, space, metric, mode), script=True),
             "<h2>Epoch by epoch</h2>",
             '<p class="note">The last epoch of a trial that ran to its end is what it is ranked by.</p>',

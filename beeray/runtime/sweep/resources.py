@@ -17,8 +17,8 @@ def check_sharing(cluster: ClusterConfig) -> None:
     """
     if cluster.use_gpu and cluster.num_workers > 1 and cluster.gpus_per_worker <= 0.5:
         raise ConfigError(
-            f"cluster.gpus_per_worker is {cluster.gpus_per_worker:g} and cluster.num_workers {cluster.num_workers}: two "
-            "workers of one trial may not share a card (NCCL refuses it); trials share cards with one worker each, so "
+            f"cluster.gpus_per_worker is {cluster.gpus_per_worker:g} and cluster.num_workers {cluster.num_workers}: "
+            "two workers of one trial may not share a card (NCCL refuses it), only those of several trials, so "
             "set cluster.num_workers: 1, or cluster.gpus_per_worker: 1"
         )
 
