@@ -37,13 +37,18 @@ def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) -> Iterator[None]:
+def ray_session(
+    cluster: ClusterConfig, storage: StorageConfig | None = None, *, dashboard: bool = False
+) -> Iterator[None]:
     """A connected Ray: the one already joined, the one named, or a small one started here.
 
     A Ray started here ends with the context; a cluster that was joined goes on. Paths are reached as
     `storage` says, here until the context ends and in the workers of this session; those of a Ray that was
     joined before keep their own settings. Credentials are never sent to a cluster: its nodes have a role,
     a profile or an environment of their own. A Ray started here has this command's environment.
+
+    Args:
+        dashboard: start a Ray of our own with its dashboard, which the state API needs.
 
     Raises:
         ClusterError: the address does not answer, or the submitted job sets what `storage` sets.
@@ -55,20 +60,21 @@ def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) ->
         if ray.is_initialized():
             yield
             return
-        _start_or_join(cluster, storage)
+        _start_or_join(cluster, storage, dashboard)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
+def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bool) -> None:
     import ray
 
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
         arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
+        arguments["include_dashboard"] = dashboard
     variables = _worker_variables(storage)
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}

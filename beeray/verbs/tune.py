@@ -1,9 +1,12 @@
 """What `beeray.tune` does: store and tokens once, then trials under Ray Tune, each a training run of its own.
 
 A trial is a Ray Tune function whose process drives a Ray Train run, just as `beeray.train`'s does: it hears of the
-workers' epochs and reports them to Ray Tune. When Ray Tune stops a trial it ends that process, and with it go the
-Ray Train controller and workers that it owns. Ray Tune reserves nothing for a trial (`NOTHING`), since Ray Train asks
-for its workers itself; what bounds the trials at once is `trials_at_once`.
+workers' epochs and reports them to Ray Tune. When Ray Tune stops a trial it ends that process, and with it go the Ray
+Train controller and workers that it owns. What the workers had reserved is given back by a cleaner of Ray Train's, which
+asks the state API whether the controller lives; so a Ray that is started here has its dashboard, which serves that.
+
+Ray Tune reserves nothing for a trial (`NOTHING`), since Ray Train asks for its workers itself; what bounds the trials
+at once is `trials_at_once`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from beeray.config import Config, epoch_metrics, search_space
 from beeray.console import Console
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import BeerayError, ConfigError, RunError
+from beeray.errors import BeerayError, ClusterError, ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
@@ -61,6 +64,7 @@ ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
 SCRATCH = "ray-tune"
+STATE_API_PATIENCE_S = 30
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -122,7 +126,8 @@ def _retry_failed(folder: SweepFolder) -> None:
 
 
 def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list[Trial], str | None]:
-    with ray_session(config.cluster, config.storage), _environment():
+    with ray_session(config.cluster, config.storage, dashboard=True), _environment():
+        _check_state_api(config)
         demand = largest_demand(config)
         tokenizers = {key: open_tokenizer(variant) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
@@ -150,6 +155,22 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
         if tracking.parent.trouble:
             console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
         return sweep.trials, tracking.parent.run_id
+
+
+def _check_state_api(config: Config) -> None:
+    from ray.util.state import list_actors
+    from ray.util.state.exception import RayStateApiException
+
+    if config.tune.asha is None:
+        return
+    try:
+        list_actors(limit=1, timeout=STATE_API_PATIENCE_S)
+    except RayStateApiException as error:
+        raise ClusterError(
+            "tune.asha stops trials early, but this cluster has no dashboard, without which Ray does not give back "
+            f"what their workers reserved ({str(error).splitlines()[0][:200]}); start Ray with its dashboard, or set "
+            "tune.asha: null"
+        ) from None
 
 
 def _workers(number: int) -> str:
