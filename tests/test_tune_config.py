@@ -1,4 +1,4 @@
-"""The space of a sweep is checked against the config tree: unknown keys, values a key does not take, what may not vary."""
+"""The space of a sweep is checked against the config tree: unknown keys, values a key does not take, what is fixed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_choice_that_fits_no_combination_is_refused_and_one_that_fits_some_is_
     assert "takes no 31: train.batch_size is 31: it counts users over all workers" in refusal(batches)
     with_workers = a_config(batches | {"cluster.num_workers": {"choice": [1, 2]}})
     assert at_point(with_workers, {"train.batch_size": 31, "cluster.num_workers": 1}).train.batch_size == 31
-    with pytest.raises(ConfigError, match="must be a multiple of cluster.num_workers"):
+    with pytest.raises(ConfigError, match=r"must be a multiple of cluster\.num_workers"):
         at_point(with_workers, {"train.batch_size": 31, "cluster.num_workers": 2})
 
 

@@ -2,8 +2,8 @@
 
 A trial is a Ray Tune function whose process drives a Ray Train run, just as `beeray.train`'s does: it hears of the
 workers' epochs and reports them to Ray Tune. When Ray Tune stops a trial it ends that process, and with it go the Ray
-Train controller and workers that it owns. What the workers had reserved is given back by a cleaner of Ray Train's, which
-asks the state API whether the controller lives; so a Ray that is started here has its dashboard, which serves that.
+Train controller and workers that it owns. What the workers had reserved is given back by a cleaner of Ray Train's,
+which asks the state API whether the controller lives; so a Ray that is started here has the dashboard that serves it.
 
 Ray Tune reserves nothing for a trial (`NOTHING`), since Ray Train asks for its workers itself; what bounds the trials
 at once is `trials_at_once`.

@@ -47,9 +47,8 @@ def run(sweep: Sweep, num_trials: int) -> list[dict[str, Any]]:
 
 
 def test_the_same_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
-    one, same, other = (
-        run(a_sweep(a_config(tmp_path / f"{place}", seed=seed)), 12) for place, seed in enumerate((1, 1, 2))
-    )
+    folders = {"one": 1, "same": 1, "other": 2}
+    one, same, other = (run(a_sweep(a_config(tmp_path / name, seed=seed)), 12) for name, seed in folders.items())
     assert len(one) == 12 and one == same
     assert one != other
 
@@ -172,9 +171,7 @@ def test_early_stopping_is_told_again_of_trials_that_have_ended(tmp_path: Path) 
     assert decision(stopping(config, trials), 1, 0.26) == TrialScheduler.CONTINUE
     assert decision(stopping(config, trials), 2, 0.49) == TrialScheduler.STOP
     assert decision(stopping(config, trials), 2, 0.51) == TrialScheduler.CONTINUE
-    assert decision(stopping(config, trials), 3, 0.01) == TrialScheduler.STOP, (
-        "epoch 3 is judged by the rung of epoch 2"
-    )
+    assert decision(stopping(config, trials), 3, 0.01) == TrialScheduler.STOP, "judged by the rung of epoch 2"
     assert decision(stopping(config, []), 1, 0.0) == TrialScheduler.CONTINUE, "there is nothing to compare with"
 
 
