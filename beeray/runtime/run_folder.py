@@ -95,13 +95,13 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that an earlier run of this name left; what a sweep left stays."""
-        for entry in self.path.iterdir() if self.path.exists() else ():
-            if entry.name in SWEEP_FILES:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        left = list(self.path.iterdir()) if self.path.exists() else []
+        if not {entry.name for entry in left} & set(SWEEP_FILES):
+            shutil.rmtree(self.path, ignore_errors=not left)
+            return
+        for entry in left:
+            if entry.name not in SWEEP_FILES:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def check_config(self) -> None:
         """Refuse a config that would compute something else than the run that is in the folder.

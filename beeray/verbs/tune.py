@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from beeray.config import Config, epoch_metrics, search_space
@@ -164,8 +165,8 @@ def _check_state_api(config: Config) -> None:
     if config.tune.asha is None:
         return
     try:
-        list_actors(limit=1, timeout=STATE_API_PATIENCE_S)
-    except RayStateApiException as error:
+        list_actors(ray.get_runtime_context().gcs_address, limit=1, timeout=STATE_API_PATIENCE_S)
+    except (RayStateApiException, ConnectionError) as error:
         raise ClusterError(
             "tune.asha stops trials early, but this cluster has no dashboard, without which Ray does not give back "
             f"what their workers reserved ({str(error).splitlines()[0][:200]}); start Ray with its dashboard, or set "

@@ -98,7 +98,7 @@ def test_a_run_and_a_sweep_of_one_name_leave_each_other_alone(tmp_path: Path) ->
     assert {path.name for path in run.path.iterdir()} == {"config.yaml", "run.json"}
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("best", [2]), ("all", [0, 2, 4]), ("none", [4])])
+@pytest.mark.parametrize(("keep", "kept"), [("best", [2, 4]), ("all", [0, 2, 4]), ("none", [4])])
 def test_checkpoints_of_ended_trials_go_and_models_as_asked(tmp_path: Path, keep: str, kept: list[int]) -> None:
     folder = SweepFolder(a_config(tmp_path, tune={"keep_models": keep}))
     trials = [*some_trials(), Trial(4, {}, RUNNING)]
