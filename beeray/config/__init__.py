@@ -6,11 +6,22 @@ keys. Nobody re-validates later, and nobody mutates: what a run uses is what `co
 folder says.
 """
 
+from beeray.config.baselines import (
+    BASELINES,
+    WITHOUT_TEXT,
+    Baseline,
+    BaselinesConfig,
+    EaseConfig,
+    ElsaConfig,
+    ItemKnnConfig,
+)
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
 from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, ShopConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
+from beeray.config.protocol import ProtocolConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.space import at_point, epoch_metrics, own_point, search_space
 from beeray.config.storage import StorageConfig
@@ -19,20 +30,29 @@ from beeray.config.tree import Config, config_digest, flatten_config
 from beeray.config.tune import AshaConfig, Dimension, TuneConfig
 
 __all__ = [
+    "BASELINES",
     "CONFIGS_DIR",
+    "WITHOUT_TEXT",
     "AshaConfig",
+    "Baseline",
+    "BaselinesConfig",
     "CatalogTable",
     "ClusterConfig",
     "Config",
     "DataConfig",
     "DeepSpeedConfig",
     "Dimension",
+    "EaseConfig",
+    "ElsaConfig",
     "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "HeadConfig",
     "IndexConfig",
     "InteractionsTable",
+    "ItemKnnConfig",
+    "ProtocolConfig",
+    "ReportConfig",
     "Section",
     "ShopConfig",
     "SplitConfig",

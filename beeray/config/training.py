@@ -104,6 +104,8 @@ class EvaluateConfig(Section):
     """Text length at evaluation; the encoder's unless set."""
     full_catalog: bool = True
     """`item` split: also rank the held-out items among the whole catalog."""
+    filtered: bool = True
+    """`time` split: also rank among the items of the split's window alone, the figure that beeFormer reports."""
     before: bool = False
     """`train`: score the encoder before training, too."""
     num_bootstrap: int = Field(1000, ge=2)

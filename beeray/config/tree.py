@@ -10,11 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
+from beeray.config.baselines import BaselinesConfig
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
 from beeray.config.credentials import refuse_passwords
 from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
+from beeray.config.protocol import ProtocolConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.space import check_space
 from beeray.config.storage import StorageConfig
@@ -34,8 +37,11 @@ class Config(Section):
     encoder: EncoderConfig = EncoderConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
+    report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -126,8 +132,8 @@ class Config(Section):
 
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
-        elsewhere = {"name", "runs_dir", "storage", "evaluate", "embed", "index", "tracking", "tune"}
-        deciding = self.model_dump(mode="json", exclude=elsewhere)
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "baselines", "protocol", "embed", "index", "report"}
+        deciding = self.model_dump(mode="json", exclude=elsewhere | {"tracking", "tune"})
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)
         for key in ("cpus_per_worker", "gpus_per_worker", "peak_tflops"):

@@ -138,6 +138,25 @@ class Store:
             return np.flatnonzero(self.item_labels() == SPLITS[split]).astype(np.int32)
         return np.arange(self.meta.num_items, dtype=np.int32)
 
+    def items_within(self, split: str) -> NDArray[np.int32]:
+        """Items of any interaction of `split`, sorted."""
+        found = np.zeros(self.meta.num_items, dtype=bool)
+        for path in self.user_paths():
+            rows = read_part(path, ["item_indices", "splits"])
+            found[list_column(rows["item_indices"])[1][list_column(rows["splits"])[1] == SPLITS[split]]] = True
+        return np.flatnonzero(found).astype(np.int32)
+
+    def training_interactions(self, with_validation: bool) -> sparse.csr_matrix:
+        """All that training may see, users with a single item too; float32 0/1 CSR (users, items)."""
+        parts: list[sparse.csr_matrix] = []
+        for path in self.user_paths():
+            rows = read_part(path, ["split", "item_indices", "splits"])
+            indptr, items = list_column(rows["item_indices"])
+            user_labels = np.repeat(rows["split"].to_numpy(), np.diff(indptr))
+            mask = training_mask(user_labels, list_column(rows["splits"])[1], with_validation)
+            parts.append(_csr(indptr, items, mask, self.meta.num_items))
+        return sparse.vstack(parts, format="csr")
+
     def num_training_users(self, with_validation: bool) -> int:
         """Users with two or more trainable interactions."""
         return self.meta.training_users["train+validation" if with_validation else "train"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from beeray.config import Config
+from beeray.config import Config, HeadConfig
 from beeray.core.batching import Tokens
 from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
@@ -45,7 +45,7 @@ def start_with_head(
     head_config = config.train.head
     assert head_config is not None
     started = time.perf_counter()
-    items = _items(store, config)
+    items = head_items(store, config)
     features = embed_items(
         Encoder(model, config.train.precision).eval(),
         tokens,
@@ -69,21 +69,20 @@ def start_with_head(
 
     users = training_users(store, config, items)
     if users.num_users and head_config.steps:
-        train_head(head, features, users, _settings(config), progress)
+        train_head(head, features, users, head_settings(head_config, config.seed), progress)
     if rank() == 0:
         send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
 
 
-def _settings(config: Config) -> HeadSettings:
-    head = config.train.head
-    assert head is not None
+def head_settings(head: HeadConfig, seed: int) -> HeadSettings:
+    """How a config's head is trained."""
     return HeadSettings(
         steps=head.steps,
         batch_size=head.batch_size,
         max_output=head.max_output,
         lr=head.lr,
         dropout=head.dropout,
-        seed=config.seed,
+        seed=seed,
     )
 
 
@@ -92,7 +91,7 @@ def _summary(num_items: int, losses: list[float], embed_s: float, train_s: float
     return {"encoded_items": num_items, "steps": len(losses), "embed_s": embed_s, "train_s": train_s, **shown}
 
 
-def _items(store: Store, config: Config) -> NDArray[np.int32]:
+def head_items(store: Store, config: Config) -> NDArray[np.int32]:
     """The items whose features are made: what may be trained on, or a sample of it; sorted."""
     trainable = store.trainable_items(config.trains_on_validation)
     if len(trainable) <= MAX_ITEMS:

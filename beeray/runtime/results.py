@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from beeray.runtime.scoring import SplitScores
 
 Record = dict[str, Any]
+CANDIDATES = {
+    "held_out": "held-out items",
+    "catalog": "items of the whole catalog",
+    "filtered": "items of its window (filtered)",
+}
+"""What is ranked, by name of the ranking."""
 
 
 def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
@@ -33,7 +39,10 @@ def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
 
 
 def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) -> Record:
-    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users."""
+    """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users.
+
+    Beside the metrics stand the plain figures of `core.exposure` (`coverage@k`, `gini@k`, …), where they were counted.
+    """
     from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
 
     summary: Record = defaultdict(dict)
@@ -43,6 +52,7 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
             for place, name in enumerate(one.metrics):
                 interval = bootstrap_interval(one.scores[:, place], num_bootstrap=evaluate.num_bootstrap)
                 record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            record |= one.shown
         summary[one.split][one.ranking] = record
     return dict(summary)
 
@@ -111,7 +121,7 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
                 for name, value in record.items()
                 if isinstance(value, dict)
             ]
-            where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+            where = CANDIDATES.get(ranking, ranking)
             said = "  ".join(shown) or "no user has a target"
             trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
             lines.append(f"{split}{trained_on}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")

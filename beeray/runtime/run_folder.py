@@ -10,6 +10,8 @@ runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
 runs/<name>/scores.parquet   per-user metrics of every split (scores-before.parquet: before training, if asked for)
+runs/<name>/report.html      all of it on one page, to be opened in a browser
+runs/<name>/report/          the page's items and their embeddings before and after training
 runs/<name>/mlflow_run.json  id of the MLflow run, which a resumed run goes on with
 runs/<name>/evaluations/     what beeray.evaluate measured, a folder an encoder and text length
 """
@@ -34,7 +36,10 @@ from beeray.errors import ConfigError, RunError
 
 CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, EVALUATIONS = "checkpoints", "model", "evaluations"
+REPORT, REPORT_FOLDER = "report.html", "report"
+ORIGINAL, TRAINED = "original", "trained"
+"""Names of the embeddings kept in the report's folder."""
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 SHOWN_KEYS = 6
@@ -163,10 +168,11 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """What the finished run measured; None while there is something to do."""
-        if not (self.metrics.is_file() and self.model.is_dir()):
-            return None
-        record: dict[str, Any] = json.loads(self.metrics.read_text())
-        return record
+        return self.measured() if self.model.is_dir() else None
+
+    def measured(self) -> dict[str, Any] | None:
+        """What metrics.json says; None without it."""
+        return dict(json.loads(self.metrics.read_text())) if self.metrics.is_file() else None
 
     def log_step(self, record: dict[str, Any]) -> None:
         """Append one step."""
@@ -221,6 +227,12 @@ class RunFolder:
         """What the encoder scored before training, if it was measured."""
         path = self.path / BEFORE
         return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def keep_report(self, page: str) -> Path:
+        """Write the report and return its path."""
+        path = self.path / REPORT
+        _write_whole(path, page)
+        return path
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""

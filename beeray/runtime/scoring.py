@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
-from beeray.core.evaluation import Ranker, RankingMetrics, score_users
-from beeray.core.gather import rank, sum_over_ranks, world_size
+from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
+from beeray.core.exposure import Exposure
+from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 
@@ -32,11 +33,13 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item).
+        ranking: which candidates; see `ranking_candidates`.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
+        exposure: what users were shown: this rank's counts, until `summarise_exposure` has made figures of them.
+        shown: the figures of `core.exposure`, over all ranks' users.
     """
 
     split: str
@@ -45,6 +48,8 @@ class SplitScores:
     user_index: NDArray[np.int64]
     scores: NDArray[np.float64]
     num_candidates: int
+    exposure: Exposure | None = None
+    shown: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
         """The scores as a table: user_index, split, ranking, one column a metric."""
@@ -89,22 +94,48 @@ def embed_catalog(
 def score_split(
     embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
 ) -> list[SplitScores]:
-    """Score this rank's share of a split's users, among the held-out items first. Not collective.
+    """Score this rank's share of a split's users in every ranking of it. Not collective.
 
     Args:
-        full_catalog: False leaves out the ranking among the whole catalog of an item split.
+        full_catalog: False leaves out all rankings but the first.
     """
-    candidates = {"held_out": store.candidates(split)}
-    if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
-        candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
-    elif config.split.kind != "item":
-        candidates = {"catalog": candidates["held_out"]}
     results: list[SplitScores] = []
-    for ranking, items in candidates.items():
+    for ranking, items in ranking_candidates(config, store, split, full_catalog=full_catalog).items():
         ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
-        results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items)))
+        results.append(score_ranking(ranker, config, store, split, ranking))
     return results
+
+
+def ranking_candidates(
+    config: Config, store: Store, split: str, *, full_catalog: bool = True
+) -> dict[str, NDArray[np.int32]]:
+    """The items that each ranking of a split is among, sorted; the ranking that counts comes first.
+
+    - `held_out`: the split's own items; `item` splits.
+    - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
+    - `filtered`: items that somebody has in the split's window, with `evaluate.filtered`; `time` splits. beeFormer's
+      figure: it drops all others after ranking, which flatters, since who recommends cannot know what will be had.
+
+    Args:
+        full_catalog: False leaves out all but the first.
+    """
+    first = store.candidates(split)
+    if config.split.kind == "item":
+        candidates = {"held_out": first}
+        if config.evaluate.full_catalog and full_catalog:
+            candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
+        return candidates
+    candidates = {"catalog": first}
+    if config.split.kind == "time" and config.evaluate.filtered and full_catalog:
+        candidates["filtered"] = store.items_within(split)
+    return candidates
+
+
+def score_ranking(ranker: UserRanker, config: Config, store: Store, split: str, ranking: str) -> SplitScores:
+    """Score this rank's share of a split's users by one ranker. Not collective."""
+    users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
+    shown = ranker.exposure if isinstance(ranker, Ranker) else None
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), shown)
 
 
 def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
@@ -120,13 +151,28 @@ def score_splits(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    keep: Callable[[Tensor], None] = lambda embeddings: None,
 ) -> tuple[list[SplitScores], dict[str, float]]:
-    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
+    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
+
+    Args:
+        keep: is handed the catalog's embeddings.
+    """
     started = time.perf_counter()
     embeddings = embed_catalog(encode, config, tokens, device, progress)
     embedded = time.perf_counter()
+    keep(embeddings)
     results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
+    results = [summarise_exposure(scores, device) for scores in results]
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
+
+
+def summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
+    """The same scores, with what all ranks' users were shown in figures and not in counts. Every rank must call."""
+    if scores.exposure is None:
+        return scores
+    scores.exposure.reduce(lambda counts: sum_counts_over_ranks(counts, device))
+    return replace(scores, exposure=None, shown=scores.exposure.summary())
 
 
 def _user_blocks(

@@ -28,9 +28,10 @@ class WorkerTask:
         store_path: the prepared store.
         tokens_path: the token store of this encoder.
         num_users: training users of one rank in an epoch.
-        run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
+        run_dir: absolute folder of the run, which every node can write to; empty where nothing is left in it.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
+        keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class WorkerTask:
     model: str
     num_users: int = 0
     run_dir: str = ""
+    keep_as: str = ""
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""

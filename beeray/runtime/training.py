@@ -36,6 +36,8 @@ from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.profile import StepProfiler
+from beeray.runtime.report_sample import ReportSample
+from beeray.runtime.run_folder import ORIGINAL, TRAINED
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
@@ -76,6 +78,7 @@ class _Training:
             seed=self.config.seed,
             rank=self.rank,
         )
+        self.sample = ReportSample(task.run_dir)
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
         self.start: Future[Position] = Future()
@@ -90,11 +93,21 @@ class _Training:
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
+        if ray.train.get_checkpoint() is not None:
             return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        if not self._scores_original:
+            original = Encoder(model, self.config.train.precision)
+            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
+        if self.config.train.head is not None:
+            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
         return model
+
+    @property
+    def _scores_original(self) -> bool:
+        """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
+        evaluate = self.config.evaluate
+        return evaluate.before and bool(evaluate.splits) and self.config.train.head is None
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -102,7 +115,7 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before")
+            self._score("before", ORIGINAL if self._scores_original else "")
         self.engine.train()
         if self.rank == 0:
             self.task.send(
@@ -240,12 +253,14 @@ class _Training:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
         save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
-        self._score("after")
+        self._score("after", TRAINED)
+        if not self.config.evaluate.splits:
+            self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
         dist.barrier()
         gc.collect()
 
-    def _score(self, when: str) -> None:
-        score(self.task, self.engine, self.store, self.tokens, self.device, when)
+    def _score(self, when: str, keep_as: str) -> None:
+        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep_as=keep_as)
 
 
 def step_settings(config: Config) -> StepSettings:

@@ -16,6 +16,7 @@ from torch import nn
 from beeray.core.encoder import Encoder
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import score_splits
 from beeray.runtime.task import WorkerTask
 
@@ -25,7 +26,7 @@ def evaluate_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
         store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
-        score(task, encoder, store, tokens, device, "model")
+        score(task, encoder, store, tokens, device, "model", keep_as=task.keep_as)
         ray.train.report({})
 
 
@@ -55,9 +56,20 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
 
 
 def score(
-    task: WorkerTask, encode: nn.Module, store: Store, tokens: TokenStore, device: torch.device, when: str
+    task: WorkerTask,
+    encode: nn.Module,
+    store: Store,
+    tokens: TokenStore,
+    device: torch.device,
+    when: str,
+    *,
+    keep_as: str = "",
 ) -> None:
-    """Score every split asked for and send the driver this rank's users."""
+    """Score every split asked for and send the driver this rank's users.
+
+    Args:
+        keep_as: under which name the report's items are kept, if any.
+    """
     if not task.config.evaluate.splits:
         return
     rank = ray.train.get_context().get_world_rank()
@@ -68,5 +80,8 @@ def score(
         if rank == 0:
             task.send("embed", when=when, items=told["items"] * ray.train.get_context().get_world_size())
 
-    scores, timings = score_splits(encode, task.config, store, tokens, device, progress)
+    sample = ReportSample(task.run_dir)
+    scores, timings = score_splits(
+        encode, task.config, store, tokens, device, progress, keep=lambda catalog: sample.keep(keep_as, catalog)
+    )
     task.send("scores", when=when, rank=rank, scores=scores, timings=timings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -23,11 +24,14 @@ from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_folder import EVALUATIONS, ORIGINAL, REPORT_FOLDER, TRAINED, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.task import WorkerTask
+from beeray.verbs.report import choose_report_items, refresh_report
 
 UNTOUCHED = "untouched"
+KEPT_AS = {UNTOUCHED: ORIGINAL, "model": TRAINED}
+"""Under which name an encoder's embeddings of the report's items are kept, by its label."""
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
+    chosen = config
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster, config.storage):
@@ -46,14 +51,17 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
         with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
-            task = WorkerTask(config, store.path, tokens_path, monitor, model)
+            keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
+            task = WorkerTask(
+                config, store.path, tokens_path, monitor, model, run_dir=str(config.run_dir), keep_as=keep_as
+            )
             launch("beeray.runtime.worker:evaluate_worker", task, storage=Path(storage), name="evaluate")
         handler.close()
     scores = handler.scores("model")
     if not scores:
         raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
     metrics = summarise_scores(scores, config.evaluate)
-    folder = config.run_dir / "evaluations" / f"{label}-{config.served_seq_length}"
+    folder = config.run_dir / EVALUATIONS / f"{label}-{config.served_seq_length}"
     folder.mkdir(parents=True, exist_ok=True)
     write_part(scores_table(scores), str(folder / "scores.parquet"))
     record = {
@@ -69,7 +77,16 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     for line in headline(metrics, config):
         console.line(line)
+    report = refresh_report(chosen, console)
+    if report is not None:
+        console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def _kept_as(config: Config, label: str) -> str:
+    """The name under which this evaluation keeps embeddings for the report; empty: the run has them already."""
+    name = KEPT_AS.get(label, "")
+    return name if name and not (config.run_dir / REPORT_FOLDER / f"{name}.npy").is_file() else ""
 
 
 def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
+from beeray.verbs.report import choose_report_items, refresh_report
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             if arguments.fresh:
                 folder.clear()
             folder.claim(store.meta.fingerprint)
+            choose_report_items(config, store, console)
             record = train_run(config, folder, inputs, console, startup)
         _show(console, record, config)
         return record
@@ -149,6 +151,10 @@ def train_run(
             folder.take_model(Path(exported) / "model")
         record = _report(config, folder, inputs, handler)
         record["wall_s"] = round(time.monotonic() - started, 1)
+        folder.finish(record)  # from here on nothing that goes wrong with report or tracking costs the run
+        report = refresh_report(config, console)
+        if report is not None:
+            record["report"] = str(report)
         _track(config, folder, tracker, record)
     record["mlflow_run_id"] = tracker.run_id
     if tracker.trouble:
@@ -198,6 +204,8 @@ def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str
     tracker.log_artifact(folder.path / "config.yaml")
     if folder.scores.is_file():
         tracker.log_artifact(folder.scores)
+    if "report" in record:
+        tracker.log_artifact(Path(record["report"]))
     if config.tracking.log_model:
         tracker.log_model(folder.model)
 
@@ -207,4 +215,6 @@ def _show(console: Console, record: dict[str, Any], config: Config) -> None:
         console.line(line)
     if "profile" in record:
         console.line(f"profile: {os.path.relpath(record['profile'])}")
+    if "report" in record:
+        console.line(f"report: {os.path.relpath(record['report'])}")
     console.line(f"model: {os.path.relpath(record['model'])}")

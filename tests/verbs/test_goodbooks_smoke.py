@@ -27,6 +27,7 @@ def test_goodbooks_goes_from_raw_files_to_metrics_with_the_published_items_held_
             *(sys.executable, "-m", "beeray.train", "--config", "goodbooks-smoke"),
             *(f"data.path={source}", "train.max_steps=3", "train.max_output=64", "evaluate.max_seq_length=16"),
             *("cluster.object_store_mib=200", "tracking.log_model=false"),
+            "report.enabled=false",
         ],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

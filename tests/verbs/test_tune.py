@@ -84,6 +84,7 @@ def test_trials_are_nested_under_the_sweep_in_mlflow(world: World, swept: Done) 
     status = {run.data.params["train.lr"]: (run.info.status, run.data.tags["beeray.status"]) for run in trials}
     assert status == {"0.002": ("FINISHED", "complete"), "1e+30": ("FAILED", "failed")}
     (complete,) = [run for run in trials if run.info.status == "FINISHED"]
+    assert table(world, "swept")[0]["mlflow_run_id"] == complete.info.run_id
     assert complete.data.metrics["sweep/metric"] == pytest.approx(swept.record["best"]["metric"])
     assert complete.data.metrics["step"] == 9
     client = mlflow.MlflowClient(f"sqlite:///{world.folder / 'runs' / 'mlflow.db'}")

@@ -62,12 +62,12 @@ class SweepProgress(Callback):
         trial.status, trial.reason, trial.wall_s = status, reason, time.monotonic() - since
         if status != FAILED and trial.metric is None:
             trial.status, trial.reason = FAILED, "it reported no epoch"
+        self.tracking.ended(trial)
         self.sweep.ended(trial)
         best = best_of(self.sweep.trials, self.sweep.config.tune.mode)
         self.sweep.folder.tidy([trial], best)
         if trial is best:
             self.sweep.folder.tidy(self.sweep.trials, best)
-        self.tracking.ended(trial)
         self.console.line(describe(trial, trial is best))
         self._show()
 

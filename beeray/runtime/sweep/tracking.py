@@ -66,6 +66,7 @@ class SweepTracking:
             tracker.log_metrics({"sweep/metric": trial.metric}, max(trial.epochs, default=0))
         tags = {"beeray.status": trial.status} | ({"beeray.reason": trial.reason} if trial.reason else {})
         tracker.log_tags(tags)
+        trial.mlflow_run_id = tracker.run_id
         self._close(tracker, failed=trial.status == FAILED)
 
     def conclude(self, best: Trial | None, artifacts: list[Path]) -> None:

@@ -52,6 +52,7 @@ def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config:
             "data": config.data.model_copy(update={"store": folder.config.store_path}),
             "encoder": config.encoder.model_copy(update={"name": located_encoder(config.encoder.name)}),
             "evaluate": config.evaluate.model_copy(update={"splits": ("validation",), "before": False}),
+            "report": config.report.model_copy(update={"enabled": False}),
             "cluster": config.cluster.model_copy(update={"threads_per_worker": threads}),
             "tune": TuneConfig(),
         }
