@@ -10,8 +10,8 @@ import numpy as np
 from scipy import sparse
 
 from beeray.config import Config, validate_config
-from beeray.data.report_items import ReportItems, write_items
-from beeray.runtime.run_folder import ORIGINAL, REPORT_FOLDER, TRAINED, RunFolder
+from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED, ReportItems, write_items
+from beeray.runtime.run_folder import RunFolder
 
 NUM_ITEMS = 40
 HOSTILE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -57,3 +57,8 @@ class BaselinesConfig(Section):
         if not self.which:
             raise ValueError(f"baselines.which is empty; give at least one of {', '.join(BASELINES)}")
         return self
+
+    def settings_of(self, name: Baseline) -> dict[str, Any]:
+        """What decides a baseline beside data and seed."""
+        section = getattr(self, name, None)
+        return section.model_dump(mode="json") if section is not None else {}

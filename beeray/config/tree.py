@@ -132,8 +132,9 @@ class Config(Section):
 
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
-        elsewhere = {"name", "runs_dir", "storage", "evaluate", "baselines", "protocol", "embed", "index", "report"}
-        deciding = self.model_dump(mode="json", exclude=elsewhere | {"tracking", "tune"})
+        elsewhere = {"name", "runs_dir", "storage", "evaluate", "tracking"}
+        elsewhere |= {"baselines", "protocol", "embed", "index", "report", "tune"}  # what other verbs do
+        deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)
         for key in ("cpus_per_worker", "gpus_per_worker", "peak_tflops"):

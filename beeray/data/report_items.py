@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from beeray.data.parts import read_part, write_part
-from beeray.data.splits import SPLITS, training_mask
-from beeray.data.store import Store, list_column
+from beeray.data.splits import SPLITS
+from beeray.data.store import INTERACTION_COLUMNS, Store, masked_csr, trainable_interactions
 
 MAX_USERS = 200_000
 MAX_TEXT = 300
@@ -27,6 +27,9 @@ LONGEST_WORD = 30
 """A text is cut between words, unless the word is longer than this: not every script has spaces."""
 MOST_INTERACTED = 0.5
 """Share of the items shown that are the most interacted with; of the others, half are items never trained on."""
+REPORT_FOLDER = "report"
+"""Folder in a run's where all of this is, and the embeddings of the items by the encoders below."""
+ORIGINAL, TRAINED = "original", "trained"
 ITEMS, TOGETHER = "items.parquet", "together.npz"
 STORE, COUNTED = "beeray.store_fingerprint", "beeray.counted_users"
 """What the table's metadata says: whose items these are, and over how many users they were counted."""
@@ -168,24 +171,18 @@ def _user_parts(
     for path in store.user_paths():
         if left <= 0:
             return
-        part = read_part(path, ["split", "item_indices", "splits"]).slice(0, left)
+        part = read_part(path, INTERACTION_COLUMNS).slice(0, left)
         left -= len(part)
-        indptr, items = list_column(part["item_indices"])
-        _, labels = list_column(part["splits"])
-        user_labels = np.repeat(part["split"].to_numpy(), np.diff(indptr))
-        yield indptr, items, training_mask(user_labels, labels, with_validation)
+        yield trainable_interactions(part, with_validation)
 
 
 def _together(store: Store, chosen: NDArray[np.int32], with_validation: bool) -> sparse.csr_matrix:
-    together = sparse.csr_matrix((len(chosen), len(chosen)), dtype=np.int32)
+    together = sparse.csr_matrix((len(chosen), len(chosen)), dtype=np.float32)  # exact: MAX_USERS is below 2^24
     for indptr, items, _ in _user_parts(store, with_validation):
         places = np.minimum(np.searchsorted(chosen, items), len(chosen) - 1)
-        kept = chosen[places] == items
-        starts = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[indptr]
-        shape = (len(indptr) - 1, len(chosen))
-        users = sparse.csr_matrix((np.ones(int(kept.sum()), dtype=np.int32), places[kept], starts), shape=shape)
+        users = masked_csr(indptr, places, chosen[places] == items, len(chosen))
         together = together + users.T @ users
-    together = sparse.csr_matrix(together)
+    together = sparse.csr_matrix(together, dtype=np.int32)
     together.setdiag(0)
     together.eliminate_zeros()
     together.sort_indices()

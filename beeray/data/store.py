@@ -29,6 +29,8 @@ from beeray.errors import BeerayError, StoreError
 
 SCHEMA_VERSION = 1
 META = "meta.json"
+INTERACTION_COLUMNS = ["split", "item_indices", "splits"]
+"""What of a users part says who has what, and for which use."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,8 @@ class Store:
         """All that training may see, users with a single item too; float32 0/1 CSR (users, items)."""
         parts: list[sparse.csr_matrix] = []
         for path in self.user_paths():
-            rows = read_part(path, ["split", "item_indices", "splits"])
-            indptr, items = list_column(rows["item_indices"])
-            user_labels = np.repeat(rows["split"].to_numpy(), np.diff(indptr))
-            mask = training_mask(user_labels, list_column(rows["splits"])[1], with_validation)
-            parts.append(_csr(indptr, items, mask, self.meta.num_items))
+            indptr, items, mask = trainable_interactions(read_part(path, INTERACTION_COLUMNS), with_validation)
+            parts.append(masked_csr(indptr, items, mask, self.meta.num_items))
         return sparse.vstack(parts, format="csr")
 
     def num_training_users(self, with_validation: bool) -> int:
@@ -170,7 +169,7 @@ class Store:
             users_per_block: most users of a block.
             shard, num_shards: every `num_shards`-th user from `shard` on.
         """
-        columns = ["user_index", "split", "item_indices", "splits"]
+        columns = ["user_index", *INTERACTION_COLUMNS]
         for path in self.user_paths():
             filesystem, inside = resolve(path)
             with filesystem.open_input_file(inside) as file:
@@ -183,11 +182,9 @@ class Store:
                         yield block
 
     def _user_block(self, split: str, batch: pa.RecordBatch) -> UserBlock:
-        indptr, items = list_column(batch["item_indices"])
-        _, labels = list_column(batch["splits"])
-        user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
+        indptr, items, user_labels, labels = _interactions(batch)
         masks = evaluation_masks(self.meta.split_kind, split, user_labels, labels)
-        history, targets = (_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
+        history, targets = (masked_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
         both = np.flatnonzero((np.diff(history.indptr) > 0) & (np.diff(targets.indptr) > 0))
         return UserBlock(batch["user_index"].to_numpy()[both], history[both], targets[both])
 
@@ -200,16 +197,34 @@ def training_rows(batch: pa.Table, with_validation: bool) -> pa.Table:
 
     Users left with fewer than two are dropped: there is nothing to reconstruct.
     """
-    indptr, items = list_column(batch["item_indices"])
-    _, labels = list_column(batch["splits"])
-    user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
-    mask = training_mask(user_labels, labels, with_validation)
+    indptr, items, mask = trainable_interactions(batch, with_validation)
     counts = np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr])
     enough = counts >= 2
     mask &= np.repeat(enough, np.diff(indptr))
     offsets = np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(items[mask]))
     return pa.table({"user_index": batch["user_index"].to_numpy()[enough], "item_indices": lists})
+
+
+def trainable_interactions(
+    rows: pa.Table, with_validation: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
+    """Users' items as CSR (indptr, flat items), and which of the interactions are trained on.
+
+    Args:
+        rows: of a users part, with `INTERACTION_COLUMNS`.
+    """
+    indptr, items, user_labels, labels = _interactions(rows)
+    return indptr, items, training_mask(user_labels, labels, with_validation)
+
+
+def _interactions(
+    rows: pa.Table | pa.RecordBatch,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int8], NDArray[np.int8]]:
+    """indptr (users + 1,), then of every interaction its item, its user's label and its own."""
+    indptr, items = list_column(rows["item_indices"])
+    _, labels = list_column(rows["splits"])
+    return indptr, items, np.repeat(rows["split"].to_numpy(), np.diff(indptr)), labels
 
 
 def list_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -227,9 +242,10 @@ def label_counts(labels: NDArray[np.int8]) -> dict[str, int]:
     return {name: int(counts[label]) for name, label in SPLITS.items()}
 
 
-def _csr(
-    indptr: NDArray[np.int64], items: NDArray[np.int32], mask: NDArray[np.bool_], num_items: int
+def masked_csr(
+    indptr: NDArray[np.int64], items: NDArray[np.integer[Any]], mask: NDArray[np.bool_], num_items: int
 ) -> sparse.csr_matrix:
+    """The interactions that a mask keeps, float32 0/1 CSR (users, items)."""
     kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr]
     chosen = items[mask]
     shape = (len(indptr) - 1, num_items)

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeray.data.report_items import ReportItems, read_items
+from beeray.data.report_items import ORIGINAL, TRAINED, ReportItems, read_items
 from beeray.reporting.catalog_map import group, lay_out
 from beeray.reporting.neighbours import bought_together, nearest, users_in_common
 
 NUM_NEIGHBOURS = 10
-ENCODERS = ("original", "trained")
 
 
 def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | None:
@@ -29,7 +28,7 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
     encoders: dict[str, Any] = {}
     layout_before: NDArray[np.float32] | None = None
     grouped: NDArray[np.float32] | None = None
-    for name in ENCODERS:
+    for name in (ORIGINAL, TRAINED):
         embeddings = _embeddings(folder / f"{name}.npy", len(items))
         if embeddings is None:
             continue

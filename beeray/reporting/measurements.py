@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beeray.data.scored import EVALUATIONS, METRICS
+
 Record = dict[str, Any]
 
-METRICS = "metrics.json"
 BASELINES = {
     "baseline-popularity": "Popularity",
     "baseline-item_knn": "Item kNN",
@@ -62,7 +63,7 @@ def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Meas
         if "metrics_before" in record:
             name = "After the head start" if "head" in record else "Before training"
             found.append(Measurement("before", name, "before", record["metrics_before"]))
-    for path in sorted((folder / "evaluations").glob(f"*/{METRICS}")):
+    for path in sorted((folder / EVALUATIONS).glob(f"*/{METRICS}")):
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
             measurement = _evaluation(path.parent.name, other, record)

@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from beeray.config import Config
+from beeray.data.report_items import REPORT_FOLDER
 from beeray.reporting.curves import training_curves, validation_curves
 from beeray.reporting.explorer import explorer_data
 from beeray.reporting.measurements import RANKINGS, Record, collect_measurements, rows
@@ -40,7 +41,7 @@ def report_page(
     """
     measurements, notes = collect_measurements(folder, record)
     measured = rows(measurements)
-    explorer = explorer_data(folder / "report", layout=config.report.layout, seed=config.seed)
+    explorer = explorer_data(folder / REPORT_FOLDER, layout=config.report.layout, seed=config.seed)
     data = {
         "rows": measured,
         "rankings": RANKINGS,

@@ -19,12 +19,6 @@ from beeray.data.store import Store
 from beeray.runtime.scoring import SplitScores, ranking_candidates, ranking_metrics, score_ranking
 
 
-def baseline_settings(name: Baseline, settings: BaselinesConfig) -> dict[str, Any]:
-    """What decides a baseline beside data and seed."""
-    section = getattr(settings, name, None)
-    return section.model_dump(mode="json") if section is not None else {}
-
-
 def check_memory(settings: BaselinesConfig, which: list[Baseline], user_items: sparse.csr_matrix) -> None:
     """Refuse what would not fit before anything is fitted; RunError."""
     if "ease" in which:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 from torch import Tensor
 
 from beeray.core.elsa import normalize_rows_in_place
-from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
-from beeray.core.gather import rank, world_size
-from beeray.core.head import Head, append_head, train_head, whiten
+from beeray.core.gather import rank
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
-from beeray.runtime.head_start import head_items, head_settings, training_users
-from beeray.runtime.scoring import score_split, summarise_exposure
+from beeray.runtime.head_start import head_items, train_alone, whitened_head
+from beeray.runtime.scoring import embed_as_served, score_embeddings
 from beeray.runtime.task import WorkerTask
-from beeray.runtime.worker import worker_ready
+from beeray.runtime.worker import embedding_progress, worker_ready
 
 ROWS_AT_ONCE = 16_384
 UNTOUCHED, FROZEN_HEAD = "untouched", "frozen_head"
@@ -36,7 +33,8 @@ def frozen_worker(task: WorkerTask) -> None:
         store, which = Store.open(task.store_path), task.config.baselines.which
         encoder = Encoder(task.open_encoder(device), task.config.train.precision).eval()
         started = time.perf_counter()
-        features = _features(task, encoder, device)
+        tokens, progress = TokenStore.open(task.tokens_path), embedding_progress(task, UNTOUCHED)
+        features = embed_as_served(encoder, task.config, tokens, device, progress=progress)
         embed_s = time.perf_counter() - started
         if UNTOUCHED in which:
             _score(task, store, features.clone(), UNTOUCHED, {"embed_s": embed_s})
@@ -48,46 +46,14 @@ def frozen_worker(task: WorkerTask) -> None:
         ray.train.report({})
 
 
-def _features(task: WorkerTask, encoder: Encoder, device: torch.device) -> Tensor:
-    tokens = TokenStore.open(task.tokens_path)
-    told = 0
-
-    def progress(num_items: int) -> None:
-        nonlocal told
-        told += num_items
-        if rank() == 0:
-            task.send("embed", when=UNTOUCHED, items=told * world_size())
-
-    return embed_items(
-        encoder,
-        tokens,
-        np.arange(tokens.num_items, dtype=np.int32),
-        max_seq_length=task.config.served_seq_length,
-        token_budget=task.config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
-        device=device,
-        shared=True,
-        progress=progress,
-    )
-
-
 def _put_through_head(task: WorkerTask, store: Store, encoder: Encoder, features: Tensor) -> None:
     """Train the head and replace the features by what it makes of them, in place. Collective."""
     config = task.config
     settings = config.baselines.frozen_head
     items = head_items(store, config)
     rows = features[torch.from_numpy(items).long().to(features.device)]
-    append_head(encoder.model, settings.units)
-    head = Head(encoder.model)
-    if settings.whiten:
-        whiten(head, rows)
-
-    def progress(step: int, loss: float) -> None:
-        if rank() == 0:
-            task.send("head", step=step, num_steps=settings.steps, loss=loss)
-
-    users = training_users(store, config, items)
-    if users.num_users and settings.steps:
-        train_head(head, rows, users, head_settings(settings, config.seed), progress)
+    head = whitened_head(encoder.model, rows, settings)
+    train_alone(head, rows, items, settings, config, store, task.send)
     head.eval()
     with torch.no_grad():
         for block in features.split(ROWS_AT_ONCE):
@@ -97,10 +63,6 @@ def _put_through_head(task: WorkerTask, store: Store, encoder: Encoder, features
 def _score(task: WorkerTask, store: Store, embeddings: Tensor, when: str, timings: dict[str, Any]) -> None:
     started = time.perf_counter()
     normalize_rows_in_place(embeddings)
-    scores = [
-        summarise_exposure(one, embeddings.device)
-        for split in task.config.evaluate.splits
-        for one in score_split(embeddings, task.config, store, split)
-    ]
+    scores = score_embeddings(embeddings, task.config, store)
     timings = {**timings, "rank_s": time.perf_counter() - started}
     task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from beeray.config import Config, HeadConfig
 from beeray.core.batching import Tokens
@@ -23,7 +24,7 @@ from beeray.core.gather import rank
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems
 from beeray.data.parts import read_part
-from beeray.data.store import Store, list_column, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -55,27 +56,58 @@ def start_with_head(
         device=model.device,
         shared=True,
     )
-    append_head(model, head_config.units)
-    head = Head(model)
-    if head_config.whiten:
-        whiten(head, features)
+    head = whitened_head(model, features, head_config)
     embedded = time.perf_counter()
+    losses = train_alone(head, features, items, head_config, config, store, send)
+    if rank() == 0:
+        send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
+
+
+def whitened_head(model: SentenceTransformer, features: Tensor, settings: HeadConfig) -> Head:
+    """Append a head to an encoder, whitened if it is to be.
+
+    Args:
+        features: the encoder's embeddings, (items, d).
+    """
+    append_head(model, settings.units)
+    head = Head(model)
+    if settings.whiten:
+        whiten(head, features)
+    return head
+
+
+def train_alone(
+    head: Head,
+    features: Tensor,
+    items: NDArray[np.int32],
+    settings: HeadConfig,
+    config: Config,
+    store: Store,
+    send: Callable[..., None],
+) -> list[float]:
+    """Train a head on features of the frozen encoder, under the loss of training. Every rank must call.
+
+    Args:
+        features: of `items`, (items, d).
+        send: tells the driver an event, kind first.
+
+    Returns:
+        loss of every step.
+    """
     losses: list[float] = []
 
     def progress(step: int, loss: float) -> None:
         losses.append(loss)
         if rank() == 0:
-            send("head", step=step, num_steps=head_config.steps, loss=loss)
+            send("head", step=step, num_steps=settings.steps, loss=loss)
 
     users = training_users(store, config, items)
-    if users.num_users and head_config.steps:
-        train_head(head, features, users, head_settings(head_config, config.seed), progress)
-    if rank() == 0:
-        send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
+    if users.num_users and settings.steps:
+        train_head(head, features, users, _settings(settings, config.seed), progress)
+    return losses
 
 
-def head_settings(head: HeadConfig, seed: int) -> HeadSettings:
-    """How a config's head is trained."""
+def _settings(head: HeadConfig, seed: int) -> HeadSettings:
     return HeadSettings(
         steps=head.steps,
         batch_size=head.batch_size,
@@ -106,7 +138,7 @@ def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> Us
     for path in store.user_paths():
         if sum(len(part) for part in parts) >= MAX_USERS:
             break
-        rows = read_part(path, ["user_index", "split", "item_indices", "splits"])
+        rows = read_part(path, ["user_index", *INTERACTION_COLUMNS])
         parts.append(training_rows(rows, config.trains_on_validation))
     indptr, indices = list_column(pa.concat_tables(parts)["item_indices"])
     places = np.minimum(np.searchsorted(items, indices), len(items) - 1)

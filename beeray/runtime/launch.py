@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray.data
 import ray.train
 
-from beeray.config import ClusterConfig
+from beeray.config import ClusterConfig, Config
+from beeray.console import Console
 from beeray.data.storage import resolve
-from beeray.data.store import Store, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
+from beeray.runtime.events import EventHandler
+from beeray.runtime.monitor import listening
 from beeray.runtime.task import WorkerTask
 
 
@@ -24,7 +28,7 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
-        columns=["user_index", "split", "item_indices", "splits"],
+        columns=["user_index", *INTERACTION_COLUMNS],
         override_num_blocks=len(paths),
     )
     return users.map_batches(
@@ -34,6 +38,34 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
         fn_kwargs={"with_validation": with_validation},
         num_cpus=0.25,
     )
+
+
+def launch_scoring(
+    loop: str,
+    config: Config,
+    store: Store,
+    tokens_path: str,
+    model: str,
+    console: Console,
+    *,
+    run_dir: str = "",
+    keep_as: str = "",
+) -> EventHandler:
+    """Have workers that only score do so; returns what they sent.
+
+    Args:
+        loop: as `launch` takes it.
+        model, run_dir, keep_as: as `WorkerTask`.
+
+    Raises:
+        BeerayError: as `launch`.
+    """
+    handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
+    with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
+        task = WorkerTask(config, store.path, tokens_path, monitor, model, run_dir=run_dir, keep_as=keep_as)
+        launch(loop, task, storage=Path(storage), name="scoring")
+    handler.close()
+    return handler
 
 
 def launch(

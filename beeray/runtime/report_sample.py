@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
-from beeray.core.embedding import embed_items
 from beeray.core.gather import rank
-from beeray.data.report_items import item_indices
+from beeray.data.report_items import REPORT_FOLDER, item_indices
 from beeray.data.tokens import TokenStore
-from beeray.runtime.run_folder import REPORT_FOLDER
+from beeray.runtime.scoring import embed_as_served
 
 
 class ReportSample:
@@ -34,22 +33,14 @@ class ReportSample:
 
     def keep(self, name: str, catalog: Tensor) -> None:
         """Keep the items' rows of the whole catalog's normalised embeddings, (catalog, d). Not collective."""
-        if self.items is not None and name and rank() == 0:
+        if self.items is not None and rank() == 0:
             self._write(name, catalog[torch.from_numpy(self.items.astype(np.int64)).to(catalog.device)])
 
     def embed(self, name: str, encode: nn.Module, config: Config, tokens: TokenStore, device: torch.device) -> None:
-        """Embed the items and keep them; the module is left in evaluation mode. Every rank must call."""
+        """Embed the items and keep them. Every rank must call."""
         if self.items is None:
             return
-        embeddings = embed_items(
-            encode.eval(),
-            tokens,
-            self.items,
-            max_seq_length=config.served_seq_length,
-            token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
-            device=device,
-            shared=True,
-        )
+        embeddings = embed_as_served(encode, config, tokens, device, self.items)
         if rank() == 0:
             self._write(name, normalize_rows_in_place(embeddings))
 

@@ -26,20 +26,23 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from beeray.config import Config, load_config
+from beeray.data.parts import write_part
+from beeray.data.scored import EVALUATIONS, METRICS, SCORES
 from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, RunError
 
-CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CONFIG, RUN, STEPS = "config.yaml", "run.json", "steps.jsonl"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
-CHECKPOINTS, MODEL, EVALUATIONS = "checkpoints", "model", "evaluations"
-REPORT, REPORT_FOLDER = "report.html", "report"
-ORIGINAL, TRAINED = "original", "trained"
-"""Names of the embeddings kept in the report's folder."""
+CHECKPOINTS, MODEL = "checkpoints", "model"
+REPORT = "report.html"
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 SHOWN_KEYS = 6
@@ -233,6 +236,28 @@ class RunFolder:
         path = self.path / REPORT
         _write_whole(path, page)
         return path
+
+    @property
+    def evaluations(self) -> Path:
+        """What was scored beside the run's own end, a folder each."""
+        return self.path / EVALUATIONS
+
+    def keep_evaluation(self, label: str, scores: pa.Table, record: dict[str, Any]) -> dict[str, Any]:
+        """Keep what an evaluation measured, its metrics last: one that has them is whole.
+
+        Args:
+            scores: of every user.
+
+        Returns:
+            the record as it was kept, with the place of the scores.
+        """
+        folder = self.evaluations / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).unlink(missing_ok=True)
+        write_part(scores, str(folder / SCORES))
+        record = {**record, "scores": str(folder / SCORES)}
+        _write_whole(folder / METRICS, json.dumps(record, indent=2))
+        return record
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""

@@ -38,7 +38,7 @@ class SplitScores:
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
-        exposure: what users were shown: this rank's counts, until `summarise_exposure` has made figures of them.
+        exposure: what users were shown: this rank's counts, until `score_embeddings` has made figures of them.
         shown: the figures of `core.exposure`, over all ranks' users.
     """
 
@@ -67,20 +67,28 @@ def ranking_metrics(config: Config) -> RankingMetrics:
     return RankingMetrics(tuple(config.evaluate.recall_at), tuple(config.evaluate.ndcg_at))
 
 
-def embed_catalog(
+def embed_as_served(
     encode: nn.Module,
     config: Config,
     tokens: TokenStore,
     device: torch.device,
+    items: NDArray[np.int32] | None = None,
     progress: Callable[[int], None] = lambda num_items: None,
 ) -> Tensor:
-    """Row-normalised embeddings of the whole catalog on every rank, without dropout. Every rank must call."""
+    """Embeddings on every rank as a served model makes them: its text length, no dropout. Every rank must call.
+
+    Args:
+        items: item indices; the whole catalog unless given.
+
+    Returns:
+        float32 (items, d), rows as the encoder leaves them (not always unit length).
+    """
     training = encode.training
     encode.eval()
     embeddings = embed_items(
         encode,
         tokens,
-        np.arange(tokens.num_items, dtype=np.int32),
+        np.arange(tokens.num_items, dtype=np.int32) if items is None else items,
         max_seq_length=config.served_seq_length,
         token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
         device=device,
@@ -88,7 +96,18 @@ def embed_catalog(
         progress=progress,
     )
     encode.train(training)
-    return normalize_rows_in_place(embeddings)
+    return embeddings
+
+
+def embed_catalog(
+    encode: nn.Module,
+    config: Config,
+    tokens: TokenStore,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda num_items: None,
+) -> Tensor:
+    """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call."""
+    return normalize_rows_in_place(embed_as_served(encode, config, tokens, device, progress=progress))
 
 
 def score_split(
@@ -162,12 +181,20 @@ def score_splits(
     embeddings = embed_catalog(encode, config, tokens, device, progress)
     embedded = time.perf_counter()
     keep(embeddings)
-    results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
-    results = [summarise_exposure(scores, device) for scores in results]
+    results = score_embeddings(embeddings, config, store)
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
 
 
-def summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
+def score_embeddings(embeddings: Tensor, config: Config, store: Store) -> list[SplitScores]:
+    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call."""
+    return [
+        _summarise_exposure(scores, embeddings.device)
+        for split in config.evaluate.splits
+        for scores in score_split(embeddings, config, store, split)
+    ]
+
+
+def _summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
     """The same scores, with what all ranks' users were shown in figures and not in counts. Every rank must call."""
     if scores.exposure is None:
         return scores

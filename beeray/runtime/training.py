@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import SCOPE, StepLoss, StepSettings, TrainingStep
+from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
@@ -37,7 +39,6 @@ from beeray.runtime.feed import UserFeed
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.report_sample import ReportSample
-from beeray.runtime.run_folder import ORIGINAL, TRAINED
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
@@ -93,14 +94,10 @@ class _Training:
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if ray.train.get_checkpoint() is not None:
+        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
             return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        if not self._scores_original:
-            original = Encoder(model, self.config.train.precision)
-            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
-        if self.config.train.head is not None:
-            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
         return model
 
     @property
@@ -115,7 +112,7 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before", ORIGINAL if self._scores_original else "")
+            self._score("before", ORIGINAL if self._scores_original else None)
         self.engine.train()
         if self.rank == 0:
             self.task.send(
@@ -256,11 +253,15 @@ class _Training:
         self._score("after", TRAINED)
         if not self.config.evaluate.splits:
             self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
+        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
+            original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
+            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
         dist.barrier()
         gc.collect()
 
-    def _score(self, when: str, keep_as: str) -> None:
-        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep_as=keep_as)
+    def _score(self, when: str, keep_as: str | None) -> None:
+        keep = partial(self.sample.keep, keep_as) if keep_as else lambda catalog: None
+        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep)
 
 
 def step_settings(config: Config) -> StepSettings:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import ray.train
 import torch
 from ray.train.torch import get_device
-from torch import nn
+from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
+from beeray.core.gather import rank, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.report_sample import ReportSample
@@ -26,7 +28,8 @@ def evaluate_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
         store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
-        score(task, encoder, store, tokens, device, "model", keep_as=task.keep_as)
+        sample = ReportSample(task.run_dir if task.keep_as else "")
+        score(task, encoder, store, tokens, device, "model", keep=partial(sample.keep, task.keep_as))
         ray.train.report({})
 
 
@@ -63,25 +66,28 @@ def score(
     device: torch.device,
     when: str,
     *,
-    keep_as: str = "",
+    keep: Callable[[Tensor], None] = lambda catalog: None,
 ) -> None:
     """Score every split asked for and send the driver this rank's users.
 
     Args:
-        keep_as: under which name the report's items are kept, if any.
+        keep: is handed the catalog's embeddings.
     """
     if not task.config.evaluate.splits:
         return
-    rank = ray.train.get_context().get_world_rank()
-    told = {"items": 0}
+    progress = embedding_progress(task, when)
+    scores, timings = score_splits(encode, task.config, store, tokens, device, progress, keep)
+    task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)
+
+
+def embedding_progress(task: WorkerTask, when: str) -> Callable[[int], None]:
+    """Takes numbers of items embedded here, and has rank 0 tell the driver about how many all ranks have."""
+    told = 0
 
     def progress(num_items: int) -> None:
-        told["items"] += num_items
-        if rank == 0:
-            task.send("embed", when=when, items=told["items"] * ray.train.get_context().get_world_size())
+        nonlocal told
+        told += num_items
+        if rank() == 0:
+            task.send("embed", when=when, items=told * world_size())
 
-    sample = ReportSample(task.run_dir)
-    scores, timings = score_splits(
-        encode, task.config, store, tokens, device, progress, keep=lambda catalog: sample.keep(keep_as, catalog)
-    )
-    task.send("scores", when=when, rank=rank, scores=scores, timings=timings)
+    return progress

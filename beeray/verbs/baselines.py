@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from beeray.config import BASELINES, WITHOUT_TEXT, Baseline, Config, config_digest
 from beeray.console import Console
-from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
-from beeray.data.scored import Scored, open_scored
+from beeray.data.scored import METRICS, SCORES, Scored, open_scored
 from beeray.data.sources import open_source
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
@@ -24,13 +22,10 @@ from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.comparison import Choice, compare
 from beeray.runtime.comparison_table import comparison_text
-from beeray.runtime.events import EventHandler
-from beeray.runtime.launch import launch
-from beeray.runtime.monitor import listening
+from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.task import WorkerTask
 from beeray.verbs.report import refresh_report
 
 CANNOT_RANK_NEW_ITEMS = (
@@ -85,28 +80,30 @@ def chosen(config: Config, only: str | None) -> list[Baseline]:
 
 def folder_of(name: Baseline, config: Config) -> Path:
     """Where a baseline's scores go."""
-    return config.run_dir / "evaluations" / f"baseline-{name}"
+    return RunFolder(config).evaluations / _label(name)
+
+
+def _label(name: Baseline) -> str:
+    return f"baseline-{name}"
 
 
 def kept(name: Baseline, config: Config, fingerprint: str) -> dict[str, Any] | None:
     """The record of a baseline that was scored with these settings on this store; None if there is none."""
     folder = folder_of(name, config)
     try:
-        record: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     same = record.get("digest") == digest(name, config, fingerprint)
-    return record if same and (folder / "scores.parquet").is_file() else None
+    return record if same and (folder / SCORES).is_file() else None
 
 
 def digest(name: Baseline, config: Config, fingerprint: str) -> str:
     """Digest of all that decides a baseline's scores."""
-    from beeray.runtime.baselines import baseline_settings
-
     evaluate = config.evaluate.model_dump(mode="json", exclude={"users_per_block", "items_per_block", "before"})
     deciding: dict[str, Any] = {
         "baseline": name,
-        "settings": baseline_settings(name, config.baselines),
+        "settings": config.baselines.settings_of(name),
         "evaluate": evaluate,
         "store_fingerprint": fingerprint,
         "with_validation": config.trains_on_validation,
@@ -147,11 +144,7 @@ def _without_text(which: list[Baseline], config: Config, store: Store, console: 
 def _of_encoder(which: list[Baseline], config: Config, store: Store, tokens_path: str, console: Console) -> None:
     model = located_encoder(config.encoder.name)
     config = config.model_copy(update={"baselines": config.baselines.model_copy(update={"which": tuple(which)})})
-    handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
-    with tempfile.TemporaryDirectory(prefix="beeray-baselines-") as storage, listening(handler) as monitor:
-        task = WorkerTask(config, store.path, tokens_path, monitor, model)
-        launch("beeray.runtime.frozen:frozen_worker", task, storage=Path(storage), name="baselines")
-    handler.close()
+    handler = launch_scoring("beeray.runtime.frozen:frozen_worker", config, store, tokens_path, model, console)
     used = summarise_workers(handler.workers())
     for name in which:
         scores = handler.scores(name)
@@ -162,23 +155,16 @@ def _of_encoder(which: list[Baseline], config: Config, store: Store, tokens_path
 
 
 def _keep(name: Baseline, config: Config, store: Store, scores: Any, about: dict[str, Any], console: Console) -> None:
-    from beeray.runtime.baselines import baseline_settings
-
-    folder = folder_of(name, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # written last: scores without it are not there
-    write_part(scores_table(scores), str(folder / "scores.parquet"))
     metrics = summarise_scores(scores, config.evaluate)
     record = {
-        "label": folder.name,
+        "label": _label(name),
         **about,
-        "settings": baseline_settings(name, config.baselines),
+        "settings": config.baselines.settings_of(name),
         "digest": digest(name, config, store.meta.fingerprint),
         "store_fingerprint": store.meta.fingerprint,
         "metrics": metrics,
-        "scores": str(folder / "scores.parquet"),
     }
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    RunFolder(config).keep_evaluation(_label(name), scores_table(scores), record)
     for line in headline(metrics, config):
         console.line(f"{name}: {line}")
 

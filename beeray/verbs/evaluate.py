@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,16 @@ from typing import Any
 from beeray.config import Config
 from beeray.console import Console
 from beeray.core.encoder import encoder_source
-from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
+from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.sources import open_source
 from beeray.data.storage import storage_options
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
-from beeray.runtime.events import EventHandler
-from beeray.runtime.launch import launch
-from beeray.runtime.monitor import listening
+from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
-from beeray.runtime.run_folder import EVALUATIONS, ORIGINAL, REPORT_FOLDER, TRAINED, RunFolder
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.task import WorkerTask
 from beeray.verbs.report import choose_report_items, refresh_report
 
 UNTOUCHED = "untouched"
@@ -49,32 +44,32 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         store, _ = prepared_store(config, console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
-        handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
-        with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
-            keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
-            task = WorkerTask(
-                config, store.path, tokens_path, monitor, model, run_dir=str(config.run_dir), keep_as=keep_as
-            )
-            launch("beeray.runtime.worker:evaluate_worker", task, storage=Path(storage), name="evaluate")
-        handler.close()
+        keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
+        handler = launch_scoring(
+            "beeray.runtime.worker:evaluate_worker",
+            config,
+            store,
+            tokens_path,
+            model,
+            console,
+            run_dir=str(config.run_dir),
+            keep_as=keep_as,
+        )
     scores = handler.scores("model")
     if not scores:
         raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
     metrics = summarise_scores(scores, config.evaluate)
-    folder = config.run_dir / EVALUATIONS / f"{label}-{config.served_seq_length}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_part(scores_table(scores), str(folder / "scores.parquet"))
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
         "text_length": config.served_seq_length,
         "metrics": metrics,
-        "scores": str(folder / "scores.parquet"),
         "timings": handler.timings.get("model", {}),
         **summarise_workers(handler.workers()),
         "seconds": round(time.monotonic() - started, 1),
     }
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    label = f"{label}-{config.served_seq_length}"
+    record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
     for line in headline(metrics, config):
         console.line(line)
     report = refresh_report(chosen, console)

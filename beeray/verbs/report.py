@@ -14,10 +14,10 @@ from typing import Any
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.report_items import collect_items, store_of_items, write_items
+from beeray.data.report_items import REPORT_FOLDER, collect_items, store_of_items, write_items
 from beeray.data.store import Store
 from beeray.errors import RunError
-from beeray.runtime.run_folder import EVALUATIONS, REPORT_FOLDER, RunFolder
+from beeray.runtime.run_folder import RunFolder
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write_report(config: Config) -> Path:
 
     folder = RunFolder(config)
     record, steps = folder.measured(), folder.steps()
-    if record is None and not steps and not (folder.path / EVALUATIONS).is_dir():
+    if record is None and not steps and not folder.evaluations.is_dir():
         raise RunError(
             f"run {config.name!r}: nothing was trained or evaluated in {folder.path}; train it first, or give the "
             "folder of a run"

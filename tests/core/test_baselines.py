@@ -47,11 +47,16 @@ def random_users(num_users: int = 80, num_items: int = 25) -> sparse.csr_matrix:
     return csr(dense)
 
 
+def fitted(name: str, user_items: sparse.csr_matrix) -> ScoringModel:
+    model = MODELS[name]()
+    model.fit(user_items)
+    return model
+
+
 @pytest.mark.parametrize("name", PERSONAL)
 def test_on_a_checkerboard_the_item_left_out_comes_first(name: str) -> None:
     user_items = checkerboard()
-    model = MODELS[name]()
-    model.fit(user_items)
+    model = fitted(name, user_items)
     scores = model.scores(user_items)
     scores[user_items.toarray() > 0] = -np.inf
     left_out = [(user % 2 + 2 * (user // 2)) % 8 for user in range(12)]
@@ -67,8 +72,7 @@ def test_popularity_cannot_tell_the_two_colours_apart() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_the_callers_and_say_nothing_of_an_unknown_item(name: str) -> None:
     user_items = random_users()
-    model = MODELS[name]()
-    model.fit(user_items)
+    model = fitted(name, user_items)
     first = model.scores(user_items[:5])
     assert first.dtype == np.float32 and first.shape == (5, 25)
     assert np.abs(first[:, -1]).max() == 0.0
@@ -80,8 +84,7 @@ def test_scores_are_the_callers_and_say_nothing_of_an_unknown_item(name: str) ->
 @pytest.mark.parametrize("name", PERSONAL)
 def test_a_history_scores_alike_alone_and_among_others(name: str) -> None:
     user_items = random_users()
-    model = MODELS[name]()
-    model.fit(user_items)
+    model = fitted(name, user_items)
     together = model.scores(user_items)
     np.testing.assert_allclose(model.scores(user_items[7]), together[7:8], rtol=1e-5, atol=1e-6)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from own_process import run_python
 from tiny_encoder import build_tiny_encoder
 
 from beeray.config import CONFIGS_DIR, Baseline, load_config
@@ -39,17 +38,13 @@ class Laboratory:
         self.encoder = build_tiny_encoder(folder / "encoder", dropout=0.0)
 
     def type_command(self, verb: str, config: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", f"beeray.{verb}", "--config", f"protocols/{config}"),
-                *(f"encoder.name={self.encoder}", f"data.path={self.data}/ml-latest-small", *FEW, *QUICK, SMALL),
-                *overrides,
-            ],
+        return run_python(
+            *("-m", f"beeray.{verb}", "--config", f"protocols/{config}"),
+            *(f"encoder.name={self.encoder}", f"data.path={self.data}/ml-latest-small", *FEW, *QUICK, SMALL),
+            *overrides,
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
+            limit_s=300,
+            OMP_NUM_THREADS="1",
         )
 
     def record(self, verb: str, config: str, *overrides: str) -> dict[str, Any]:

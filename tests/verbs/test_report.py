@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pytest
+from own_process import run_python
 from sentence_transformers import SentenceTransformer
 
 from beeray.config import load_config
@@ -82,14 +80,7 @@ def test_a_folder_that_was_moved_is_reported_anew_without_ray_torch_or_store(
 ) -> None:
     moved = tmp_path / "elsewhere" / "42"
     shutil.copytree(world.path("first"), moved, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, str(moved)],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_python("-c", WITHOUT_RAY, str(moved), cwd=tmp_path, limit_s=120)
     assert done.returncode == 0, done.stderr
     record, loaded = done.stdout.splitlines()
     assert loaded == "loaded []"
@@ -97,3 +88,14 @@ def test_a_folder_that_was_moved_is_reported_anew_without_ray_torch_or_store(
     again, first = data_of(moved / "report.html"), data_of(world.path("first") / "report.html")
     assert again["explorer"]["items"] == first["explorer"]["items"]
     assert again["curves"] == first["curves"]
+
+
+def test_a_run_that_scores_nothing_has_both_encoders_in_its_explorer(world: World) -> None:
+    done = world.run(
+        *("train", "name=unscored", "evaluate.splits=[]", "report.enabled=true", "train.max_steps=2"),
+        "cluster.num_workers=1",
+    )
+    assert done.record["metrics"] == {}
+    explorer = data_of(world.path("unscored") / "report.html")["explorer"]
+    assert sorted(explorer["encoders"]) == ["original", "trained"]
+    assert explorer["encoders"]["original"]["cosines"] != explorer["encoders"]["trained"]["cosines"]

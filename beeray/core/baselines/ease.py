@@ -28,7 +28,7 @@ class Ease:
         l2: λ; larger is smoother.
     """
 
-    def __init__(self, l2: float = 500.0) -> None:
+    def __init__(self, l2: float) -> None:
         self.l2 = l2
         self.items = np.empty(0, dtype=np.int64)
         self.weights = np.empty((0, 0), dtype=np.float32)

@@ -36,9 +36,9 @@ class Elsa:
 
     def __init__(
         self,
-        dim: int = 256,
-        epochs: int = 20,
-        batch_size: int = 256,
+        dim: int,
+        epochs: int,
+        batch_size: int,
         lr: float = 0.01,
         *,
         relu: bool = True,

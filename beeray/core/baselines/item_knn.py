@@ -27,7 +27,7 @@ class ItemKnn:
         shrink: added to the denominator of every similarity, in users.
     """
 
-    def __init__(self, neighbours: int = 100, shrink: float = 10.0) -> None:
+    def __init__(self, neighbours: int, shrink: float) -> None:
         self.neighbours, self.shrink = neighbours, shrink
         self.similarities = sparse.csr_matrix((0, 0), dtype=np.float32)
 

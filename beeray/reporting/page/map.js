@@ -27,7 +27,7 @@ function emphasis(places, marker) {
   const { x, y } = encoders[view.encoder];
   return {
     type: 'scatter', mode: 'markers', x: places.map((place) => x[place]), y: places.map((place) => y[place]),
-    customdata: places, text: places.map(hover), hovertemplate: '%{text}<extra></extra>', marker,
+    customdata: places, text: places.map((place) => hovers[place]), hovertemplate: '%{text}<extra></extra>', marker,
   };
 }
 

@@ -1,5 +1,3 @@
-const kinds = { trained: 'trained', before: 'before', baseline: 'baseline', other: 'other' };
-
 function chosenRows() {
   const select = element('ranking');
   if (!select) return [];
@@ -11,7 +9,7 @@ function chosenRows() {
 function dots(rows, value, more) {
   return {
     type: 'scatter', mode: 'markers', x: rows.map(value), y: rows.map((row, place) => plain(row.name) + '\u200b'.repeat(place)),
-    marker: { size: 9, color: rows.map((row) => colour(kinds[row.kind])) }, ...more,
+    marker: { size: 9, color: rows.map((row) => colour(row.kind)) }, ...more,
   };
 }
 
