@@ -23,7 +23,7 @@ from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
-from beeray.config.space import at_point, epoch_metrics, own_point, search_space
+from beeray.config.space import at_point, epoch_metrics, num_points, own_point, search_space, searched_metric
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
@@ -65,7 +65,9 @@ __all__ = [
     "epoch_metrics",
     "flatten_config",
     "load_config",
+    "num_points",
     "own_point",
     "search_space",
+    "searched_metric",
     "validate_config",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,12 @@ def _preset(config: Config, name: str) -> Dimension:
     return Dimension(choice=tuple(dict.fromkeys((half, train.batch_size, 2 * train.batch_size))))
 
 
+def num_points(space: Mapping[str, Dimension]) -> int | None:
+    """How many points a space has; None where there is no end of them."""
+    numbers = [dimension.num_values for dimension in space.values()]
+    return math.prod(number for number in numbers if number) if None not in numbers else None
+
+
 def at_point(config: Config, point: Mapping[str, Any]) -> Config:
     """The config with some dotted keys at other values, validated anew.
 
@@ -101,6 +108,11 @@ def check_space(config: Config) -> None:
     names = epoch_metrics(config)
     if config.tune.metric is not None and config.tune.metric not in names:
         raise ValueError(f"tune.metric is {config.tune.metric!r}: an epoch reports {', '.join(names)}")
+
+
+def searched_metric(config: Config) -> str:
+    """The metric that the sweep goes by, as an epoch reports it."""
+    return config.tune.metric or epoch_metrics(config)[0]
 
 
 def epoch_metrics(config: Config) -> list[str]:

@@ -38,6 +38,14 @@ class Dimension(Section):
         """Values that show whether the key takes what is asked of it: all choices, or both ends."""
         return tuple(getattr(self, self.kind))
 
+    @property
+    def num_values(self) -> int | None:
+        """How many values there are; None where there is no end of them."""
+        if self.kind == "choice":
+            return len(self.probes)
+        low, high = self.bounds
+        return int(high - low) + 1 if "integer" in self.kind else None
+
     def holds(self, value: Any) -> bool:
         """Whether a value is one of these."""
         if self.kind == "choice":
@@ -79,7 +87,7 @@ class TuneConfig(Section):
     presets: tuple[Literal["lr", "max_output", "batch_size"], ...] | None = None
     """Ready-made dimensions of `train.…`, beside `space`; all three where nothing else is searched."""
     num_trials: int = Field(20, ge=1)
-    """Of the whole sweep, invalid and failed ones included."""
+    """Of the whole sweep, invalid and failed ones included; no more than the space has points."""
     metric: str | None = None
     """As epochs report it, e.g. `validation/ndcg@100`; the first of `evaluate.ndcg_at` (or `recall_at`) unless set."""
     mode: Literal["max", "min"] = "max"

@@ -15,7 +15,6 @@ import argparse
 import functools
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,36 +23,24 @@ from typing import Any
 import ray
 from ray import tune
 
-from beeray.config import Config, epoch_metrics, search_space
+from beeray.config import Config, num_points, search_space, searched_metric
 from beeray.console import Console
 from beeray.data.storage import storage_options
-from beeray.data.store import Store
-from beeray.errors import BeerayError, ClusterError, ConfigError, RunError
+from beeray.errors import ClusterError, ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
-from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
-from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, RUNNING, STATUSES, SweepFolder, Trial, best_of
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
-from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
+from beeray.runtime.sweep.search import Sweep, SweepSearch
 from beeray.runtime.sweep.stopping import longest_epochs, stopping
 from beeray.runtime.sweep.table import table_lines, write_table
 from beeray.runtime.sweep.tracking import SweepTracking
-from beeray.runtime.sweep.trial import (
-    OUTCOME,
-    REASON,
-    Reports,
-    SweepInputs,
-    TrialEvents,
-    patiently_locked,
-    trial_config,
-)
-from beeray.runtime.tracking import Untracked
-from beeray.verbs.train import TrainInputs, train_run, users_per_rank
+from beeray.runtime.sweep.trial import SweepInputs, trial_config
+from beeray.verbs.trial import run_trial
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""
@@ -81,20 +68,32 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         folder.claim()
         if arguments.retry_failed:
             _retry_failed(folder)
-        trials = folder.load()
-        if any(not trial.over for trial in trials) or len(trials) < config.tune.num_trials:
-            trials, run_id = _search(config, folder, console)
+        if folder.finished() is None:
+            folder.reopen()
+            _go_on(config, folder, console)
         else:
             console.line(f"sweep {config.name!r} in {folder.trials} is finished already; --fresh starts it over")
-            run_id = None
-        return _conclude(config, folder, trials, console) | {
-            "mlflow_run_id": run_id,
-            "seconds": round(time.monotonic() - started, 1),
-        }
+        return _conclude(config, folder, console) | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
+    """From wherever the folder stands to a finished sweep."""
+    trials = folder.load()
+    if len(trials) < config.tune.num_trials or any(not trial.over for trial in trials):
+        _search(config, folder, console)
+    with SweepTracking(config, folder, console) as tracking:
+        trials = folder.load()
+        best = best_of(trials, config.tune.mode)
+        folder.tidy(trials, best)
+        tracking.catch_up(trials)
+        tracking.conclude(best, _write(config, folder, trials))
+    if tracking.parent.trouble:
+        console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
+    folder.finish(tracking.parent.run_id)
 
 
 def measurable(config: Config, console: Console) -> Config:
-    """The config with validation held out and scored after every epoch, which the search goes by.
+    """The config with validation held out and scored after every epoch, and no more trials than points.
 
     Raises:
         ConfigError: the config wants validation data trained on.
@@ -110,7 +109,16 @@ def measurable(config: Config, console: Console) -> Config:
         update["with_validation"] = False
     if config.train.evaluate_every_epochs is None:
         update["evaluate_every_epochs"] = 1
-    config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    points = num_points(search_space(config)) or config.tune.num_trials
+    if points < config.tune.num_trials:
+        console.line(f"the space has {points} points, so there are as many trials, not {config.tune.num_trials}")
+    num_trials = min(points, config.tune.num_trials)
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=update),
+            "tune": config.tune.model_copy(update={"num_trials": num_trials}),
+        }
+    )
     if config.tune.asha is not None and longest_epochs(config) <= config.tune.asha.grace_epochs:
         console.line(
             f"no trial can be stopped early: train.epochs is {longest_epochs(config)}, and tune.asha.grace_epochs "
@@ -122,11 +130,11 @@ def measurable(config: Config, console: Console) -> Config:
 def _retry_failed(folder: SweepFolder) -> None:
     for trial in folder.load():
         if trial.status == FAILED:
-            trial.status, trial.reason = RUNNING, None
+            trial.status, trial.reason, trial.mlflow_run_id = RUNNING, None, None
             folder.save(trial)
 
 
-def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list[Trial], str | None]:
+def _search(config: Config, folder: SweepFolder, console: Console) -> None:
     with ray_session(config.cluster, config.storage, dashboard=True), _environment():
         _check_state_api(config)
         demand = largest_demand(config)
@@ -142,7 +150,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
                 (located_encoder(key[0]), key[1]): token_store(variant, store, tokenizers[key], console)
                 for key, variant in token_variants(config).items()
             },
-            config.tune.metric or epoch_metrics(config)[0],
+            searched_metric(config),
         )
         sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
         console.line(
@@ -151,11 +159,6 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> tuple[list
         )
         with SweepTracking(config, folder, console) as tracking:
             _run(sweep, tracking, inputs, at_once, console)
-            folder.tidy(sweep.trials, best_of(sweep.trials, config.tune.mode))
-            tracking.conclude(best_of(sweep.trials, config.tune.mode), _write(config, folder, sweep.trials))
-        if tracking.parent.trouble:
-            console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
-        return sweep.trials, tracking.parent.run_id
 
 
 def _check_state_api(config: Config) -> None:
@@ -179,7 +182,8 @@ def _workers(number: int) -> str:
 
 
 def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: int, console: Console) -> None:
-    progress = SweepProgress(sweep, tracking, console)
+    write = functools.partial(_write, sweep.config, sweep.folder, sweep.trials)
+    progress = SweepProgress(sweep, tracking, console, write)
     scheduler = stopping(sweep.config, sweep.trials)
     trainable = tune.with_resources(tune.with_parameters(run_trial, inputs=inputs), NOTHING)
     tuner = tune.Tuner(
@@ -221,44 +225,10 @@ def _environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
-    """One trial, in a process of its own: train to the end, reporting every epoch; or report why that failed."""
-    _, trial = point_of(config)
-    folder = RunFolder(trial)
-    reports = Reports(inputs.metric)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
-        console = Console(log, log)
-        try:
-            _run_trial(trial, folder, inputs, reports, console)
-        except BeerayError as error:
-            console.line(f"failed: {error}")
-            tune.report({OUTCOME: FAILED, REASON: str(error)})
-        except Exception as error:
-            console.line(traceback.format_exc())
-            said = (str(error).splitlines() or ["no message"])[0]
-            tune.report({OUTCOME: FAILED, REASON: f"{type(error).__name__}: {said[:300]}"})
-
-
-def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console) -> None:
-    with patiently_locked(folder):
-        store = Store.open(inputs.store_path)
-        tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]
-        for record in folder.validation():  # of a command that was killed
-            if record["epoch"] < trial.train.epochs:
-                reports.epoch(record)
-        if folder.finished() is None:
-            folder.claim(store.meta.fingerprint)
-            handling = functools.partial(TrialEvents, reports.epoch)
-            train_inputs = TrainInputs(store, tokens, users_per_rank(trial, store))
-            train_run(trial, folder, train_inputs, console, Startup(), Untracked, handling)
-        reports.end(folder.validation()[-1])
-
-
 def _write(config: Config, folder: SweepFolder, trials: list[Trial]) -> list[Path]:
     """Write what a sweep leaves; returns the files."""
     tune_config = config.tune
-    space, metric = search_space(config), tune_config.metric or epoch_metrics(config)[0]
+    space, metric = search_space(config), searched_metric(config)
     write_table(folder.table, trials, list(space), metric, tune_config.mode)
     write_page(folder.page, f"Sweep {config.name}", trials, space, metric, tune_config.mode)
     best = best_of(trials, tune_config.mode)
@@ -269,13 +239,13 @@ def _write(config: Config, folder: SweepFolder, trials: list[Trial]) -> list[Pat
     return [folder.table, folder.page, folder.best]
 
 
-def _conclude(config: Config, folder: SweepFolder, trials: list[Trial], console: Console) -> dict[str, Any]:
+def _conclude(config: Config, folder: SweepFolder, console: Console) -> dict[str, Any]:
     """Show the table; returns the record.
 
     Raises:
         RunError: no trial ran to its end.
     """
-    metric = config.tune.metric or epoch_metrics(config)[0]
+    trials, metric = folder.load(), searched_metric(config)
     for line in table_lines(trials, list(search_space(config)), metric, config.tune.mode):
         console.line(line)
     best = best_of(trials, config.tune.mode)
@@ -297,5 +267,6 @@ def _conclude(config: Config, folder: SweepFolder, trials: list[Trial], console:
         "best_config": str(folder.best),
         "table": str(folder.table),
         "page": str(folder.page),
+        "mlflow_run_id": (folder.finished() or {}).get("mlflow_run_id"),
         "trials": {status: sum(trial.status == status for trial in trials) for status in STATUSES},
     }

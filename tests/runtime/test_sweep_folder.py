@@ -45,6 +45,26 @@ def test_trials_are_read_as_they_were_written_and_torn_ones_are_not_there(tmp_pa
     assert folder.load() == some_trials()
 
 
+def test_a_trial_that_was_running_is_read_with_the_epochs_that_it_has_done(tmp_path: Path) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    folder.save(Trial(0, {}, RUNNING))
+    for epoch in (1, 2, 2):  # the second was done again after a kill
+        folder.run(Trial(0, {})).log_validation({"epoch": epoch, "step": 5 * epoch, "validation/ndcg@100": 0.1})
+    assert folder.load()[0].epochs == {1: 0.1, 2: 0.1}
+
+
+def test_a_sweep_is_finished_when_it_says_so_and_no_more_is_wanted(tmp_path: Path) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    for trial in some_trials():
+        folder.save(trial)
+    assert folder.finished() is None, "killed before its last trial was tracked"
+    folder.finish("abc")
+    assert folder.finished() == {"mlflow_run_id": "abc"}
+    assert SweepFolder(a_config(tmp_path, tune={"num_trials": 5})).finished() is None
+    folder.save(Trial(3, {}, RUNNING))
+    assert folder.finished() is None
+
+
 def test_the_best_is_the_best_of_those_that_ran_to_their_end(tmp_path: Path) -> None:
     trials = some_trials()
     assert best_of(trials, "max") is trials[2]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from beeray.config import Config, validate_config
+from beeray.config import Config, num_points, validate_config
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
 from beeray.runtime.sweep.stopping import stopping
@@ -153,12 +153,12 @@ def test_dimensions_become_optunas_distributions(tmp_path: Path) -> None:
 class Told:
     """As much of Ray Tune's trial as a scheduler looks at."""
 
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
+    def __init__(self, number: int) -> None:
+        self.config = {"number": number}
 
 
-def decision(scheduler: TrialScheduler, epoch: int, metric: float) -> str:
-    told = Told("new")
+def decision(scheduler: TrialScheduler, epoch: int, metric: float, number: int = 99) -> str:
+    told = Told(number)
     scheduler.on_trial_add(None, told)
     return str(scheduler.on_trial_result(None, told, {EPOCH: epoch, OBJECTIVE: metric}))
 
@@ -182,9 +182,27 @@ def test_smaller_is_better_where_the_mode_says_so_and_null_stops_nothing(tmp_pat
     assert isinstance(stopping(a_config(tmp_path, asha=None), trials), FIFOScheduler)
 
 
-def test_no_trial_is_stopped_before_the_grace_epochs_and_a_running_one_is_not_told_twice(tmp_path: Path) -> None:
+def test_no_trial_is_stopped_before_the_grace_epochs(tmp_path: Path) -> None:
     config = a_config(tmp_path, asha={"grace_epochs": 3})
-    trials = [Trial(0, {}, COMPLETE, {1: 0.9, 2: 0.9, 3: 0.9}), Trial(1, {}, RUNNING, {1: 0.9, 2: 0.9, 3: 9.0})]
+    trials = [Trial(0, {}, COMPLETE, {1: 0.9, 2: 0.9, 3: 0.9})]
     assert decision(stopping(config, trials), 2, 0.0) == TrialScheduler.CONTINUE
     assert decision(stopping(config, trials), 3, 0.89) == TrialScheduler.STOP
-    assert decision(stopping(config, trials), 3, 0.91) == TrialScheduler.CONTINUE, "the running one's 9.0 is not known"
+
+
+def test_a_trial_that_goes_on_is_not_judged_again_by_epochs_that_it_has_passed(tmp_path: Path) -> None:
+    trials = [Trial(number, {}, COMPLETE, {1: 0.8, 2: 0.9}) for number in range(4)]
+    trials.append(Trial(4, {}, RUNNING, {1: 0.5, 2: 0.6}))
+    scheduler = stopping(a_config(tmp_path), trials)
+    assert decision(scheduler, 1, 0.5, number=5) == TrialScheduler.STOP, "a new one as good as this would be stopped"
+    assert decision(scheduler, 1, 0.5, number=4) == TrialScheduler.CONTINUE
+    assert decision(scheduler, 2, 0.6, number=4) == TrialScheduler.STOP, "how its last epoch was judged is not known"
+
+
+def test_a_point_is_tried_once_while_there_are_others(tmp_path: Path) -> None:
+    space = {"train.max_output": {"choice": [50, 100]}, "train.epochs": {"integer": [1, 4]}}
+    sweep = a_sweep(a_config(tmp_path, space, num_trials=9))
+    assert num_points(sweep.space) == 8
+    points = [tuple(values.values()) for values in run(sweep, 9)]
+    assert len(set(points[:8])) == 8
+    assert points[8] in points[:8], "when all have been tried, one is again"
+    assert num_points(a_sweep(a_config(tmp_path / "endless")).space) is None

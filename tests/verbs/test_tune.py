@@ -102,6 +102,25 @@ def test_a_finished_sweep_says_so_and_another_space_under_its_name_is_refused(wo
     assert "sweep 'swept'" in refused.complaint and "tune.space.train.lr: " in refused.complaint
 
 
+def test_a_sweep_that_was_killed_after_its_last_trial_writes_and_tracks_what_is_missing(
+    world: World, swept: Done
+) -> None:
+    folder, tracked = world.path("swept"), nested(world, "swept")[1]
+    metrics = {run.info.run_id: run.data.metrics for run in tracked}
+    complete = folder / "trials" / swept.record["best"]["trial"]
+    known = json.loads((complete / "trial.json").read_text())
+    (complete / "trial.json").write_text(json.dumps(known | {"mlflow_run_id": None}))
+    (complete / "mlflow_run.json").unlink()
+    for name in ("best.yaml", "trials/sweep.json"):
+        (folder / name).unlink()
+    tune = {"space": {"train.lr": {"choice": [2e-3, 1e30]}}, "num_trials": 2, "seed": 5}
+    again = world.run(*typed("swept", tune), *SIDE_BY_SIDE)
+    assert again.record["best"] == swept.record["best"] and (folder / "best.yaml").is_file()
+    assert json.loads((complete / "trial.json").read_text())["mlflow_run_id"] not in (None, known["mlflow_run_id"])
+    new = [run for run in nested(world, "swept")[1] if run.info.run_id not in metrics]
+    assert [run.data.metrics for run in new] == [metrics[known["mlflow_run_id"]]]
+
+
 @dataclass(frozen=True)
 class Killed:
     """A sweep that was killed while two trials ran, and the same command again.
@@ -160,9 +179,10 @@ def test_a_killed_sweep_goes_on_and_repeats_no_trial_that_had_ended(world: World
     assert [one["number"] for one in after] == list(range(8))
     assert all(one["status"] in ("complete", "stopped") for one in after)
     ended = [one for one in killed.before if one["status"] != "running"]
+    untracked = {"mlflow_run_id": None}  # what MLflow lacked at the kill, it was told afterwards
     assert len(ended) >= 3
     for one in ended:
-        assert after[one["number"]] == one
+        assert after[one["number"]] | untracked == one | untracked
         assert world.steps(f"many/trials/trial-{one['number']:03d}") == killed.steps[f"{one['number']}"]
     for one in killed.before:
         assert after[one["number"]]["values"] == one["values"]

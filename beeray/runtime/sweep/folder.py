@@ -4,13 +4,14 @@ runs/<name>/best.yaml             the best trial's config; `beeray.train --confi
 runs/<name>/trials.csv            all trials, the best first
 runs/<name>/sweep.html            parallel coordinates, and the metric of every epoch
 runs/<name>/trials/sweep.yaml     the config that the sweep was started with
+runs/<name>/trials/sweep.json     its MLflow run; there only when all is done, so a sweep that has it is finished
 runs/<name>/trials/trial-000/     an ordinary run folder, and in it
     trial.json                    values, status, metric of every epoch; what a killed sweep goes on from
     train.log                     what `beeray.train` would have shown
 
 `trial.json` is written before a trial starts and when it ends, by the driver alone and whole or not at all, so that
 the folder says the truth whenever the driver and Ray are killed. Nothing else is needed to go on: the search and the
-early stopping are told anew what is in the folders.
+early stopping are told anew what is in the folders. The MLflow run is noted in it last, once it has everything.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from typing import Any
 
 import yaml
 
-from beeray.config import Config, load_config, search_space
+from beeray.config import Config, load_config, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CHECKPOINTS, MODEL, SWEEP_FILES, locked_file
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, SWEEP_FILES, RunFolder, locked_file
 
 RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
 STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
-CONFIG, TRIAL = "sweep.yaml", "trial.json"
+CONFIG, TRIAL, DONE = "sweep.yaml", "trial.json", "sweep.json"
 TRIALS, BEST, TABLE, PAGE = SWEEP_FILES
 SHOWN_KEYS = 6
 
@@ -48,6 +49,7 @@ class Trial:
         metric: that of the whole run, where it came to its end; else of the last epoch that was reported.
         reason: why it failed or is no valid config.
         wall_s: from start to end, waiting for workers included; of the last command that ran it.
+        mlflow_run_id: its MLflow run, once that is closed and whole.
     """
 
     number: int
@@ -138,13 +140,37 @@ class SweepFolder:
         """The run folder of a trial."""
         return self.trials / trial.name
 
+    def run(self, trial: Trial) -> RunFolder:
+        """What a trial's run left."""
+        return RunFolder(self.config.model_copy(update={"name": trial.name, "runs_dir": str(self.trials)}))
+
+    def finish(self, mlflow_run_id: str | None) -> None:
+        """Note that all is done."""
+        write_whole(self.trials / DONE, json.dumps({"mlflow_run_id": mlflow_run_id}))
+
+    def finished(self) -> dict[str, Any] | None:
+        """What `finish` noted, unless more trials are wanted since."""
+        done = self.trials / DONE
+        trials = self.load()
+        if not done.is_file() or len(trials) < self.config.tune.num_trials or not all(one.over for one in trials):
+            return None
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+
+    def reopen(self) -> None:
+        """Note that there is something to do."""
+        (self.trials / DONE).unlink(missing_ok=True)
+
     def load(self) -> list[Trial]:
-        """All trials there are, in the order in which they were drawn."""
+        """All trials there are, in the order in which they were drawn; running ones with the epochs they have done."""
         found = []
         for path in self.trials.glob(f"trial-*/{TRIAL}"):
             record = json.loads(path.read_text(encoding="utf-8"))
             epochs = {int(epoch): metric for epoch, metric in record.pop("epochs").items()}
-            found.append(Trial(**record, epochs=epochs))
+            trial = Trial(**record, epochs=epochs)
+            if not trial.over:
+                for done in self.run(trial).validation():
+                    trial.heard(done["epoch"], done[searched_metric(self.config)])
+            found.append(trial)
         return sorted(found, key=lambda trial: trial.number)
 
     def save(self, trial: Trial) -> None:
@@ -183,6 +209,11 @@ def ranked(trials: list[Trial], mode: str) -> list[Trial]:
         return STATUSES.index(trial.status), no_metric, 0.0 if no_metric else sign * (trial.metric or 0.0), trial.number
 
     return sorted(trials, key=place)
+
+
+def reported_metrics(record: dict[str, Any]) -> dict[str, float]:
+    """The metrics in a record of a run's validation.jsonl."""
+    return {name: value for name, value in record.items() if name.startswith("validation/")}
 
 
 def _deciding(config: Config) -> dict[str, Any]:

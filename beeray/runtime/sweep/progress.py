@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
@@ -17,10 +18,14 @@ from beeray.runtime.sweep.trial import AT_EPOCH, AT_STEP, OUTCOME, REASON, REPOR
 
 
 class SweepProgress(Callback):
-    """Follows the trials that run; the only one that knows how each of them ends."""
+    """Follows the trials that run; the only one that knows how each of them ends.
 
-    def __init__(self, sweep: Sweep, tracking: SweepTracking, console: Console) -> None:
-        self.sweep, self.tracking, self.console = sweep, tracking, console
+    Args:
+        write: what writes the sweep's files, called whenever a trial has ended.
+    """
+
+    def __init__(self, sweep: Sweep, tracking: SweepTracking, console: Console, write: Callable[[], Any]) -> None:
+        self.sweep, self.tracking, self.console, self.write = sweep, tracking, console, write
         self._running: dict[int, tuple[Trial, float]] = {}
         self._bar = console.progress("trials", sweep.config.tune.num_trials, "trial")
 
@@ -62,12 +67,13 @@ class SweepProgress(Callback):
         trial.status, trial.reason, trial.wall_s = status, reason, time.monotonic() - since
         if status != FAILED and trial.metric is None:
             trial.status, trial.reason = FAILED, "it reported no epoch"
-        self.tracking.ended(trial)
         self.sweep.ended(trial)
+        self.tracking.ended(trial)  # after it is in the folder: what MLflow lacks of it then is caught up with
         best = best_of(self.sweep.trials, self.sweep.config.tune.mode)
         self.sweep.folder.tidy([trial], best)
         if trial is best:
             self.sweep.folder.tidy(self.sweep.trials, best)
+        self.write()
         self.console.line(describe(trial, trial is best))
         self._show()
 

@@ -29,6 +29,8 @@ from beeray.runtime.sweep.folder import COMPLETE, INVALID, STOPPED, SweepFolder,
 
 OBJECTIVE, EPOCH = "objective", "epoch"
 """What a trial reports to Ray Tune as."""
+PROPOSALS, DRAWS = 4, 100
+"""Points that Optuna proposes, and that are then drawn at random, until one has not been tried."""
 
 
 class Sweep:
@@ -89,16 +91,27 @@ class Sweep:
 
     def _draw(self) -> Trial:
         number = len(self.trials)
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.tune.random_trials)
         own = own_point(self.config, self.space) if number == 0 else None
         if own is not None:  # so that no sweep ends worse than the config it began with
             self._study.enqueue_trial(self._coded(own))
-        asked = self._study.ask(fixed_distributions=self._distributions)
-        trial = Trial(number, {key: self._decoded(key, asked.params[key]) for key in self.space})
+        tried = [trial.values for trial in self.trials]
+        for draw in range(PROPOSALS + DRAWS):
+            self._study.sampler = self._sampler(number, draw)
+            asked = self._study.ask(fixed_distributions=self._distributions)
+            values = {key: self._decoded(key, asked.params[key]) for key in self.space}
+            if values not in tried or draw == PROPOSALS + DRAWS - 1:
+                break
+            self._study.tell(asked, state=TrialState.FAIL)  # the same point would come to the same metric
+        trial = Trial(number, values)
         self._asked[number] = asked
         self.trials.append(trial)
         return trial
+
+    def _sampler(self, number: int, draw: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self._seed, number, draw]).generate_state(1)[0])
+        if draw >= PROPOSALS:
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.tune.random_trials)
 
     def _again(self, trial: Trial) -> Trial:
         """A trial that a killed command began: the same values; it goes on from its checkpoints."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -13,10 +14,35 @@ from beeray.runtime.sweep.search import EPOCH, OBJECTIVE
 
 
 @dataclass(frozen=True)
-class _Earlier:
+class _Numbered:
     """As much of Ray Tune's trial as the scheduler looks at."""
 
-    trial_id: str
+    trial_id: int
+
+
+class SweepAsha(ASHAScheduler):
+    """ASHA that knows a trial by its number, under which it was known before a kill too."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial begins, or goes on."""
+        super().on_trial_add(tune_controller, _Numbered(trial.config["number"]))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether to go on after an epoch."""
+        return str(super().on_trial_result(tune_controller, _Numbered(trial.config["number"]), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial has ended; it is still compared with."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """As `on_trial_complete`."""
+
+    def tell(self, number: int, epochs: Iterable[tuple[int, float]]) -> None:
+        """Epochs of a trial that were judged by an earlier command."""
+        earlier = _Numbered(number)
+        super().on_trial_add(None, earlier)
+        for epoch, metric in epochs:
+            super().on_trial_result(None, earlier, {EPOCH: epoch, OBJECTIVE: metric})
 
 
 def longest_epochs(config: Config) -> int:
@@ -33,7 +59,7 @@ def stopping(config: Config, trials: Iterable[Trial]) -> TrialScheduler:
     asha = config.tune.asha
     if asha is None:
         return FIFOScheduler()
-    scheduler = ASHAScheduler(
+    scheduler = SweepAsha(
         time_attr=EPOCH,
         metric=OBJECTIVE,
         mode=config.tune.mode,
@@ -43,9 +69,7 @@ def stopping(config: Config, trials: Iterable[Trial]) -> TrialScheduler:
         stop_last_trials=False,
     )
     for trial in trials:
-        if trial.over:  # one that goes on reports its earlier epochs again
-            earlier = _Earlier(trial.name)
-            scheduler.on_trial_add(None, earlier)
-            for epoch, metric in sorted(trial.epochs.items()):
-                scheduler.on_trial_result(None, earlier, {EPOCH: epoch, OBJECTIVE: metric})
+        epochs = sorted(trial.epochs.items())
+        # one that goes on reports its epochs again: only of its last one it may not be known how it was judged
+        scheduler.tell(trial.number, epochs if trial.over else epochs[:-1])
     return scheduler

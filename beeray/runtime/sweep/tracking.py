@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from beeray.config import Config, search_space
+from beeray.config import Config, load_config, search_space
 from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime.events import EventHandler
-from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.sweep.folder import FAILED, SweepFolder, Trial
+from beeray.runtime.run_folder import CONFIG
+from beeray.runtime.sweep.folder import FAILED, INVALID, SweepFolder, Trial, reported_metrics
 from beeray.runtime.tracking import Tracker
 
 
@@ -27,6 +26,7 @@ class SweepTracking:
         }
         self._children: dict[int, Tracker] = {}
         self._closing = ThreadPoolExecutor(8, thread_name_prefix="mlflow-close")
+        self._logged: list[Future[None]] = []
 
     def __enter__(self) -> SweepTracking:
         self.parent.__enter__()
@@ -38,8 +38,8 @@ class SweepTracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in list(self._children):
-            self._close(self._children.pop(number), failed=True)
+        for tracker in self._children.values():
+            self._closing.submit(tracker.__exit__, RunError, None, None)
         self._closing.shutdown(wait=True)
         self.parent.__exit__(kind, error, trace)
 
@@ -60,14 +60,24 @@ class SweepTracking:
         tracker = self._children.pop(trial.number, None)
         if tracker is None:
             return
-        config = tracker.config
-        EventHandler(self.console, 0, 0, tracker=tracker).track(RunFolder(config).steps())
+        EventHandler(self.console, 0, 0, tracker=tracker).track(self.folder.run(trial).steps())
         if trial.metric is not None:
             tracker.log_metrics({"sweep/metric": trial.metric}, max(trial.epochs, default=0))
         tags = {"beeray.status": trial.status} | ({"beeray.reason": trial.reason} if trial.reason else {})
         tracker.log_tags(tags)
-        trial.mlflow_run_id = tracker.run_id
-        self._close(tracker, failed=trial.status == FAILED)
+        self._logged.append(self._closing.submit(self._close, tracker, trial))
+
+    def catch_up(self, trials: list[Trial]) -> None:
+        """Log trials again that ended without MLflow having all of them, and wait until every ended trial is logged."""
+        wait(self._logged)
+        for trial in trials:
+            config = self.folder.run_dir(trial) / CONFIG
+            if trial.over and trial.status != INVALID and trial.mlflow_run_id is None and config.is_file():
+                self.started(trial, load_config(str(config)))
+                for epoch in self.folder.run(trial).validation():
+                    self.heard(trial, reported_metrics(epoch), epoch["step"])
+                self.ended(trial)
+        wait(self._logged)
 
     def conclude(self, best: Trial | None, artifacts: list[Path]) -> None:
         """Log the best metric and what the sweep left."""
@@ -77,6 +87,8 @@ class SweepTracking:
         for path in artifacts:
             self.parent.log_artifact(path)
 
-    def _close(self, tracker: Tracker, *, failed: bool) -> None:
-        error: Any = RunError if failed else None
-        self._closing.submit(tracker.__exit__, error, None, None)
+    def _close(self, tracker: Tracker, trial: Trial) -> None:
+        tracker.__exit__(RunError if trial.status == FAILED else None, None, None)
+        if tracker.trouble is None:
+            trial.mlflow_run_id = tracker.run_id
+            self.folder.save(trial)

@@ -15,7 +15,8 @@ from beeray.errors import RunError
 from beeray.inputs import located_encoder
 from beeray.runtime.events import EventHandler
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.sweep.folder import COMPLETE, SweepFolder, Trial
+from beeray.runtime.sweep.folder import COMPLETE, SweepFolder, Trial, reported_metrics
+from beeray.runtime.sweep.resources import check_sharing
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE
 
 OUTCOME, REASON, REPORTED, AT_EPOCH, AT_STEP = "outcome", "reason", "reported", "at_epoch", "at_step"
@@ -44,7 +45,11 @@ def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config:
     Args:
         threads: of a worker.
         config: the sweep's, at the trial's point.
+
+    Raises:
+        ConfigError: the trial's workers would share a card.
     """
+    check_sharing(config.cluster)
     return config.model_copy(
         update={
             "name": trial.name,
@@ -92,10 +97,9 @@ class Reports:
         tune.report(self._result(record) | {OUTCOME: COMPLETE})
 
     def _result(self, record: dict[str, Any]) -> dict[str, Any]:
-        reported = {name: value for name, value in record.items() if name.startswith("validation/")}
         return {
             OBJECTIVE: record[self.metric],
-            REPORTED: reported,
+            REPORTED: reported_metrics(record),
             AT_EPOCH: record["epoch"],
             AT_STEP: record["step"],
         }
