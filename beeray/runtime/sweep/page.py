@@ -16,6 +16,8 @@ from beeray.runtime.sweep.table import shown
 SCALE = "Viridis"
 COLOURS = {COMPLETE: "#2f6db5", STOPPED: "#b0b7c0", FAILED: "#c0392b", RUNNING: "#d98e1f"}
 BEST_COLOUR = "#1f9d55"
+AXIS_PX = 150
+"""Room for the name of an axis; a narrower window scrolls."""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1.25rem; color: #222; }
 h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2rem 0 .25rem; }
@@ -52,7 +54,9 @@ def sweep_page(title: str, trials: list[Trial], space: dict[str, Dimension], met
             "<h2>What was tried</h2>",
             f'<p class="note">A line is a trial, its colour the {escape(metric)} it came to. Drag along an axis to '
             "keep a part of it, drag an axis to move it.</p>",
+            f'<div class="scroll"><div style="min-width:{AXIS_PX * (len(space) + 1)}px">',
             _html(coordinates(measured, space, metric, mode), script=True),
+            "</div></div>",
             "<h2>Epoch by epoch</h2>",
             '<p class="note">The last epoch of a trial that ran to its end is what it is ranked by.</p>',
             _html(curves(measured, metric, best), script=False),
@@ -149,7 +153,9 @@ def _has_metric(trial: Trial) -> bool:
 
 
 def _html(figure: go.Figure, *, script: bool) -> str:
-    return str(figure.to_html(full_html=False, include_plotlyjs=script, config={"displaylogo": False}))
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=script, config={"displaylogo": False, "responsive": True})
+    )
 
 
 def _table(trials: list[Trial], keys: list[str], metric: str, mode: str, best: Trial | None) -> str:
