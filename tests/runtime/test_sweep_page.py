@@ -51,7 +51,8 @@ def test_an_axis_is_logarithmic_placed_or_plain_as_its_dimension_is() -> None:
     items = axis("train.max_output", SPACE["train.max_output"], ["all", 50])
     assert (items["values"], items["tickvals"], items["ticktext"]) == ([2, 0], [0, 1, 2], ["50", "100", "all"])
     plain = axis("train.weight_decay", SPACE["train.weight_decay"], [0.25])
-    assert plain["values"] == [0.25] and plain["range"] == [0.0, 1.0] and "ticktext" not in plain
+    assert plain["values"] == [0.25] and plain["range"] == [0.0, 1.0]
+    assert plain["ticktext"] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
 def test_ticks_of_a_wide_range_are_powers_of_ten_and_of_a_narrow_one_its_ends() -> None:
@@ -66,10 +67,11 @@ def test_lines_carry_the_metric_and_the_best_curve_stands_out() -> None:
     assert list(parallel.dimensions[-1]["values"]) == [0.3, 0.1, 0.4] == list(parallel.line.color)
     drawn = curves(trials, "validation/ndcg@10", best_of(trials, "max")).data
     assert [(line.name, list(line.x), list(line.y)) for line in drawn] == [
-        ("trial-000", [1, 2], [0.2, 0.3]),
-        ("trial-001", [1], [0.1]),
-        ("trial-002 (best)", [1, 2], [0.25, 0.4]),
+        ("complete", [1, 2], [0.2, 0.3]),
+        ("stopped", [1], [0.1]),
+        ("trial-002, the best", [1, 2], [0.25, 0.4]),
     ]
+    assert all(line.hovertemplate.startswith(f"trial-00{number}, ") for number, line in enumerate(drawn))
     assert drawn[2].line.width > drawn[0].line.width
 
 
