@@ -20,23 +20,33 @@ from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
 from beeray.runtime.task import WorkerTask
 
+READERS_BESIDE_OTHERS = 2
+"""Tasks of one run that read users at once, where no CPUs bound them."""
 
-def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
-    """A store's users with their trainable items, streamed; kept in order so that a split is repeatable."""
+
+def user_dataset(store: Store, with_validation: bool, *, beside_others: bool = False) -> ray.data.Dataset:
+    """A store's users with their trainable items, streamed; kept in order so that a split is repeatable.
+
+    Args:
+        beside_others: other runs stream at the same time. Ray Data deals the CPUs that are left to the datasets that
+            are being read, in whole ones, and reads nothing of one whose part is 0; so nothing is asked for then.
+    """
     set_up_ray_data()
+    asking = {"num_cpus": 0, "concurrency": READERS_BESIDE_OTHERS} if beside_others else {}
     paths = store.user_paths()
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
         columns=["user_index", *INTERACTION_COLUMNS],
         override_num_blocks=len(paths),
+        **asking,
     )
     return users.map_batches(
         training_rows,
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"with_validation": with_validation},
-        num_cpus=0.25,
+        **(asking or {"num_cpus": 0.25}),
     )
 
 

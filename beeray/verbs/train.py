@@ -74,11 +74,13 @@ class TrainInputs:
         store: the prepared store.
         tokens_path: the token store of its encoder.
         users_per_rank: training users of one worker in an epoch.
+        beside_others: other runs stream their users at the same time.
     """
 
     store: Store
     tokens_path: str
     users_per_rank: int
+    beside_others: bool = False
 
 
 def users_per_rank(config: Config, store: Store) -> int:
@@ -140,7 +142,7 @@ def train_run(
                 ),
                 storage=folder.path,
                 name=CHECKPOINTS,
-                users=user_dataset(inputs.store, config.trains_on_validation),
+                users=user_dataset(inputs.store, config.trains_on_validation, beside_others=inputs.beside_others),
                 keep_checkpoints=config.train.keep_checkpoints,
             )
         handler.close()

@@ -15,6 +15,7 @@ import argparse
 import functools
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,24 +24,37 @@ from typing import Any
 import ray
 from ray import tune
 
-from beeray.config import Config, num_points, search_space, searched_metric
+from beeray.config import Config, search_space, searched_metric
 from beeray.console import Console
 from beeray.data.storage import storage_options
-from beeray.errors import ClusterError, ConfigError, RunError
+from beeray.data.store import Store
+from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
+from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, RUNNING, STATUSES, SweepFolder, Trial, best_of
+from beeray.runtime.sweep.measurable import measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
-from beeray.runtime.sweep.search import Sweep, SweepSearch
-from beeray.runtime.sweep.stopping import longest_epochs, stopping
+from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
+from beeray.runtime.sweep.stopping import stopping
 from beeray.runtime.sweep.table import table_lines, write_table
 from beeray.runtime.sweep.tracking import SweepTracking
-from beeray.runtime.sweep.trial import SweepInputs, trial_config
-from beeray.verbs.trial import run_trial
+from beeray.runtime.sweep.trial import (
+    OUTCOME,
+    REASON,
+    Reports,
+    SweepInputs,
+    TrialEvents,
+    patiently_locked,
+    trial_config,
+)
+from beeray.runtime.tracking import Untracked
+from beeray.verbs.train import TrainInputs, train_run, users_per_rank
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""
@@ -90,41 +104,6 @@ def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
     if tracking.parent.trouble:
         console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
     folder.finish(tracking.parent.run_id)
-
-
-def measurable(config: Config, console: Console) -> Config:
-    """The config with validation held out and scored after every epoch, and no more trials than points.
-
-    Raises:
-        ConfigError: the config wants validation data trained on.
-    """
-    if config.train.with_validation:
-        raise ConfigError(
-            "train.with_validation is true, but a sweep is measured on validation data; set it to false here, and to "
-            "true for the last training of what was found"
-        )
-    update: dict[str, Any] = {}
-    if config.trains_on_validation:
-        console.line("validation data is held out in this sweep (split.reproduce would train on it)")
-        update["with_validation"] = False
-    if config.train.evaluate_every_epochs is None:
-        update["evaluate_every_epochs"] = 1
-    points = num_points(search_space(config)) or config.tune.num_trials
-    if points < config.tune.num_trials:
-        console.line(f"the space has {points} points, so there are as many trials, not {config.tune.num_trials}")
-    num_trials = min(points, config.tune.num_trials)
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(update=update),
-            "tune": config.tune.model_copy(update={"num_trials": num_trials}),
-        }
-    )
-    if config.tune.asha is not None and longest_epochs(config) <= config.tune.asha.grace_epochs:
-        console.line(
-            f"no trial can be stopped early: train.epochs is {longest_epochs(config)}, and tune.asha.grace_epochs "
-            f"{config.tune.asha.grace_epochs}"
-        )
-    return config
 
 
 def _retry_failed(folder: SweepFolder) -> None:
@@ -223,6 +202,40 @@ def _environment() -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
+    """One trial, in a process of its own: train to the end, reporting every epoch; or report why that failed."""
+    _, trial = point_of(config)
+    folder = RunFolder(trial)
+    reports = Reports(inputs.metric)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
+        console = Console(log, log)
+        try:
+            _run_trial(trial, folder, inputs, reports, console)
+        except BeerayError as error:
+            console.line(f"failed: {error}")
+            tune.report({OUTCOME: FAILED, REASON: str(error)})
+        except Exception as error:
+            console.line(traceback.format_exc())
+            said = (str(error).splitlines() or ["no message"])[0]
+            tune.report({OUTCOME: FAILED, REASON: f"{type(error).__name__}: {said[:300]}"})
+
+
+def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console) -> None:
+    with patiently_locked(folder):
+        store = Store.open(inputs.store_path)
+        tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]
+        for record in folder.validation():  # of a command that was killed
+            if record["epoch"] < trial.train.epochs:
+                reports.epoch(record)
+        if folder.finished() is None:
+            folder.claim(store.meta.fingerprint)
+            handling = functools.partial(TrialEvents, reports.epoch)
+            train_inputs = TrainInputs(store, tokens, users_per_rank(trial, store), beside_others=True)
+            train_run(trial, folder, train_inputs, console, Startup(), Untracked, handling)
+        reports.end(folder.validation()[-1])
 
 
 def _write(config: Config, folder: SweepFolder, trials: list[Trial]) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from beeray.config import Config, num_points, validate_config
+from beeray.config import Config, Dimension, num_points, validate_config
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
 from beeray.runtime.sweep.stopping import stopping
@@ -199,10 +199,11 @@ def test_a_trial_that_goes_on_is_not_judged_again_by_epochs_that_it_has_passed(t
 
 
 def test_a_point_is_tried_once_while_there_are_others(tmp_path: Path) -> None:
-    space = {"train.max_output": {"choice": [50, 100]}, "train.epochs": {"integer": [1, 4]}}
+    space = {"train.max_output": {"choice": [50, 100]}, "train.lr": {"choice": [1e-5, 1e-4, 1e-3, 1e-2]}}
     sweep = a_sweep(a_config(tmp_path, space, num_trials=9))
     assert num_points(sweep.space) == 8
     points = [tuple(values.values()) for values in run(sweep, 9)]
     assert len(set(points[:8])) == 8
     assert points[8] in points[:8], "when all have been tried, one is again"
+    assert num_points(sweep.space | {"train.epochs": Dimension(integer=(2, 4))}) == 24
     assert num_points(a_sweep(a_config(tmp_path / "endless")).space) is None
