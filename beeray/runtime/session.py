@@ -121,16 +121,30 @@ def check_placement(
     """
     joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
-    placeable, offered = _placeable_workers(cluster)
-    if joined and placeable < cluster.num_workers:
+    if joined and _placeable_workers(cluster)[0] < cluster.num_workers:
         _ask_to_grow(cluster)
-    while placeable < cluster.num_workers and time.monotonic() < deadline:
+    while (lacking := lacking_workers(cluster, keys)[1]) and time.monotonic() < deadline:
         time.sleep(1.0)
-        placeable, offered = _placeable_workers(cluster)
+    if lacking:
+        raise ClusterError(lacking)
+
+
+def lacking_workers(
+    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
+) -> tuple[int, str]:
+    """How many of the workers asked for a cluster can place as it is now, and what it lacks for the others.
+
+    Args:
+        keys: as `check_placement`.
+
+    Returns:
+        (workers, error); the error is empty when all of them find a place.
+    """
+    placeable, offered = _placeable_workers(cluster)
     if placeable >= cluster.num_workers:
-        return
+        return cluster.num_workers, ""
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" + {cluster.gpus_per_worker:g} GPU" if cluster.use_gpu else "")
-    raise ClusterError(
+    return placeable, (
         f"{keys[0]} is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
         f"{DATA_CPUS:g} CPU left for streaming data) and lacks {cluster.num_workers - placeable}; it offers {offered}; "
         f"lower {keys[0]} or {keys[1]}, or add nodes"

@@ -1,0 +1,64 @@
+"""A check at work: in a thread of its own, with a limit of time, after the checks that it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from beeray.runtime.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, found
+
+WENT_WELL = (OK, WARNING)
+
+
+class Check:
+    """One check, begun at once or as soon as those it needs have ended. Never waits for a thread that hangs.
+
+    Args:
+        name: as it is shown.
+        work: ends in a finding.
+        about: what hangs when nothing is heard, and what to do about it; `who; remedy`.
+        limit_s: seconds it may take, counted from its own beginning.
+        needs: checks without which it has nothing to work with: it is skipped when one of them failed.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[[], Finding], *, about: str, limit_s: float, needs: Sequence[Check] = ()
+    ) -> None:
+        self.name, self.about, self.limit_s = name, about, limit_s
+        self.seconds = 0.0
+        self._work, self._needs = work, needs
+        self._began: Future[float] = Future()
+        self._ended: Future[Finding] = Future()
+        threading.Thread(target=self._run, daemon=True, name=f"doctor-{name}").start()
+
+    def _run(self) -> None:
+        lacking = [check.name for check in self._needs if check._ended.result().status not in WENT_WELL]
+        began = time.monotonic()
+        self._began.set_result(began)
+        if lacking:
+            self._end(Finding(SKIPPED, f"needs {lacking[0]}, which did not pass"), began)
+            return
+        who, _, remedy = self.about.partition("; ")
+        self._end(found(self._work, remedy or f"look at {who}"), began)
+
+    def _end(self, finding: Finding, began: float) -> None:
+        with contextlib.suppress(InvalidStateError):  # given up already
+            seconds = round(time.monotonic() - began, 2)
+            self._ended.set_result(finding)
+            self.seconds = seconds
+
+    def wait(self) -> Finding:
+        """Its finding, at the latest when its time is over; those it needs must have been waited for."""
+        began = self._began.result()
+        try:
+            return self._ended.result(timeout=max(0.0, began + self.limit_s - time.monotonic()))
+        except FutureTimeoutError:
+            who, _, remedy = self.about.partition("; ")
+            late = f"if it is merely slow give --timeout-s {2 * self.limit_s:g}"
+            hung = Finding(FAILED, f"no answer from {who} within {self.limit_s:g} s; {remedy}; {late}")
+            self._end(hung, began)
+            return self._ended.result()
