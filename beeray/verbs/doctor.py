@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ import ray
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.storage import is_local, storage_options
+from beeray.data.storage import storage_options
 from beeray.errors import ClusterError
 from beeray.inputs import located_encoder
 from beeray.runtime.doctor.check import Check
@@ -74,8 +73,7 @@ class _Told:
         self.findings: dict[str, tuple[Finding, float]] = {}
 
     def wait(self, check: Check) -> None:
-        finding = check.wait()
-        self.add(check.name, finding, check.seconds)
+        self.add(check.name, *check.wait())
 
     def add(self, name: str, finding: Finding, seconds: float) -> None:
         self.findings[name] = finding, round(seconds, 2)
@@ -113,48 +111,57 @@ class _Examination:
 
     def __init__(self, config: Config, limit_s: float, *, joined: bool) -> None:
         self.config, self.limit_s, self.joined = config, limit_s, joined
+        self.free: dict[str, float] = ray.available_resources()
         self.nodes: list[Node] = start_probes()
         self.gang: Future[Gang] = Future()
-        self.facts: Future[tuple[list[NodeFacts], dict[str, str]]] = Future()
-        self.readings: list[tuple[str, float, float, float]] = []
+        self.facts: list[NodeFacts] = []
         self.num_parameters = 0
 
     def checks(self) -> Iterator[Check]:
         """All of them begun at once, in the order in which they are to be told."""
-        begin, config = self._begin, self.config
-        resources = begin(
-            "resources", lambda: judge_resources(config.cluster, joined=self.joined), "Ray; see ray status"
-        )
+        begin = self._begin
+        resources = begin("resources", self._resources, "Ray; see ray status")
         workers = begin("workers", self._workers, f"the workers; {REMEDIES['workers']}", times=2)
         versions = begin("versions", self._versions, "a node's probe; see ray status and that node's logs")
-        clocks = begin("clocks", self._clocks, "a node's probe; see ray status and that node's logs", [versions])
+        clocks = begin("clocks", self._clocks, "a node's probe; see ray status and that node's logs", after=[versions])
         storage = begin("storage", self._storage, "runs_dir or data.store; is a mount or an object store mute?")
         data = begin("data", self._data, f"the tables or the store; {READ_REMEDY}")
         gang_checks = [workers]
         for name in ("collectives", "deepspeed", "gradient"):
             about = f"the workers' {name}; {REMEDIES[name]}"
             gang_checks.append(begin(name, self._of_gang(name), about, [gang_checks[-1]]))
-        encoder = begin("encoder", self._encoder, f"the encoder on its way in; {REMEDIES['encoder']}", [workers])
-        memory = begin("memory", self._memory, "the nodes", [encoder, versions])
-        disk = begin("disk", self._disk, "the disk of runs_dir", [encoder, versions])
+        # last of what the workers do, one thing after the other: a model hub that is mute keeps nothing else waiting
+        about = f"the encoder on its way in; {REMEDIES['encoder']}"
+        encoder = begin("encoder", self._encoder, about, [workers], gang_checks)
+        memory = begin("memory", self._memory, "the nodes", [encoder], [versions])
+        disk = begin("disk", self._disk, "the disk of runs_dir", [encoder], [versions])
         yield from (resources, versions, clocks, storage, data, *gang_checks, encoder, memory, disk)
 
     def _begin(
-        self, name: str, work: Callable[[], Finding], about: str, needs: Sequence[Check] = (), times: float = 1
+        self,
+        name: str,
+        work: Callable[[], Finding],
+        about: str,
+        needs: Sequence[Check] = (),
+        after: Sequence[Check] = (),
+        times: float = 1,
     ) -> Check:
-        return Check(name, work, about=about, limit_s=times * self.limit_s, needs=needs)
+        return Check(name, work, about=about, limit_s=times * self.limit_s, needs=needs, after=after)
+
+    def _resources(self) -> Finding:
+        return judge_resources(self.config.cluster, self.free, joined=self.joined)
 
     def _versions(self) -> Finding:
-        asked = {node: (time.time(), node.probe.facts.remote(node.name)) for node in self.nodes}
+        asked = {node.name: node.probe.facts.remote(node.name) for node in self.nodes}
         facts: list[NodeFacts] = []
         silent: dict[str, str] = {}
-        for node, (_, reference) in asked.items():
+        for name, reference in asked.items():
             try:
                 facts.append(ray.get(reference))
             except ray.exceptions.RayError as error:
-                silent[node.name] = in_one_line(error)
+                silent[name] = in_one_line(error)
         here = read_facts("this command")
-        self.facts.set_result((facts, silent))
+        self.facts = facts or [here]
         return judge_versions(here, facts, silent)
 
     def _clocks(self) -> Finding:
@@ -196,14 +203,11 @@ class _Examination:
         return finding
 
     def _memory(self) -> Finding:
-        facts, _ = self.facts.result()
-        return judge_memory(self.config, self.num_parameters, facts, self.gang.result().gpu_free_bytes())
+        return judge_memory(self.config, self.num_parameters, self.facts, self.gang.result().gpu_free_bytes())
 
     def _disk(self) -> Finding:
-        facts, _ = self.facts.result()
         runs = nearest_folder(str(self.config.run_dir))
-        assert is_local(runs)
-        return judge_disk(self.config, self.num_parameters, facts, free_bytes(runs))
+        return judge_disk(self.config, self.num_parameters, self.facts, free_bytes(runs))
 
     def stop(self) -> None:
         """End the workers and probes, however stuck they are."""

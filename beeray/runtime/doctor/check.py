@@ -23,20 +23,29 @@ class Check:
         about: what hangs when nothing is heard, and what to do about it; `who; remedy`.
         limit_s: seconds it may take, counted from its own beginning.
         needs: checks without which it has nothing to work with: it is skipped when one of them failed.
+        after: checks that go before it, however they end.
     """
 
     def __init__(
-        self, name: str, work: Callable[[], Finding], *, about: str, limit_s: float, needs: Sequence[Check] = ()
+        self,
+        name: str,
+        work: Callable[[], Finding],
+        *,
+        about: str,
+        limit_s: float,
+        needs: Sequence[Check] = (),
+        after: Sequence[Check] = (),
     ) -> None:
         self.name, self.about, self.limit_s = name, about, limit_s
-        self.seconds = 0.0
-        self._work, self._needs = work, needs
+        self._work, self._needs, self._after = work, needs, after
         self._began: Future[float] = Future()
-        self._ended: Future[Finding] = Future()
+        self._ended: Future[tuple[Finding, float]] = Future()
         threading.Thread(target=self._run, daemon=True, name=f"doctor-{name}").start()
 
     def _run(self) -> None:
-        lacking = [check.name for check in self._needs if check._ended.result().status not in WENT_WELL]
+        for check in (*self._needs, *self._after):
+            check._ended.result()
+        lacking = [check.name for check in self._needs if check._ended.result()[0].status not in WENT_WELL]
         began = time.monotonic()
         self._began.set_result(began)
         if lacking:
@@ -47,12 +56,10 @@ class Check:
 
     def _end(self, finding: Finding, began: float) -> None:
         with contextlib.suppress(InvalidStateError):  # given up already
-            seconds = round(time.monotonic() - began, 2)
-            self._ended.set_result(finding)
-            self.seconds = seconds
+            self._ended.set_result((finding, time.monotonic() - began))
 
-    def wait(self) -> Finding:
-        """Its finding, at the latest when its time is over; those it needs must have been waited for."""
+    def wait(self) -> tuple[Finding, float]:
+        """Its finding and the seconds it took, at the latest when its time is over; those that go before it must have been waited for."""
         began = self._began.result()
         try:
             return self._ended.result(timeout=max(0.0, began + self.limit_s - time.monotonic()))

@@ -24,8 +24,8 @@ def check_collectives(device: torch.device) -> Finding:
     if wrong:
         return Finding(
             FAILED,
-            f"{backend} between {ranks} workers: {wrong} gave a wrong answer; install the versions of constraints.txt on "
-            "every node, and check GPUs and network cards (dmesg, NCCL_DEBUG=INFO)",
+            f"{backend} between {ranks} workers: {wrong} gave a wrong answer; install the versions of constraints.txt "
+            "on every node, and check GPUs and network cards (dmesg, NCCL_DEBUG=INFO)",
         )
     latency_s, large_s = _seconds(1, device), _seconds(LARGE, device)
     measured = {
@@ -37,8 +37,8 @@ def check_collectives(device: torch.device) -> Finding:
     }
     return Finding(
         OK,
-        f"{backend} between {ranks} workers: right answers; an all-reduce of one number {1e3 * latency_s:.2f} ms, of 4 MiB "
-        f"{1e3 * large_s:.1f} ms",
+        f"{backend} between {ranks} workers: right answers; an all-reduce of one number {1e3 * latency_s:.2f} ms, "
+        f"of 4 MiB {1e3 * large_s:.1f} ms",
         measured,
     )
 

@@ -47,11 +47,8 @@ def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
         f"{config.longest_seq_length} tokens, {config.train.precision} on {device.type}"
     )
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        return Finding(
-            WARNING,
-            f"train.precision is bf16, which this GPU computes slowly; set train.precision=fp32 ({said})",
-            measured,
-        )
+        slow = "train.precision is bf16, which this GPU computes slowly; set train.precision=fp32"
+        return Finding(WARNING, f"{slow} ({said})", measured)
     return Finding(OK, said, measured)
 
 
@@ -59,8 +56,8 @@ def judge_embeddings(first: torch.Tensor, second: torch.Tensor, again: torch.Ten
     """What is wrong with the embeddings of a text, of another, and of the first again; empty when nothing is."""
     if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
         return (
-            "it embeds a text as numbers that are not finite; its weights are damaged or too large for train.precision: "
-            "download it again, or set train.precision=fp32"
+            "it embeds a text as numbers that are not finite; its weights are damaged or too large for "
+            "train.precision: download it again, or set train.precision=fp32"
         )
     if bool(torch.equal(first, second)):
         return "it embeds two unlike texts alike; its tokenizer or weights are not its own: download it again"

@@ -76,8 +76,8 @@ class Worker:
         if self.use_gpu and not torch.cuda.is_available():
             return Finding(
                 FAILED,
-                f"Ray gave this worker a GPU, and torch {torch.__version__} finds none; install a build of torch for the "
-                "node's driver (nvidia-smi shows it), or set cluster.use_gpu=false",
+                f"Ray gave this worker a GPU, and torch {torch.__version__} finds none; install a build of torch for "
+                "the node's driver (nvidia-smi shows it), or set cluster.use_gpu=false",
             )
         import beeray.runtime.doctor.encoder
         import beeray.runtime.doctor.gradient  # noqa: F401
@@ -218,10 +218,10 @@ class Gang:
             each = {"CPU": LEAST_CPU}
         self._group = placement_group([each] * self.size, strategy="SPREAD")
         if not self._group.wait(limit_s):
+            share = ", ".join(f"{number:g} {name}" for name, number in each.items())
             raise ClusterError(
-                f"{self.size} workers ({', '.join(f'{number:g} {name}' for name, number in each.items())} each) were not "
-                f"placed together within {limit_s:g} s, though the cluster has as much: other work holds it; wait for "
-                "that (ray status), or lower cluster.num_workers or cluster.cpus_per_worker"
+                f"{self.size} workers ({share} each) were not placed together within {limit_s:g} s, though the cluster has as much: other work holds it; wait "
+                "for that (ray status), or lower cluster.num_workers or cluster.cpus_per_worker"
             )
         self._actors = [
             Worker.options(  # type: ignore[attr-defined]

@@ -94,8 +94,9 @@ def judge_disk(config: Config, num_parameters: int, nodes: Sequence[NodeFacts], 
     if full and free >= need:
         return Finding(
             FAILED,
-            f"the disk of node {full[0].name}'s temporary folder is {full[0].disk_used:.0%} full: Ray creates no objects "
-            f"from {RAY_STOPS_AT:.0%} on; free some of it, or give Ray another disk (ray start --temp-dir, RAY_TMPDIR)",
+            f"the disk of node {full[0].name}'s temporary folder is {full[0].disk_used:.0%} full: Ray creates no "
+            f"objects from {RAY_STOPS_AT:.0%} on; free some of it, or give Ray another disk (ray start --temp-dir, "
+            "RAY_TMPDIR)",
             measured,
         )
     said = f"{name} has {free / GIB:.1f} GiB free, and a run takes {need / GIB:.1f} GiB there"

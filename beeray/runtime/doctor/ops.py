@@ -21,8 +21,8 @@ def check_deepspeed(stage: int, device: torch.device) -> Finding:
     if found != device.type:
         return Finding(
             FAILED,
-            f"DeepSpeed {version} works on {found!r}, the workers on {device.type!r}; unset DS_ACCELERATOR on the nodes, "
-            "or install the build of torch that the GPUs need",
+            f"DeepSpeed {version} works on {found!r}, the workers on {device.type!r}; unset DS_ACCELERATOR on the "
+            "nodes, or install the build of torch that the GPUs need",
         )
     layer: torch.nn.Module = torch.nn.Linear(4, 1, bias=False).to(device)
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 
 from beeray.config import ClusterConfig
@@ -9,10 +11,11 @@ from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
 from beeray.runtime.session import lacking_workers
 
 
-def judge_resources(cluster: ClusterConfig, *, joined: bool) -> Finding:
+def judge_resources(cluster: ClusterConfig, free: Mapping[str, float], *, joined: bool) -> Finding:
     """Whether all workers find a place, and find it now.
 
     Args:
+        free: resources that nobody used before this command began.
         joined: the cluster was there before, so it may have other work, and may grow.
     """
     placeable, lacking = lacking_workers(cluster)
@@ -20,7 +23,7 @@ def judge_resources(cluster: ClusterConfig, *, joined: bool) -> Finding:
     if lacking:
         grows = " (an autoscaling cluster that starts them on demand: train asks it to)" if joined else ""
         return Finding(FAILED, f"{lacking}{grows}", measured)
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total = ray.cluster_resources()
     asked = {"CPU": cluster.num_workers * cluster.cpus_per_worker}
     if cluster.use_gpu:
         asked["GPU"] = cluster.num_workers * cluster.gpus_per_worker
@@ -29,8 +32,8 @@ def judge_resources(cluster: ClusterConfig, *, joined: bool) -> Finding:
         if joined and free.get(name, 0.0) < number:
             return Finding(
                 WARNING,
-                f"cluster.num_workers is {cluster.num_workers}, which takes {number:g} {name}: {offered} are there, but "
-                f"only {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (ray status)",
+                f"cluster.num_workers is {cluster.num_workers}, which takes {number:g} {name}: {offered} are there, "
+                f"but only {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (ray status)",
                 measured,
             )
     unused = total.get("GPU", 0.0)

@@ -50,7 +50,7 @@ class Reach(Protocol):
 
 
 def places_of(config: Config) -> list[Place]:
-    """Where a run of this config writes: the runs folder, the store, and embeddings if they have a path of their own."""
+    """Where a run of this config writes: its folder, the store, and embeddings if they have a path of their own."""
     runs = str(Path(config.runs_dir).absolute())
     prepared = exists(join(config.store_path, META))
     places = [
@@ -64,7 +64,7 @@ def places_of(config: Config) -> list[Place]:
 
 
 def nearest_folder(path: str) -> str:
-    """Of a local path the nearest folder that is there; any other path is its own, since object stores need none made."""
+    """Of a local path the nearest folder that is there; any other path itself: object stores need none made."""
     if not is_local(path):
         return path
     folder = Path(path.removeprefix("file://"))
@@ -147,8 +147,8 @@ def _probe(place: Place, probes: Mapping[str, Reach]) -> str:
         if unseen:
             other = probes[unseen.split(",")[0]].name
             return (
-                f"{place.key} {place.path!r}: what {other} writes there is not seen by {reach.name}, so the folder is not "
-                f"shared; give {place.key} a folder on a disk that all nodes mount"
+                f"{place.key} {place.path!r}: what {other} writes there is not seen by {reach.name}, so the folder is "
+                f"not shared; give {place.key} a folder on a disk that all nodes mount"
                 + (" (or an s3:// path)" if place.key != "runs_dir" else "")
             )
     return ""
@@ -157,7 +157,5 @@ def _probe(place: Place, probes: Mapping[str, Reach]) -> str:
 def _cannot_write(place: Place, who: str, error: str) -> str:
     remedy = f"give {who} the right to write there, or set {place.key} to a folder that every node can write to"
     if not place.must_be_written and place.key == "data.store":
-        remedy = (
-            "reading goes on, but tokens of another encoder could not be added; give the right to write if it is one"
-        )
+        remedy = "it can be read, but tokens of another encoder cannot be added; give the right to write for that"
     return f"{place.key} {place.path!r}: {who} cannot write there ({error}); {remedy}"

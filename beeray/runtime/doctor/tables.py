@@ -35,9 +35,7 @@ def check_data(config: Config) -> Finding:
                 for fragment in fragments[:1]:
                     next(fragment.read(), None)
     names = ", ".join(domain.name for domain in domains)
-    return Finding(
-        OK, f"no store yet; raw tables of {names} are readable ({num_files} files opened, the first rows read)"
-    )
+    return Finding(OK, f"no store yet; raw tables of {names} are readable ({num_files} files opened, first rows read)")
 
 
 def _check_store(config: Config) -> Finding:

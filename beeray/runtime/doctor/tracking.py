@@ -53,9 +53,8 @@ def _is_database(scheme: str) -> bool:
 
 
 def _server(uri: str, limit_s: float) -> str:
-    with _environment(
-        {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{max(1, int(limit_s))}"}
-    ):
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(limit_s)))}
+    with _environment(patience):
         from mlflow import MlflowClient
 
         MlflowClient(uri).search_experiments(max_results=1)
