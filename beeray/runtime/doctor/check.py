@@ -59,7 +59,10 @@ class Check:
             self._ended.set_result((finding, time.monotonic() - began))
 
     def wait(self) -> tuple[Finding, float]:
-        """Its finding and the seconds it took, at the latest when its time is over; those that go before it must have been waited for."""
+        """Its finding and the seconds it took, at the latest when its time is over.
+
+        Those that go before it must have been waited for.
+        """
         began = self._began.result()
         try:
             return self._ended.result(timeout=max(0.0, began + self.limit_s - time.monotonic()))

@@ -220,7 +220,8 @@ class Gang:
         if not self._group.wait(limit_s):
             share = ", ".join(f"{number:g} {name}" for name, number in each.items())
             raise ClusterError(
-                f"{self.size} workers ({share} each) were not placed together within {limit_s:g} s, though the cluster has as much: other work holds it; wait "
+                f"{self.size} workers ({share} each) were not placed together within {limit_s:g} s, "
+                "though the cluster has as much: other work holds it; wait "
                 "for that (ray status), or lower cluster.num_workers or cluster.cpus_per_worker"
             )
         self._actors = [

@@ -32,8 +32,8 @@ def judge_resources(cluster: ClusterConfig, free: Mapping[str, float], *, joined
         if joined and free.get(name, 0.0) < number:
             return Finding(
                 WARNING,
-                f"cluster.num_workers is {cluster.num_workers}, which takes {number:g} {name}: {offered} are there, "
-                f"but only {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (ray status)",
+                f"cluster.num_workers is {cluster.num_workers}, which takes {number:g} {name}: there are {offered}, "
+                f"but {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (see ray status)",
                 measured,
             )
     unused = total.get("GPU", 0.0)
