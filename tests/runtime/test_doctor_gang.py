@@ -70,7 +70,7 @@ def test_resources_that_are_missing_or_taken_are_told() -> None:
     assert taken.status == "warning"
     assert taken.said == (
         "cluster.num_workers is 2, which takes 1 CPU: there are 2 CPU, but 0.5 CPU free now; training would wait for "
-        "other work to end (see ray status)"
+        "other work to end (ray status)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What facts of nodes mean: versions, clocks, memory, disk; nodes are made up, the expected lines worked out by hand."""
+"""What facts of nodes mean: versions, clocks, memory, disk. Nodes are made up, expectations worked out by hand."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def test_disk_that_is_short_names_the_folder_and_its_need() -> None:
     finding = judge_disk(config, parameters, [a_node("a")], int(3.4 * GIB))
     assert finding.status == "FAILED"
     assert finding.said == (
-        "runs_dir '/shared/runs' has 3.4 GiB free, and a run takes 3.5 GiB there for checkpoints; free some of it, lower "
-        "train.keep_checkpoints, or choose another disk (runs_dir, TMPDIR of the nodes)"
+        "runs_dir '/shared/runs' has 3.4 GiB free, and a run takes 3.5 GiB there for checkpoints; free some of it, "
+        "lower train.keep_checkpoints, or choose another disk (runs_dir, TMPDIR of the nodes)"
     )
     assert judge_disk(config, parameters, [a_node("a")], int(4 * GIB)).status == "warning"
     assert judge_disk(config, parameters, [a_node("a")], int(5 * GIB)).status == "ok"

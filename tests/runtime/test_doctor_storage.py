@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def test_raw_tables_are_read_where_there_is_no_store_and_nothing_is_prepared(tmp
 
 def test_raw_tables_that_preparing_would_refuse_are_refused(tmp_path: Path) -> None:
     config = tables(tmp_path)
-    os.rename(tmp_path / "interactions.parquet", tmp_path / "moved.parquet")
+    (tmp_path / "interactions.parquet").rename(tmp_path / "moved.parquet")
     with pytest.raises(DataError, match=r"interactions.parquet: no such file"):
         check_data(config)
     config = tables(tmp_path, split={"kind": "time"})

@@ -59,13 +59,13 @@ class Worker:
         self.config, self.rank, self.size, self.use_gpu = config, rank, size, use_gpu
         self.device: torch.device | None = None
 
-    def start(self) -> tuple[str, int, Finding]:
-        """Import what training imports and find the device; returns address, a free port, and the finding."""
-        address = ray.util.get_node_ip_address()
+    def start(self) -> tuple[str, str, int, Finding]:
+        """Import what training imports and find the device; returns node id, address, a free port, and the finding."""
+        node_id, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         with socket.socket() as one:
             one.bind(("", 0))
             port = int(one.getsockname()[1])
-        return address, port, found(self._start, REMEDIES["workers"])
+        return node_id, address, port, found(self._start, REMEDIES["workers"])
 
     def _start(self) -> Finding:
         started = time.perf_counter()
@@ -156,6 +156,7 @@ class Rank:
     """One worker, as the driver knows it."""
 
     name: str
+    node_id: str
     address: str
     port: int
     actor: Any
@@ -186,16 +187,16 @@ class Gang:
         self._place(limit_s)
         answers = [actor.start.remote() for actor in self._actors]
         self.ranks = [
-            Rank(f"worker {rank} on node {address}", address, port, actor, finding)
-            for rank, (actor, (address, port, finding)) in enumerate(zip(self._actors, ray.get(answers), strict=True))
+            Rank(f"worker {rank} on node {answer[1]}", *answer[:3], actor, answer[3])
+            for rank, (actor, answer) in enumerate(zip(self._actors, ray.get(answers), strict=True))
         ]
-        addresses = [rank.address for rank in self.ranks]
-        ray.get([rank.actor.set_threads.remote(addresses.count(rank.address)) for rank in self.ranks])
+        at = [rank.node_id for rank in self.ranks]
+        ray.get([rank.actor.set_threads.remote(at.count(rank.node_id)) for rank in self.ranks])
         finding = together({rank.name: rank.started for rank in self.ranks})
         if finding.status != OK:
             return finding
         of = f"{self.size} of {self.config.cluster.num_workers}" if self.size < self.config.cluster.num_workers else ""
-        nodes = len(set(addresses))
+        nodes = len(set(at))
         said = (
             f"{of or self.size} worker{'s' if self.size > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}: "
             f"{finding.said}"
@@ -255,7 +256,7 @@ class Gang:
 
     def encoder(self, name: str) -> Finding:
         """Load the encoder once a node."""
-        firsts: Mapping[str, Rank] = {rank.address: rank for rank in reversed(self.ranks)}
+        firsts: Mapping[str, Rank] = {rank.node_id: rank for rank in reversed(self.ranks)}
         return self.everywhere(lambda rank: rank.actor.encoder.remote(name), list(firsts.values()))
 
     def gpu_free_bytes(self) -> list[tuple[str, int]]:

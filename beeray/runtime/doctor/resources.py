@@ -33,7 +33,7 @@ def judge_resources(cluster: ClusterConfig, free: Mapping[str, float], *, joined
             return Finding(
                 WARNING,
                 f"cluster.num_workers is {cluster.num_workers}, which takes {number:g} {name}: there are {offered}, "
-                f"but {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (see ray status)",
+                f"but {free.get(name, 0.0):g} {name} free now; training would wait for other work to end (ray status)",
                 measured,
             )
     unused = total.get("GPU", 0.0)
