@@ -43,7 +43,7 @@ def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
     if trouble:
         return Finding(FAILED, f"encoder.name {config.encoder.name!r}: {trouble}", measured)
     said = (
-        f"{config.encoder.name}: {num_parameters / 1e6:.1f} M parameters, {measured['dim']} dimensions, "
+        f"{config.encoder.name}: {num_parameters:,} parameters, {measured['dim']} dimensions, "
         f"{config.longest_seq_length} tokens, {config.train.precision} on {device.type}"
     )
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
