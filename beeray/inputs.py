@@ -1,4 +1,7 @@
-"""What a verb needs before its own work: the prepared store, the encoder's tokenizer, the token store."""
+"""What a verb needs before its own work: the prepared store, the encoder's tokenizer, the token store.
+
+Preparing imports Ray Data, which takes a second, so whoever only locates an encoder does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from typing import Any
 
 from beeray.config import Config
 from beeray.console import Console, StageReporter
-from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
-from beeray.data.tokens import ensure_tokens
 
 
 def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     """The store of a config and whether it was made now, with progress. Ray must be running."""
+    from beeray.data.preparation import ensure_store
+
     with StageReporter(console) as reporter:
         store, prepared = ensure_store(config, reporter)
     meta = store.meta
@@ -47,6 +50,8 @@ def located_encoder(name: str) -> str:
 
 def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
     """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
+    from beeray.data.tokens import ensure_tokens
+
     with StageReporter(console) as reporter:
         return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
 

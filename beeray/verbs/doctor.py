@@ -17,6 +17,7 @@ from beeray.config import Config
 from beeray.console import Console
 from beeray.data.storage import storage_options
 from beeray.errors import ClusterError
+from beeray.inputs import located_encoder
 from beeray.runtime.doctor.check import Check
 from beeray.runtime.doctor.clocks import judge_clocks
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
@@ -197,8 +198,6 @@ class _Examination:
         return work
 
     def _encoder(self) -> Finding:
-        from beeray.inputs import located_encoder  # imports Ray Data, while the workers import torch
-
         finding = self.gang.result().encoder(located_encoder(self.config.encoder.name))
         self.num_parameters = int(finding.measured.get("parameters", 0))
         return finding

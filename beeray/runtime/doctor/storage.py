@@ -110,7 +110,7 @@ def remove_probe(folder: str, name: str) -> str:
 
 
 def check_storage(places: Sequence[Place], reaches: Sequence[Reach]) -> Finding:
-    """Have every process write a probe to every place and read those of all others.
+    """Have every process write a probe to every place; the first reads them all, and all others read the first's.
 
     Args:
         reaches: this process and one on each node.
@@ -122,8 +122,8 @@ def check_storage(places: Sequence[Place], reaches: Sequence[Reach]) -> Finding:
         try:
             trouble = _probe(place, probes)
         finally:
-            for name, reach in probes.items():
-                reach.call(remove_probe, place.folder, name)()
+            for removed in [reach.call(remove_probe, place.folder, name) for name, reach in probes.items()]:
+                removed()
         if trouble and place.must_be_written:
             return Finding(FAILED, trouble, {"key": place.key})
         if trouble:
@@ -142,7 +142,10 @@ def _probe(place: Place, probes: Mapping[str, Reach]) -> str:
         error = result()
         if error:
             return _cannot_write(place, probes[name].name, error)
-    for reach, result in [(reach, reach.call(read_probes, place.folder, *probes)) for reach in probes.values()]:
+    first, *others = probes.items()
+    readings = [(first[1], first[1].call(read_probes, place.folder, *probes))]
+    readings += [(reach, reach.call(read_probes, place.folder, first[0])) for _, reach in others]
+    for reach, result in readings:
         unseen = result()
         if unseen:
             other = probes[unseen.split(",")[0]].name
