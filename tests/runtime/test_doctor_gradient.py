@@ -67,8 +67,9 @@ def loss_of(model: torch.nn.Module) -> float:
 
 
 def test_no_score_is_so_near_to_zero_that_rounding_could_turn_its_slope_on_or_off() -> None:
-    model = tiny_encoder().double()
+    model = tiny_encoder().double().requires_grad_(False)
     rows = []
+    cut_off = 0
     for text in catalog():
         ids = torch.from_numpy(text.astype("int64")).unsqueeze(0)
         row = model.model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"][0].mean(0)
@@ -79,7 +80,8 @@ def test_no_score_is_so_near_to_zero_that_rounding_could_turn_its_slope_on_or_of
         of_user[torch.from_numpy(items.astype("int64"))] = 1.0
         scores = embeddings @ (embeddings.T @ of_user) - of_user
         assert float(scores.abs().min()) > 1e-4
-        assert float(scores.min()) < 0, "some are cut off"
+        cut_off += int((scores < 0).sum())
+    assert cut_off > 10, "otherwise the comparison would say nothing about them"
 
 
 def test_the_largest_difference_is_relative_to_its_own_tensor_and_rounding_noise_does_not_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from beeray.config import Config, validate_config
 from beeray.data.storage import write_json
+from beeray.data.store_meta import StoreMeta
 from beeray.errors import ConfigError, DataError, StoreError
 from beeray.runtime.doctor.probe import Here
 from beeray.runtime.doctor.storage import Place, check_storage, nearest_folder, places_of
@@ -137,6 +139,9 @@ def tables_without_writing(folder: Path) -> Config:
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    write_json(str(tmp_path / "store" / "meta.json"), {"schema_version": 99})
-    with pytest.raises(StoreError, match="99"):
+    counts = dict.fromkeys(("num_items", "num_users", "num_interactions"), 0)
+    more = dict.fromkeys(("items", "users", "interactions", "training_users"), {})
+    meta = StoreMeta("f", "item", ["items"], **counts, **more, schema_version=99)
+    write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
+    with pytest.raises(StoreError, match="schema_version is 99, this beeray reads 1; update beeray"):
         check_data(a_config(tmp_path))

@@ -66,12 +66,13 @@ class TinyBert(nn.Module):
 
 
 def tiny_encoder() -> Encoder:
-    """The same weights in every process, whatever its random state."""
+    """The same weights in every process, whatever its random state; words weigh most, so that texts are unlike."""
     model = nn.Sequential(TinyBert(), Pooling(HIDDEN, pooling_mode="mean"))
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            drawn = torch.randn(parameter.shape, generator=generator) * 0.2
+            scale = 1.0 if "word_embeddings" in name else 0.02 if parameter.ndim < 2 or "token_type" in name else 0.1
+            drawn = torch.randn(parameter.shape, generator=generator) * scale
             parameter.copy_(drawn + 1.0 if name.endswith("LayerNorm.weight") else drawn)
     return Encoder(model)  # type: ignore[arg-type]
 
@@ -84,9 +85,9 @@ def catalog() -> list[NDArray[np.int32]]:
 
 
 def all_users() -> list[NDArray[np.int32]]:
-    """Items of every user: two to eight."""
+    """Items of every user, two to five: few, so that some scores are below zero and cut off."""
     generator = np.random.default_rng(17)
-    sizes = generator.integers(2, 9, size=NUM_USERS)
+    sizes = generator.integers(2, 6, size=NUM_USERS)
     return [np.sort(generator.choice(NUM_ITEMS, size=size, replace=False)).astype(np.int32) for size in sizes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -86,8 +87,8 @@ def _sqlite(uri: str) -> str:
 
 def _folder(path: Path) -> str:
     folder = Path(nearest_folder(str(path.absolute())))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} may not be written")
+    with tempfile.TemporaryFile(dir=folder):  # rights alone do not tell: a disk may be read-only
+        pass
     return "its folder can be written"
 
 
