@@ -140,7 +140,7 @@ def tables_without_writing(folder: Path) -> Config:
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     counts = dict.fromkeys(("num_items", "num_users", "num_interactions"), 0)
-    more = dict.fromkeys(("items", "users", "interactions", "training_users"), {})
+    more: dict[str, Any] = {name: {} for name in ("items", "users", "interactions", "training_users")}
     meta = StoreMeta("f", "item", ["items"], **counts, **more, schema_version=99)
     write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
     with pytest.raises(StoreError, match="schema_version is 99, this beeray reads 1; update beeray"):
