@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from beeray.config import ClusterConfig, Config, StorageConfig
@@ -20,6 +21,11 @@ DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 
 
+ANSWER_S = 10.0
+"""What a cluster may take to accept a connection."""
+_NO_CLUSTER = (
+    "cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
+)
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job's driver what it was submitted with."""
 
@@ -72,6 +78,8 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
     variables = _worker_variables(storage)
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}
+    if address and not _answers(address):
+        raise ClusterError(_NO_CLUSTER.format(address=address))
     try:
         ray.init(**arguments)
     except Exception as error:
@@ -87,9 +95,23 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
                 f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "
                 "token alike on both sides"
             ) from error
-        raise ClusterError(
-            f"cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
-        ) from error
+        raise ClusterError(_NO_CLUSTER.format(address=address)) from error
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at `host:port`; Ray itself would try for minutes. Of any other address: yes."""
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return True
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("127.0.0.1", "localhost", "::1"):  # a cluster may listen at the machine's outer address alone
+        hosts.append(ray.util.get_node_ip_address())
+    for one in hosts:
+        with suppress(OSError), socket.create_connection((one, int(port)), timeout=ANSWER_S):
+            return True
+    return False
 
 
 def _worker_variables(storage: StorageConfig) -> dict[str, str]:
