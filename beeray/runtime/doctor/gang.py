@@ -187,8 +187,10 @@ class Gang:
         self._place(limit_s)
         answers = [actor.start.remote() for actor in self._actors]
         self.ranks = [
-            Rank(f"worker {rank} on node {answer[1]}", *answer[:3], actor, answer[3])
-            for rank, (actor, answer) in enumerate(zip(self._actors, ray.get(answers), strict=True))
+            Rank(f"worker {rank} on node {address}", node_id, address, port, actor, finding)
+            for rank, (actor, (node_id, address, port, finding)) in enumerate(
+                zip(self._actors, ray.get(answers), strict=True)
+            )
         ]
         at = [rank.node_id for rank in self.ranks]
         ray.get([rank.actor.set_threads.remote(at.count(rank.node_id)) for rank in self.ranks])

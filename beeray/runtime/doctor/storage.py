@@ -42,7 +42,10 @@ class Place:
 class Reach(Protocol):
     """A process that reads and writes: this one, or one on a node."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As errors call it."""
+        ...
 
     def call(self, work: Callable[..., str], *arguments: str) -> Callable[[], str]:
         """Begin some work there; the result waits for it, and is an error of one line or empty."""
