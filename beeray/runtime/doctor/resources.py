@@ -44,4 +44,5 @@ def judge_resources(cluster: ClusterConfig, free: Mapping[str, float], *, joined
             measured,
         )
     each = ", ".join(f"{number:g} {name}" for name, number in asked.items())
-    return Finding(OK, f"{cluster.num_workers} workers ask for {each}; the cluster has {offered}", measured)
+    workers = f"{cluster.num_workers} worker{'s' if cluster.num_workers > 1 else ''}"
+    return Finding(OK, f"{workers} on {each}; the cluster has {offered}", measured)
