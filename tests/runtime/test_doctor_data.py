@@ -14,12 +14,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def a_config(folder: Path, **changes: object) -> Config:
-    data = {
-        "source": "shop",
-        "shop": {"num_users": 60, "num_series": 2},
-        "store": str(folder / "store"),
-        "num_buckets": 1,
-    }
+    shop = {"num_users": 60, "num_series": 2}
+    data = {"source": "shop", "shop": shop, "store": str(folder / "store"), "num_buckets": 1}
     return validate_config({"name": "stored", "data": data, "split": {"validation": 5, "test": 5}, **changes})
 
 

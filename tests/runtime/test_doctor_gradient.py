@@ -99,7 +99,7 @@ def test_a_difference_above_the_bound_fails_and_says_what_to_do() -> None:
     assert finding.status == "FAILED"
     assert finding.said == (
         "the gradient of 3 workers under ZeRO-2 is not the exact one: it differs by 5.0e-01 of its largest number in w "
-        "(bound 1e-04, fp32); training here would be wrong without saying so: install the versions of constraints.txt "
+        "(bound 2e-05, fp32); training here would be wrong without saying so: install the versions of constraints.txt "
         "on every node, try deepspeed.stage=0, and check the network between the workers"
     )
     assert set(gradient.FAULTS) == {"muted", "detached"}

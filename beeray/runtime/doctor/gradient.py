@@ -32,8 +32,9 @@ from beeray.runtime.engine import build_engine, full_state_dict
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-BOUND = 1e-4
-"""Largest relative difference of fp32: sums of some hundred terms in another order, a few layers deep."""
+BOUND = 2e-5
+"""Largest relative difference of fp32: sums of some hundred terms in another order, a few layers deep. Two workers on
+CPUs differ by 1e-6; a worker whose gradient is lost makes it 1."""
 RATE = 2.0**14
 NUM_ITEMS, NUM_USERS, VOCABULARY, HIDDEN = 24, 7, 64, 32
 MAX_SEQ_LENGTH = 12
