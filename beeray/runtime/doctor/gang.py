@@ -200,7 +200,7 @@ class Gang:
         of = f"{self.size} of {self.config.cluster.num_workers}" if self.size < self.config.cluster.num_workers else ""
         nodes = len(set(at))
         said = (
-            f"{of or self.size} worker{'s' if self.size > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}: "
+            f"{of or self.size} worker{'s' if of or self.size > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}: "
             f"{finding.said}"
         )
         if self.use_gpu != self.config.cluster.use_gpu:
