@@ -11,7 +11,7 @@ The head is made of sentence-transformers' own `Dense` modules, so an exported f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from beeray.core.elsa import normalize_rows
 from beeray.core.encoder import embedding_dim
 from beeray.core.gather import average_gradients, copy_from_first_rank, rank, world_size
 from beeray.core.optimizers import build_optimizer
@@ -43,6 +44,8 @@ class HeadSettings:
     lr: float = 1e-3
     dropout: float = 0.0
     seed: int = 42
+    objective: StepSettings = StepSettings()
+    """What is to be learned; how items are drawn is the head's own."""
 
 
 class Head(nn.Module):
@@ -138,7 +141,9 @@ def train_head(
         return head(nn.functional.dropout(rows, settings.dropout))  # dropout: new texts are not quite like these
 
     every_row = np.arange(len(features), dtype=np.int32)
-    step = TrainingStep(encode, _Rows(len(features)), every_row, _step_settings(settings), features.device)
+    objective = _step_settings(settings)
+    originals = normalize_rows(features).cpu().numpy() if objective.distill_weight else None
+    step = TrainingStep(encode, _Rows(len(features)), every_row, objective, features.device, originals)
     head.whitening.requires_grad_(False)
     optimizer = build_optimizer(head, "adamw", lr=settings.lr, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -156,7 +161,8 @@ def train_head(
 
 
 def _step_settings(settings: HeadSettings) -> StepSettings:
-    return StepSettings(
+    return replace(
+        settings.objective,
         items="bounded",
         max_output=settings.max_output,
         max_seq_length=1,

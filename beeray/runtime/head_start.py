@@ -24,6 +24,7 @@ from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems
 from beeray.data.parts import read_part
 from beeray.data.store import Store, list_column, training_rows
+from beeray.runtime.step_settings import step_settings
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -84,6 +85,7 @@ def _settings(config: Config) -> HeadSettings:
         lr=head.lr,
         dropout=head.dropout,
         seed=config.seed,
+        objective=step_settings(config),
     )
 
 

@@ -27,7 +27,7 @@ from beeray.core.encoder import Encoder
 from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
-from beeray.core.step import SCOPE, StepLoss, StepSettings, TrainingStep
+from beeray.core.step import SCOPE, StepLoss, TrainingStep
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
@@ -37,6 +37,7 @@ from beeray.runtime.feed import UserFeed
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
+from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import score, worker_ready
@@ -246,22 +247,6 @@ class _Training:
 
     def _score(self, when: str) -> None:
         score(self.task, self.engine, self.store, self.tokens, self.device, when)
-
-
-def step_settings(config: Config) -> StepSettings:
-    """The part of a config that `core` needs for a step."""
-    train = config.train
-    return StepSettings(
-        items=train.items,
-        max_output=None if train.max_output == "all" else train.max_output,
-        max_seq_length=config.encoder.max_seq_length,
-        relu=train.relu,
-        top_k=train.top_k,
-        token_budget=train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
-        activation_budget_bytes=int(train.activation_budget_gib * 2**30),
-        catalog_refresh=train.catalog_refresh,
-        seed=config.seed,
-    )
 
 
 def _compute_type(config: Config) -> torch.dtype:
