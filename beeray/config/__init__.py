@@ -13,7 +13,7 @@ from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
-from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "HeadConfig",
     "IndexConfig",
     "InteractionsTable",
+    "LoraConfig",
     "Section",
     "ShopConfig",
     "SplitConfig",

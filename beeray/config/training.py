@@ -46,7 +46,7 @@ class HeadConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) in place of the transformer's own weights; needs `beeray[lora]`."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) instead of the transformer's weights; needs `beeray[lora]`."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
@@ -60,20 +60,6 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """The optimisation: objective, items and users of a step, schedule, precision."""
 
-    loss: Literal["nmse", "multinomial", "sampled_softmax"] = "nmse"
-    """What is minimised: see `core/losses.py`."""
-    temperature: float = Field(0.1, gt=0)
-    """`multinomial`, `sampled_softmax`: cosines are divided by it."""
-    matryoshka_dims: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    """Prefixes of the embedding that are to do by themselves, beside the whole one; scored after training, too."""
-    distill_weight: float = Field(0.0, ge=0)
-    """Weight of the loss that keeps items as alike as the original encoder held them; 0: none."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters, merged at export, instead of the transformer's weights; null: train the weights."""
-    freeze_layers: int = Field(0, ge=0)
-    """So many of the lowest transformer layers, and all below them, stay as they are, without dropout."""
-    init_from: str | None = None
-    """Begin with what another run, or the encoder in a folder, has learned: `runs/<name>` or a model's folder."""
     lr: float = Field(1e-5, gt=0)
     optimizer: Literal["nadam", "adamw"] = "nadam"
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -94,10 +80,24 @@ class TrainConfig(Section):
     """Items a step encodes and scores, over all workers; `all` is the full-catalog step."""
     catalog_refresh: int = Field(1, ge=1)
     """`items: catalog`: steps between two embeddings of the whole catalog."""
+    loss: Literal["nmse", "multinomial", "sampled_softmax"] = "nmse"
+    """What is minimised: see `core/losses.py`."""
+    temperature: float = Field(0.1, gt=0)
+    """`multinomial`, `sampled_softmax`: cosines are divided by it."""
     relu: bool = True
     """`nmse`: drop negative scores."""
     top_k: int | None = Field(None, ge=1)
     """`nmse`: optimise only each user's k highest scores."""
+    matryoshka_dims: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Prefixes of the embedding that are to do by themselves, beside the whole one; scored after training, too."""
+    distill_weight: float = Field(0.0, ge=0)
+    """Weight of the loss that keeps items as alike as the original encoder held them; 0: none."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters, merged at export, instead of the transformer's weights; null: train the weights."""
+    freeze_layers: int = Field(0, ge=0)
+    """So many of the lowest transformer layers, and all below them, stay as they are, without dropout."""
+    init_from: str | None = None
+    """Begin with what another run, or the encoder in a folder, has learned: `runs/<name>` or a model's folder."""
     with_validation: bool | None = None
     """Train on validation data too; unset means only under `split.reproduce: beeformer`."""
     precision: Literal["fp32", "bf16"] = "fp32"

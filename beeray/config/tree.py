@@ -111,6 +111,13 @@ class Config(Section):
             return self.train.with_validation
         return self.split.reproduce is not None
 
+    @property
+    def measures_neighbours(self) -> bool:
+        """Whether training measures the semantic neighbours that are kept."""
+        if self.evaluate.neighbours is not None:
+            return self.evaluate.neighbours
+        return self.evaluate.before or self.train.distill_weight > 0
+
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""
         return _digest(self.result_keys())

@@ -4,9 +4,9 @@
 
 Similarities are compared, not embeddings, so neither dimension nor rotation matters: a head may whiten, and the
 interactions may turn the space (Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv
-1907.09682). They are compared by Pearson's correlation, row by row (Huang et al., "DIST", NeurIPS 2022, arXiv 2205.10536),
-so it does not matter that sentence encoders hold all texts alike to some degree: what must stay is which items are
-nearer than others. Of order one, 0 when all is kept.
+1907.09682). They are compared by Pearson's correlation, row by row (Huang et al., "DIST", NeurIPS 2022, arXiv
+2205.10536), so it does not matter that sentence encoders hold all texts alike to some degree: what must stay is which
+items are nearer than others. Of order one, 0 when all is kept.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def freeze_lower_layers(model: SentenceTransformer, number: int) -> FrozenLayers
     frozen = list(layers)[:number]
     for parameter in _needed_by(model, frozen[-1]):
         parameter.requires_grad_(False)
-    return FrozenLayers(frozen, model[0].model.config.hidden_size)
+    network: Any = model[0].model
+    return FrozenLayers(frozen, network.config.hidden_size)
 
 
 def transformer_layers(model: SentenceTransformer) -> nn.ModuleList:

@@ -11,7 +11,7 @@ The head is made of sentence-transformers' own `Dense` modules, so an exported f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class HeadSettings:
     lr: float = 1e-3
     dropout: float = 0.0
     seed: int = 42
-    objective: StepSettings = StepSettings()
+    objective: StepSettings = field(default_factory=StepSettings)
     """What is to be learned; how items are drawn is the head's own."""
 
 
@@ -94,6 +94,16 @@ def append_head(model: SentenceTransformer, num_units: int) -> None:
     ]
     for module in [*modules, *([Normalize()] if normalized else [])]:
         model.append(module.to(model.device))
+
+
+def has_head(model: SentenceTransformer) -> bool:
+    """Whether a model ends in what `append_head` puts there."""
+    modules = [module for module in model.children() if not isinstance(module, Normalize)][-3:]
+    if len(modules) < 3 or not all(isinstance(module, Dense) for module in modules):
+        return False
+    shapes = [tuple(module.linear.weight.shape) for module in modules if isinstance(module, Dense)]
+    (out, dim), (wide, _), last = shapes
+    return out == dim and wide >= 2 * dim and last == (dim, wide)
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@
 `E` (items, d) are the row-normalised embeddings of the step's items, and a user's vector is the sum of its items'
 rows, as it is at inference.
 
-| name              | what a user's loss is                                                                  | cost          |
-|-------------------|----------------------------------------------------------------------------------------|---------------|
-| `nmse`            | ELSA's: how far its scores are from its items, both of unit length (`core.elsa`)       | users × items |
-| `multinomial`     | cross-entropy of its items under one softmax of its scores over the step's items       | users × items |
-| `sampled_softmax` | cross-entropy of each of its items, told from the step's other items by all the others | pairs × items |
+| name              | what a user's loss is                                                            | cost          |
+|-------------------|----------------------------------------------------------------------------------|---------------|
+| `nmse`            | ELSA's: how far its scores are from its items, both of unit length (`core.elsa`) | users × items |
+| `multinomial`     | cross-entropy of its items under one softmax of its scores over the step's items | users × items |
+| `sampled_softmax` | cross-entropy of each of its items among the step's items, given all its others  | pairs × items |
 
 In all three an item does not help to find itself: `nmse` and `multinomial` take an item's similarity to itself (1) out
 of its score, `sampled_softmax` takes the item out of the user's vector.

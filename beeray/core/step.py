@@ -121,9 +121,7 @@ class TrainingStep:
         assert originals is not None or not settings.distill_weight
         self.encode = encode
         self.originals, self.frozen = originals, frozen
-        chosen = user_loss(
-            settings.loss, relu=settings.relu, top_k=settings.top_k, temperature=settings.temperature
-        )
+        chosen = user_loss(settings.loss, relu=settings.relu, top_k=settings.top_k, temperature=settings.temperature)
         self.user_loss = over_prefixes(chosen, settings.matryoshka_dims)
         self.settings = settings
         self.device = torch.device(device)

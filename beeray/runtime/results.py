@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from beeray.config import Config, EvaluateConfig
 
@@ -111,8 +112,35 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
                 for name, value in record.items()
                 if isinstance(value, dict)
             ]
-            where = "held-out items" if ranking == "held_out" else "items of the whole catalog"
+            where = _described(ranking, config)
             said = "  ".join(shown) or "no user has a target"
             trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
             lines.append(f"{split}{trained_on}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines
+
+
+def _described(ranking: str, config: Config) -> str:
+    """What is ranked, in words; `old_items` and `new_items` are asked for among the usual candidates."""
+    candidates, _, width = ranking.partition("@")
+    if candidates in ("old_items", "new_items"):
+        usual = "held-out items" if config.split.kind == "item" else "items of the whole catalog"
+        return f"{usual}, only {candidates.removesuffix('_items')} ones asked for"
+    where = "held-out items" if candidates == "held_out" else "items of the whole catalog"
+    return f"{where}, first {width} numbers" if width else where
+
+
+def summarise_neighbours(kept: NDArray[np.float64], evaluate: EvaluateConfig) -> Record:
+    """`{at, items, mean, low, high}`: the share of semantic neighbours kept, with a 95 % interval over items."""
+    from beeray.core.metrics import bootstrap_interval
+
+    interval = bootstrap_interval(kept, num_bootstrap=evaluate.num_bootstrap)
+    figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"at": evaluate.neighbours_at, "items": len(kept), **figures}
+
+
+def neighbours_line(record: Record) -> str:
+    """The same in words."""
+    return (
+        f"semantic neighbours kept: {record['mean']:.4f} [{record['low']:.4f}, {record['high']:.4f}] of each item's "
+        f"{record['at']} nearest before training, {record['items']:,} items"
+    )

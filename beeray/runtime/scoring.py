@@ -24,6 +24,7 @@ from beeray.core.evaluation import Ranker, RankingMetrics, score_users
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item).
+        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item); `…@64` with a prefix of
+            the embeddings; `old_items`, `new_items`: asked for are only those that an earlier run knew, or did not.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
@@ -87,23 +89,41 @@ def embed_catalog(
 
 
 def score_split(
-    embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
+    embeddings: Tensor,
+    config: Config,
+    store: Store,
+    split: str,
+    *,
+    old_items: NDArray[np.bool_] | None = None,
+    full_catalog: bool = True,
 ) -> list[SplitScores]:
     """Score this rank's share of a split's users, among the held-out items first. Not collective.
 
     Args:
-        full_catalog: False leaves out the ranking among the whole catalog of an item split.
+        old_items: bool (items,), which items an earlier run knew; given, these and the others are scored apart, too.
+        full_catalog: False leaves out the ranking among the whole catalog of an item split, and all further ones.
     """
     candidates = {"held_out": store.candidates(split)}
     if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
         candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
     elif config.split.kind != "item":
         candidates = {"catalog": candidates["held_out"]}
-    results: list[SplitScores] = []
-    for ranking, items in candidates.items():
-        ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
-        results.append(SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items)))
+
+    def ranked(
+        table: Tensor, ranking: str, items: NDArray[np.int32], group: NDArray[np.bool_] | None = None
+    ) -> SplitScores:
+        ranker = Ranker(table, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
+        blocks = _user_blocks(store, split, config.evaluate.users_per_block)
+        users, scores = score_users(ranker, blocks if group is None else asked_for(blocks, group))
+        return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items))
+
+    results = [ranked(embeddings, ranking, items) for ranking, items in candidates.items()]
+    if full_catalog:
+        first, items = next(iter(candidates.items()))
+        cut = prefixes(embeddings, config.train.matryoshka_dims, first)
+        results += [ranked(table, ranking, items) for ranking, table in cut]
+        groups = item_groups(old_items)
+        results += [ranked(embeddings, ranking, items, group) for ranking, group in groups.items()]
     return results
 
 
@@ -120,13 +140,29 @@ def score_splits(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    *,
+    old_items: NDArray[np.bool_] | None = None,
+    embeddings: Tensor | None = None,
+    embedded: Callable[[Tensor], None] = lambda embeddings: None,
 ) -> tuple[list[SplitScores], dict[str, float]]:
-    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective."""
+    """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
+
+    Args:
+        old_items: as `score_split`.
+        embeddings: of the catalog, row-normalised, if they are there already.
+        embedded: called with them before they are scored.
+    """
     started = time.perf_counter()
-    embeddings = embed_catalog(encode, config, tokens, device, progress)
-    embedded = time.perf_counter()
-    results = [scores for split in config.evaluate.splits for scores in score_split(embeddings, config, store, split)]
-    return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
+    if embeddings is None:
+        embeddings = embed_catalog(encode, config, tokens, device, progress)
+    done = time.perf_counter()
+    embedded(embeddings)
+    results = [
+        scores
+        for split in config.evaluate.splits
+        for scores in score_split(embeddings, config, store, split, old_items=old_items)
+    ]
+    return results, {"embed_s": done - started, "rank_s": time.perf_counter() - done}
 
 
 def _user_blocks(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "worker", "profile", "head_done")
+MUST_ARRIVE = ("scores", "failed", "worker", "profile", "head_done", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class WorkerTask:
         run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
+        old_items: file that tells the items an earlier run knew, bool (items,); empty where there was none.
+        original: the encoder whose neighbours `beeray.evaluate` compares with; empty where it does not.
+        original_tokens_path: the token store of that.
     """
 
     config: Config
@@ -40,6 +43,9 @@ class WorkerTask:
     model: str
     num_users: int = 0
     run_dir: str = ""
+    old_items: str = ""
+    original: str = ""
+    original_tokens_path: str = ""
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""
@@ -50,19 +56,26 @@ class WorkerTask:
     def open_model(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """A model of the shape that training exports: the encoder, with a head that changes nothing if there is one."""
         model = self.open_encoder(device)
-        if self.config.train.head is not None:
+        if self.config.train.head is not None and self.needs_head(model):
             from beeray.core.head import append_head
 
             append_head(model, self.config.train.head.units)
         return model
 
-    def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
-        """The encoder before training."""
+    def needs_head(self, model: SentenceTransformer) -> bool:
+        """Whether the encoder before training is to get a head: one that an earlier run gave it is kept."""
+        from beeray.core.head import has_head
+
+        train = self.config.train
+        return train.head is not None and not (train.init_from is not None and has_head(model))
+
+    def open_encoder(self, device: torch.device | str = "cpu", name: str = "") -> SentenceTransformer:
+        """The encoder before training, or the one named."""
         from beeray.core.encoder import load_encoder
 
         encoder = self.config.encoder
         return load_encoder(
-            self.model,
+            name or self.model,
             max_seq_length=self.config.served_seq_length,
             prefix=encoder.prefix,
             dropout=encoder.dropout,

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
+from torch import nn
 from torch.profiler import record_function
 
 from beeray.config import Config
@@ -31,16 +33,18 @@ from beeray.core.step import SCOPE, StepLoss, TrainingStep
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
+from beeray.runtime.adaptation import adapt
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed
 from beeray.runtime.head_start import start_with_head
+from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
-from beeray.runtime.worker import score, worker_ready
+from beeray.runtime.worker import embedding_progress, score, worker_ready
 
 TELL_EVERY_S = 0.2
 """Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
@@ -83,18 +87,28 @@ class _Training:
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
         self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
-        encoder = Encoder(self._open_model(), self.config.train.precision)
+        self.original = Original()
+        model = self._open_model()
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        encoder = Encoder(model, self.config.train.precision)
         self.flops = count_flops(encoder, device)
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
-        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
+        frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
+        self.step = TrainingStep(
+            self.engine, self.tokens, trainable, settings, device, self.original.embeddings, frozen
+        )
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
-            return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        progress = embedding_progress(self.task, "original")
+        self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
+        if self.task.needs_head(model):
+            if ray.train.get_checkpoint() is not None:
+                return self.task.open_model(self.device)
+            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+            self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
 
     def run(self) -> None:
@@ -103,7 +117,8 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before")
+            score(*self._scored, "before", embeddings=self.original.table)
+        self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
             self.task.send(
@@ -171,6 +186,7 @@ class _Training:
             self.engine.step()
         with record_function(f"{SCOPE}report"):
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
+            local += [] if step.forgetting is None else [step.forgetting.item()]
             totals = sum_over_ranks(local, self.device)
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
@@ -178,7 +194,7 @@ class _Training:
         return position.after(self.steps_per_epoch)
 
     def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
-        loss, num_padded, num_recomputed = totals
+        loss, num_padded, num_recomputed, *forgetting = totals
         loss /= self.world_size
         sent = gather.traffic.take()
         if self.rank == 0:
@@ -197,6 +213,7 @@ class _Training:
                     **seconds,
                     "mfu": tflops / (self.peak_tflops * self.world_size),
                     "sent_bytes": sum(sent.values()),
+                    **({"forgetting": forgetting[0] / self.world_size} if forgetting else {}),
                     "at": time.time(),
                 }
             )
@@ -240,13 +257,21 @@ class _Training:
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
-        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
-        self._score("after")
+        save_checkpoint(self.engine, position, {"step": position.step}, export=self._exported)
+        score(*self._scored, "after", original=self.original.neighbours)
         dist.barrier()
         gc.collect()
 
-    def _score(self, when: str) -> None:
-        score(self.task, self.engine, self.store, self.tokens, self.device, when)
+    def _exported(self, state: dict[str, torch.Tensor]) -> SentenceTransformer:
+        model = self.task.open_model()  # the live module may hold ZeRO-3 shards, so the weights go into a fresh copy
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        model.load_state_dict(state)
+        adaptation.merge()
+        return model
+
+    @property
+    def _scored(self) -> tuple[WorkerTask, nn.Module, Store, TokenStore, torch.device]:
+        return self.task, self.engine, self.store, self.tokens, self.device
 
 
 def _compute_type(config: Config) -> torch.dtype:

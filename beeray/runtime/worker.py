@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.train.torch import get_device
-from torch import nn
+from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
-from beeray.runtime.scoring import score_splits
+from beeray.runtime.original import neighbours_kept, sampled_neighbours
+from beeray.runtime.scoring import embed_catalog, score_splits
 from beeray.runtime.task import WorkerTask
 
 
@@ -25,7 +28,14 @@ def evaluate_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
         store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
-        score(task, encoder, store, tokens, device, "model")
+        original = None
+        if task.original:
+            theirs = TokenStore.open(task.original_tokens_path)
+            opened = Encoder(task.open_encoder(device, task.original), task.config.train.precision)
+            table = embed_catalog(opened, task.config, theirs, device, embedding_progress(task, "original"))
+            original = sampled_neighbours(table, task.config)
+            del opened, table
+        score(task, encoder, store, tokens, device, "model", original=original)
         ray.train.report({})
 
 
@@ -55,18 +65,53 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
 
 
 def score(
-    task: WorkerTask, encode: nn.Module, store: Store, tokens: TokenStore, device: torch.device, when: str
+    task: WorkerTask,
+    encode: nn.Module,
+    store: Store,
+    tokens: TokenStore,
+    device: torch.device,
+    when: str,
+    *,
+    embeddings: Tensor | None = None,
+    original: NDArray[np.int32] | None = None,
 ) -> None:
-    """Score every split asked for and send the driver this rank's users."""
-    if not task.config.evaluate.splits:
+    """Score every split asked for and send the driver this rank's users.
+
+    Args:
+        embeddings: of the catalog, row-normalised, if they are there already.
+        original: neighbours of the sampled items before training; given, the driver is told how many are kept.
+    """
+    if not task.config.evaluate.splits and original is None:
         return
     rank = ray.train.get_context().get_world_rank()
+
+    def compare(table: Tensor) -> None:
+        if original is not None:
+            task.send("neighbours", rank=rank, kept=neighbours_kept(original, table, task.config))
+
+    old_items = np.load(task.old_items) if task.old_items else None
+    scores, timings = score_splits(
+        encode,
+        task.config,
+        store,
+        tokens,
+        device,
+        embedding_progress(task, when),
+        old_items=old_items,
+        embeddings=embeddings,
+        embedded=compare,
+    )
+    task.send("scores", when=when, rank=rank, scores=scores, timings=timings)
+
+
+def embedding_progress(task: WorkerTask, when: str) -> Callable[[int], None]:
+    """Tells the driver, from rank 0, about how many items all ranks have embedded."""
+    context = ray.train.get_context()
     told = {"items": 0}
 
     def progress(num_items: int) -> None:
         told["items"] += num_items
-        if rank == 0:
-            task.send("embed", when=when, items=told["items"] * ray.train.get_context().get_world_size())
+        if context.get_world_rank() == 0:
+            task.send("embed", when=when, items=told["items"] * context.get_world_size())
 
-    scores, timings = score_splits(encode, task.config, store, tokens, device, progress)
-    task.send("scores", when=when, rank=rank, scores=scores, timings=timings)
+    return progress

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch
 from beeray.runtime.monitor import listening
-from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
+from beeray.runtime.results import (
+    headline,
+    neighbours_line,
+    scores_table,
+    summarise_neighbours,
+    summarise_scores,
+    summarise_workers,
+)
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.task import WorkerTask
@@ -37,6 +45,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
+    wanted, untouched = config, located_encoder(config.encoder.name)
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster, config.storage):
@@ -46,7 +55,17 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
         with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
-            task = WorkerTask(config, store.path, tokens_path, monitor, model)
+            task = WorkerTask(
+                config,
+                store.path,
+                tokens_path,
+                monitor,
+                model,
+                old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
+            )
+            if config.evaluate.neighbours:
+                theirs = token_store(wanted, store, open_tokenizer(wanted), console)
+                task = replace(task, original=untouched, original_tokens_path=theirs)
             launch("beeray.runtime.worker:evaluate_worker", task, storage=Path(storage), name="evaluate")
         handler.close()
     scores = handler.scores("model")
@@ -66,9 +85,14 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         **summarise_workers(handler.workers()),
         "seconds": round(time.monotonic() - started, 1),
     }
+    kept = handler.neighbours_kept()
+    if kept is not None:
+        record["neighbours_kept"] = summarise_neighbours(kept, config.evaluate)
     (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     for line in headline(metrics, config):
         console.line(line)
+    if kept is not None:
+        console.line(neighbours_line(record["neighbours_kept"]))
     return record
 
 

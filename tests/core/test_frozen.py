@@ -26,7 +26,9 @@ HUGE = 2**40
 
 def step_of(encoder: Encoder, tokens: ListTokens, budget: int, frozen: FrozenLayers | None, **choices: Any) -> StepLoss:
     """A step with its gradient; half of `budget` suffices for what frozen layers gave unless it is 0."""
-    settings = StepSettings(max_output=16, max_seq_length=32, token_budget=48, activation_budget_bytes=budget, **choices)
+    settings = StepSettings(
+        max_output=16, max_seq_length=32, token_budget=48, activation_budget_bytes=budget, **choices
+    )
     encoder.train()
     encoder.zero_grad()
     step = TrainingStep(encoder, tokens, EVERY, settings, frozen=frozen)
@@ -96,9 +98,7 @@ def test_a_frozen_layer_has_no_dropout_and_the_others_keep_theirs(open_encoder: 
 
 def test_a_position_bias_that_all_layers_share_is_frozen_with_the_lowest() -> None:
     """MPNet's: it stands after the layers, and a gradient to it would go through every one of them."""
-    config = MPNetConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
-    )
+    config = MPNetConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
     model = torch.nn.ModuleList([_Features(MPNetModel(config))])
     model.device = torch.device("cpu")  # type: ignore[assignment]
     layers = transformer_layers(model)  # type: ignore[arg-type]
