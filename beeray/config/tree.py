@@ -116,7 +116,8 @@ class Config(Section):
         """Whether training measures the semantic neighbours that are kept."""
         if self.evaluate.neighbours is not None:
             return self.evaluate.neighbours
-        return self.evaluate.before or self.train.distill_weight > 0
+        embeds_original = self.evaluate.before and self.train.head is None  # with a head, another one is scored
+        return embeds_original or self.train.distill_weight > 0
 
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""

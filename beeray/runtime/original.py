@@ -24,10 +24,9 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.core.neighbours import nearest_items, sample_items, share_kept
 from beeray.data.tokens import TokenStore
-from beeray.runtime.run_folder import ORIGINAL
+from beeray.runtime.run_folder import ORIGINAL, ORIGINAL_EMBEDDINGS
 from beeray.runtime.scoring import embed_catalog
 
-EMBEDDINGS = "embeddings.npy"
 NUM_SAMPLED = 2000
 ROWS_AT_ONCE = 65_536
 
@@ -64,7 +63,7 @@ def keep_original(
     """
     wanted = {}
     if config.train.distill_weight:
-        wanted["embeddings"] = folder / ORIGINAL / EMBEDDINGS
+        wanted["embeddings"] = folder / ORIGINAL / ORIGINAL_EMBEDDINGS
     if config.measures_neighbours:
         wanted["neighbours"] = folder / ORIGINAL / f"neighbours-{config.evaluate.neighbours_at}-{config.seed}.npy"
     if not wanted:

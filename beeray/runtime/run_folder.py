@@ -37,7 +37,8 @@ from beeray.errors import ConfigError, RunError
 
 CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
-ITEMS, OLD_ITEMS, ORIGINAL = "items.parquet", "old_items.npy", "original"
+ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
+ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 SHOWN_KEYS = 6
 
@@ -84,7 +85,7 @@ class RunFolder:
         self.scores = self.path / SCORES
         self.items = self.path / ITEMS
         self.old_items = self.path / OLD_ITEMS
-        self.original = self.path / ORIGINAL
+        self.original_embeddings = self.path / ORIGINAL / ORIGINAL_EMBEDDINGS
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -190,7 +190,7 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
     if tracker.trouble:
         console.line(f"warning: {tracker.trouble}; what was measured is in {folder.metrics}")
     folder.finish(record)
-    (folder.original / "embeddings.npy").unlink(missing_ok=True)  # as large as the catalog's embeddings
+    folder.original_embeddings.unlink(missing_ok=True)  # as large as a catalog's embeddings, and not needed again
     return record
 
 

@@ -57,10 +57,11 @@ def test_the_embeddings_and_the_lowest_layers_are_frozen_and_the_rest_is_not(ope
     assert {name.split(".")[3] for name in left if name.startswith("encoder.layer.1.")} >= {"attention", "output"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputed_steps_have_the_gradient_of_kept_ones_with_dropout_on(
-    open_encoder: OpenEncoder, tokens: ListTokens
+    open_encoder: OpenEncoder, tokens: ListTokens, precision: str
 ) -> None:
-    encoder = open_encoder()
+    encoder = Encoder(open_encoder().model, precision)
     frozen = freeze_lower_layers(encoder.model, 1)
     attention = transformer_layers(encoder.model)[0].attention
     kept = step_of(encoder, tokens, HUGE**2, frozen)

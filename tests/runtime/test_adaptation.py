@@ -12,10 +12,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_encoder import build_tiny_encoder
 
-from beeray.config import TrainConfig
+from beeray.config import TrainConfig, validate_config
 from beeray.core.encoder import load_encoder, save_encoder
-from beeray.errors import EncoderError
+from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.adaptation import adapt, check_adaptation
+from beeray.verbs.train import _check_peft
 
 TEXTS = ["ba ban bo", "fa fi fus fer fol"]
 LORA = {"rank": 4, "alpha": 8.0}
@@ -120,3 +121,14 @@ def test_what_does_not_fit_the_encoder_is_refused_in_one_line(
 
 def test_every_layer_may_be_frozen_below_a_head(folder: Path) -> None:
     check_adaptation(opened(folder), TrainConfig(freeze_layers=2, head={}))
+
+
+def test_adapters_without_peft_are_refused_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate_config({"name": "a", "data": {"source": "shop"}, "train": {"lora": {}}})
+    _check_peft(config)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        ConfigError, match=r"train\.lora needs peft, which is not installed: pip install 'beeray\[lora\]'"
+    ):
+        _check_peft(config)
+    _check_peft(validate_config({"name": "a", "data": {"source": "shop"}}))
