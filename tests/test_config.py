@@ -173,7 +173,7 @@ def test_a_value_of_the_wrong_type_or_range_is_named_with_its_rule(tree: dict[st
         (with_section(train={"loss": "sampled_softmax", "relu": False}), "train.relu is an option of train.loss: nmse"),
         (
             with_section(train={"matryoshka_dims": [64, 32]}),
-            "train.matryoshka_dims is [64, 32]: give each once, in ris",
+            "train.matryoshka_dims is [64, 32]: give each once",
         ),
         (with_section(split={"kind": "user", "reproduce": "beeformer"}), "split.reproduce: beeformer is an item split"),
         (
