@@ -211,6 +211,13 @@ def run_verb(
         return _guarded(verb, lambda console: work(config, arguments, console), console, log_path)
 
 
+def run_without_config(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse, execute `beeray.verbs.<verb>.execute(arguments, console)`, print the result; as `run_verb` otherwise."""
+    arguments = parser.parse_intermixed_args(argv)
+    execute = importlib.import_module(f"beeray.verbs.{verb}").execute
+    return _guarded(verb, lambda console: dict(execute(arguments, console)), Console(), None)
+
+
 def _execute(verb: str, config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     execute: Execute = importlib.import_module(f"beeray.verbs.{verb}").execute
     return execute(config, arguments, console)

@@ -25,6 +25,11 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
         f"store {state}: {meta.num_users:,} users, {meta.num_items:,} items, {meta.num_interactions:,} interactions; "
         f"{meta.split_kind} split, items {_counts(meta.items)}, interactions {_counts(meta.interactions)}"
     )
+    for one in store.domains if len(store.domains) > 1 else ():
+        console.line(
+            f"  {one.name}: {one.num_users:,} users, {one.num_items:,} items, {one.num_interactions:,} interactions; "
+            f"items {_counts(one.items)}"
+        )
     return store, prepared
 
 

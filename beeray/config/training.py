@@ -78,6 +78,8 @@ class TrainConfig(Section):
     items: Literal["bounded", "all_positives", "catalog"] = "bounded"
     max_output: Annotated[int, Field(ge=2)] | Literal["all"] = 10000
     """Items a step encodes and scores, over all workers; `all` is the full-catalog step."""
+    negatives: Literal["within", "across"] = "within"
+    """Several domains: a user's items stand against those of its own domain alone, or against all items of the step."""
     catalog_refresh: int = Field(1, ge=1)
     """`items: catalog`: steps between two embeddings of the whole catalog."""
     loss: Literal["nmse", "multinomial", "sampled_softmax"] = "nmse"
@@ -134,16 +136,21 @@ class EvaluateConfig(Section):
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     """What `train` scores when it is done, and `evaluate` scores; empty: nothing."""
+    domains: tuple[str, ...] | None = None
+    """Domains whose users are scored; all unless set."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
     ndcg_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     max_seq_length: int | None = Field(None, ge=8)
     """Text length at evaluation; the encoder's unless set."""
     full_catalog: bool = True
     """`item` split: also rank the held-out items among the whole catalog."""
+    filtered: bool = True
+    """`time` split: also rank among the items of the split's window alone, the figure that beeFormer reports."""
     before: bool = False
     """`train`: score the encoder before training, too."""
     neighbours: bool | None = None
-    """Measure how many semantic neighbours of items are kept; unset: where training embeds with the original anyway."""
+    """Measure how many semantic neighbours of items in the whole catalog are kept; unset: where training embeds it with
+    the original anyway, and among the report's items elsewhere."""
     neighbours_at: int = Field(10, ge=1)
     """Nearest items of an item that count as its neighbours."""
     num_bootstrap: int = Field(1000, ge=2)

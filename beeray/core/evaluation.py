@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from beeray.core.exposure import Exposure, shown_length
 from beeray.core.metrics import calibrated_recall, ndcg
 from beeray.core.topk import top_items
 
@@ -37,14 +39,27 @@ class RankingMetrics:
         return [f"recall@{k}" for k in self.recall_at] + [f"ndcg@{k}" for k in self.ndcg_at]
 
 
+class UserRanker(Protocol):
+    """What ranks candidates for blocks of users and scores the rankings, however it comes to its order."""
+
+    metrics: RankingMetrics
+    candidates: NDArray[np.int32]
+
+    def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
+        """Metrics of a block of users, (users, metrics); see `Ranker.score`."""
+        ...
+
+
 class Ranker:
-    """Ranks candidates for blocks of users and scores the rankings.
+    """Ranks candidates by embeddings for blocks of users and scores the rankings.
 
     Args:
         embeddings: (items, d) of the whole catalog, row-normalised, on the device that ranks.
         candidates: item indices that may be recommended, sorted, (candidates,).
         metrics: what to measure.
         items_per_block: candidates scored at a time.
+
+    `exposure` counts what the users scored so far were shown.
     """
 
     def __init__(
@@ -59,6 +74,7 @@ class Ranker:
         self.candidates = candidates
         self.metrics = metrics
         self.items_per_block = items_per_block
+        self.exposure = Exposure(len(candidates), shown_length(metrics.recall_at, metrics.ndcg_at))
         self.rows: Tensor | None = None  # the whole catalog is ranked as it lies
         if len(candidates) != len(embeddings):
             self.rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
@@ -74,18 +90,21 @@ class Ranker:
             float64 (users, metrics), columns as in `metrics.names`.
         """
         device = self.embeddings.device
-        wanted = self._restrict(targets)
+        wanted = at_candidates(targets, self.candidates)
         num_targets = torch.from_numpy(np.bincount(wanted.row, minlength=targets.shape[0]))
         assert int(num_targets.min()) > 0, "a user without a target among the candidates"
+        known = at_candidates(history, self.candidates)
         scores, places = top_items(
             self._user_vectors(history),
             self.embeddings,
-            _positions(self._restrict(history), device),
+            _positions(known, device),
             self.metrics.longest,
             candidates=self.rows,
             items_per_block=self.items_per_block,
         )
-        hits = torch.from_numpy(_hits(places.cpu().numpy(), wanted)) & torch.isfinite(scores).cpu()
+        valid, ranked = torch.isfinite(scores).cpu(), places.cpu().numpy()
+        self.exposure.add(ranked, valid.numpy(), wanted.col, known.col)
+        hits = torch.from_numpy(_hits(ranked, wanted)) & valid
         columns = [calibrated_recall(hits, num_targets, k) for k in self.metrics.recall_at]
         columns += [ndcg(hits, num_targets, k) for k in self.metrics.ndcg_at]
         return torch.stack(columns, dim=1).numpy()
@@ -99,13 +118,14 @@ class Ranker:
             mode="sum",
         )
 
-    def _restrict(self, matrix: sparse.csr_matrix) -> sparse.coo_matrix:
-        """Entries at candidates, columns as places among them; the work is in the entries, not in the catalog."""
-        entries = matrix.tocoo()
-        places = np.minimum(np.searchsorted(self.candidates, entries.col), len(self.candidates) - 1)
-        kept = self.candidates[places] == entries.col
-        inside = (entries.data[kept], (entries.row[kept], places[kept]))
-        return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(self.candidates)))
+
+def at_candidates(matrix: sparse.csr_matrix, candidates: NDArray[np.int32]) -> sparse.coo_matrix:
+    """Entries at candidates, columns as places among them; the work is in the entries, not in the catalog."""
+    entries = matrix.tocoo()
+    places = np.minimum(np.searchsorted(candidates, entries.col), len(candidates) - 1)
+    kept = candidates[places] == entries.col
+    inside = (entries.data[kept], (entries.row[kept], places[kept]))
+    return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(candidates)))
 
 
 def _positions(matrix: sparse.coo_matrix, device: torch.device) -> Tensor:
@@ -123,7 +143,7 @@ def _hits(places: NDArray[np.int64], wanted: sparse.coo_matrix) -> NDArray[np.bo
 
 
 def score_users(
-    ranker: Ranker, blocks: Iterable[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]
+    ranker: UserRanker, blocks: Iterable[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Score blocks of (user indices, history, targets); returns all user indices and their metrics."""
     users: list[NDArray[np.int64]] = []

@@ -155,6 +155,16 @@ def sum_over_ranks(
     return [float(value) for value in total.tolist()]
 
 
+def sum_counts_over_ranks(counts: NDArray[np.int32], device: torch.device | str) -> NDArray[np.int32]:
+    """Element-wise sum of an array of counts over ranks. Every rank must call."""
+    if world_size() == 1:
+        return counts
+    total = torch.from_numpy(counts).to(device)
+    dist.all_reduce(total)
+    traffic.add("numbers", all_reduce_bytes(total.nbytes, world_size()))
+    return total.cpu().numpy()
+
+
 def largest_over_ranks(value: float, device: torch.device | str) -> float:
     """Largest value over ranks. Every rank must call."""
     if world_size() == 1:

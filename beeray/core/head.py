@@ -96,14 +96,14 @@ def append_head(model: SentenceTransformer, num_units: int) -> None:
         model.append(module.to(model.device))
 
 
-def has_head(model: SentenceTransformer) -> bool:
-    """Whether a model ends in what `append_head` puts there."""
+def head_units(model: SentenceTransformer) -> int | None:
+    """With how many units `append_head` put a head behind a model; None where it does not end in one."""
     modules = [module for module in model.children() if not isinstance(module, Normalize)][-3:]
     if len(modules) < 3 or not all(isinstance(module, Dense) for module in modules):
-        return False
+        return None
     shapes = [tuple(module.linear.weight.shape) for module in modules if isinstance(module, Dense)]
     (out, dim), (wide, _), last = shapes
-    return out == dim and wide >= 2 * dim and last == (dim, wide)
+    return wide - 2 * dim if out == dim and wide >= 2 * dim and last == (dim, wide) else None
 
 
 @torch.no_grad()
@@ -135,6 +135,7 @@ def train_head(
     users: UserItems,
     settings: HeadSettings,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    domains: NDArray[np.int16] | None = None,
 ) -> None:
     """Train all but the whitening on fixed features, with the loss of the training step itself.
 
@@ -144,6 +145,7 @@ def train_head(
         features: (n, d) on the head's device.
         users: rows of `features` as items; two or more each.
         progress: told steps done and this rank's loss after each.
+        domains: domain of each row, ascending, where users are scored within their domains.
     """
 
     def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -153,7 +155,9 @@ def train_head(
     every_row = np.arange(len(features), dtype=np.int32)
     objective = _step_settings(settings)
     originals = normalize_rows(features).cpu().numpy() if objective.distill_weight else None
-    step = TrainingStep(encode, _Rows(len(features)), every_row, objective, features.device, originals)
+    step = TrainingStep(
+        encode, _Rows(len(features)), every_row, objective, features.device, item_domains=domains, originals=originals
+    )
     head.whitening.requires_grad_(False)
     optimizer = build_optimizer(head, "adamw", lr=settings.lr, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]

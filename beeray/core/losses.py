@@ -49,6 +49,9 @@ class StepUsers:
         return sums if self.elsewhere is None else sums + self.elsewhere(embeddings.shape[1])
 
 
+NOTHING = 1e-6
+"""Shorter than any sum of unit vectors that means something."""
+
 UserLoss = Callable[[Tensor, StepUsers], Tensor]
 """(E (items, d), row-normalised; users) → (users,)."""
 
@@ -77,9 +80,11 @@ def sampled_softmax(embeddings: Tensor, users: StepUsers, *, temperature: float 
     """−mean over the user's items of log softmax(cosines / temperature): an item among the step's items.
 
     Leave-one-out: the cosines are to the sum of the user's *other* items. The user's other items of the step are no
-    wrong answers, so they are not in the denominator. The loss of two-tower retrieval with the step's items as the
-    sample (Bengio & Senécal 2008; in-batch: Yi et al., RecSys 2019), temperature as in van den Oord et al. (2018).
-    Pairs are taken block by block, so no pairs × items matrix is kept.
+    wrong answers, so they are not in the denominator. To a user who has nothing else all items are equally likely, and
+    nothing is learned of it. The loss of two-tower retrieval with the step's items as the sample (Bengio & Senécal
+    2008; in-batch: Yi et al., RecSys 2019, but without their correction for items that are drawn often because they are
+    popular), temperature as in van den Oord et al. (2018). Pairs are taken block by block, so no pairs × items matrix
+    is kept.
     """
     vectors = users.vectors(embeddings)
     owners, own = users.items.nonzero(as_tuple=True)
@@ -88,7 +93,9 @@ def sampled_softmax(embeddings: Tensor, users: StepUsers, *, temperature: float 
 
     def of_pairs(pairs: Tensor) -> Tensor:
         theirs, positives = owners[pairs], own[pairs]
-        without = normalize_rows(vectors[theirs] - embeddings[positives])
+        rest = vectors[theirs] - embeddings[positives]
+        nothing = rest.detach().norm(dim=1, keepdim=True) < NOTHING  # its direction would be what rounding left
+        without = normalize_rows(rest).masked_fill(nothing, 0.0)
         logits = without @ embeddings.T / temperature
         others = users.items[theirs].bool().scatter(1, positives[:, None], False)
         return functional.cross_entropy(logits.masked_fill(others, -torch.inf), positives, reduction="none")

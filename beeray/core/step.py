@@ -30,10 +30,10 @@ from beeray.core.catalog_table import CatalogTable
 from beeray.core.distillation import forgetting_per_item
 from beeray.core.elsa import normalize_rows
 from beeray.core.embedding import Encode
-from beeray.core.frozen import FrozenLayers
+from beeray.core.frozen_layers import FrozenLayers
 from beeray.core.gather import gather_rows, rank, world_size
 from beeray.core.losses import StepUsers, over_prefixes, user_loss
-from beeray.core.plan import StepPlan, StepPlanner
+from beeray.core.plan import Block, StepPlan, StepPlanner
 from beeray.core.user_items import UserItems, dense_user_items
 
 SCOPE = "beeray/"
@@ -103,6 +103,7 @@ class TrainingStep:
         trainable: sorted item indices that may be encoded; nothing held out.
         settings: see `StepSettings`.
         device: where the encoder lives.
+        item_domains: see `StepPlanner`.
         originals: (catalog, d₀), row-normalised embeddings of the encoder before training, by item index; needed, and
             read, with `settings.distill_weight`.
         frozen: layers of the encoder that are held fixed and need not be recomputed; None where there are none.
@@ -115,6 +116,7 @@ class TrainingStep:
         trainable: NDArray[np.int32],
         settings: StepSettings,
         device: torch.device | str = "cpu",
+        item_domains: NDArray[np.int16] | None = None,
         originals: NDArray[np.floating] | None = None,
         frozen: FrozenLayers | None = None,
     ) -> None:
@@ -125,7 +127,7 @@ class TrainingStep:
         self.user_loss = over_prefixes(chosen, settings.matryoshka_dims)
         self.settings = settings
         self.device = torch.device(device)
-        self.planner = StepPlanner(tokens, trainable, settings, self.device)
+        self.planner = StepPlanner(tokens, trainable, settings, self.device, item_domains=item_domains)
         self.activations = ActivationBudget(settings.activation_budget_bytes)
         self.table: CatalogTable | None = None
         if settings.keeps_table:
@@ -209,12 +211,20 @@ class TrainingStep:
         return embeddings
 
     def _loss_of_users(self, plan: StepPlan, embeddings: Tensor) -> Tensor:
-        user_items = dense_user_items(plan.indptr, plan.columns, plan.enough, len(plan.items), self.device)
+        total = sum(
+            (self._losses(plan, block, embeddings).sum() for block in plan.blocks()), start=embeddings.new_zeros(())
+        )
+        return total * (world_size() / max(1, plan.num_users))
+
+    def _losses(self, plan: StepPlan, block: Block, embeddings: Tensor) -> Tensor:
+        """The loss of each user of a block, over the block's items."""
+        if block.items is not None:
+            embeddings = embeddings[torch.from_numpy(block.items).to(self.device)]
+        user_items = dense_user_items(plan.indptr, block.columns, block.users, len(embeddings), self.device)
         elsewhere = None
         if self.table is not None:
-            elsewhere = partial(self.table.user_vectors, plan.users, plan.items, plan.enough)
-        losses = self.user_loss(embeddings, StepUsers(user_items, elsewhere))
-        return losses.sum() * (world_size() / max(1, plan.num_users))
+            elsewhere = partial(self.table.user_vectors, plan.users, plan.items, block.users)
+        return self.user_loss(embeddings, StepUsers(user_items, elsewhere))
 
     def _forgetting(self, plan: StepPlan, embeddings: Tensor) -> Tensor:
         """Of this rank's share of the items, so that the mean over ranks is the mean over the step's items."""

@@ -27,10 +27,12 @@ class Growth:
     Attributes:
         known: bool (items,), whether the earlier store had the item.
         trained: bool (items,), whether the earlier run trained on it.
+        domains: of the earlier store.
     """
 
     known: NDArray[np.bool_]
     trained: NDArray[np.bool_]
+    domains: tuple[str, ...]
 
     def record(self, store: Store) -> dict[str, Any]:
         """How many items are old and new; in an `item` split also how many held-out ones are not unseen any more."""
@@ -62,7 +64,7 @@ def growth_since(store: Store, path: str) -> Growth:
     places = pc.index_in(_keys(store.catalog(["item_id", "domain"])), value_set=_keys(earlier))
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
-    return Growth(known, trained)
+    return Growth(known, trained, tuple(pc.unique(earlier["domain"]).to_pylist()))
 
 
 def _keys(table: pa.Table) -> pa.Array:

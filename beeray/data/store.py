@@ -7,13 +7,18 @@
 
 Parts are in the order of their indices. `splits` labels every interaction (0 train, 1 validation,
 2 test), `split` every item (`item` split) or user (`user` split); `splits.py` says what they mean.
+
+Of several domains each has a range of item indices and one of user indices, one domain after the other, and parts
+of its own (`users/part-<domain>-<bucket>.parquet`). What names an item or a user is its domain *and* its id: two
+domains may use the same ids. Where their ids are of two types all are strings.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,37 +30,12 @@ from scipy import sparse
 from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN, VALIDATION, evaluation_masks, training_mask
 from beeray.data.storage import exists, join, list_files, read_json, resolve
+from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.errors import BeerayError, StoreError
 
-SCHEMA_VERSION = 1
 META = "meta.json"
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """What `meta.json` says.
-
-    Attributes:
-        fingerprint: digest of inputs, rules, split and seed.
-        split_kind: `item`, `time` or `user`.
-        items, users, interactions: how many carry each label, e.g. `{"train": 6328, …}`.
-        training_users: users with two or more trainable interactions, without and with validation's.
-        dropped: what the rules removed, rule → how many.
-    """
-
-    fingerprint: str
-    split_kind: str
-    domains: list[str]
-    num_items: int
-    num_users: int
-    num_interactions: int
-    items: dict[str, int]
-    users: dict[str, int]
-    interactions: dict[str, int]
-    training_users: dict[str, int]
-    dropped: dict[str, int] = field(default_factory=dict)
-    time_boundaries: list[int] | None = None
-    schema_version: int = SCHEMA_VERSION
+INTERACTION_COLUMNS = ["split", "item_indices", "splits"]
+"""What of a users part says who has what, and for which use."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +87,43 @@ class Store:
             )
         return cls(path, meta)
 
+    @cached_property
+    def domains(self) -> list[DomainMeta]:
+        """What is known of each domain, in the order of their indices."""
+        meta = self.meta
+        if meta.by_domain:
+            return [DomainMeta(**one) for one in meta.by_domain]
+        known = {one.name for one in dataclasses.fields(DomainMeta)}
+        of_all = {one.name: getattr(meta, one.name) for one in dataclasses.fields(StoreMeta) if one.name in known}
+        return [DomainMeta(name=meta.domains[0], **of_all)]
+
+    def domain(self, name: str) -> DomainMeta:
+        """What is known of one domain.
+
+        Raises:
+            StoreError: there is none of that name.
+        """
+        for one in self.domains:
+            if one.name == name:
+                return one
+        raise StoreError(f"store {self.path!r}: has no domain {name!r}; its domains are {', '.join(self.meta.domains)}")
+
+    @property
+    def item_domains(self) -> NDArray[np.int16]:
+        """Place in `domains` of every item's domain; int16 (items,)."""
+        return np.repeat(np.arange(len(self.domains), dtype=np.int16), [one.num_items for one in self.domains])
+
     def catalog_paths(self) -> list[str]:
         """Parts of the catalog, in order."""
         return self._parts("catalog")
 
-    def user_paths(self) -> list[str]:
-        """Parts of the users, in order."""
-        return self._parts("users")
+    def user_paths(self, domain: str | None = None) -> list[str]:
+        """Parts of the users, in order; of one domain or of all."""
+        paths = self._parts("users")
+        if domain is None or not self.meta.by_domain:
+            return paths
+        begins = user_part_name(self.meta.domains.index(domain), 0)[: -len("00000.parquet")]
+        return [path for path in paths if path.rpartition("/")[2].startswith(begins)]
 
     def catalog(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of the whole catalog, in the order of item_index."""
@@ -132,27 +142,50 @@ class Store:
         last = VALIDATION if with_validation else TRAIN
         return np.flatnonzero(self.item_labels() <= last).astype(np.int32)
 
-    def candidates(self, split: str) -> NDArray[np.int32]:
-        """Items that are ranked when `split` is evaluated, sorted: its held-out items, or the catalog."""
+    def candidates(self, split: str, domain: str | None = None) -> NDArray[np.int32]:
+        """Items that are ranked when `split` is evaluated, sorted: its held-out items, or the catalog.
+
+        Args:
+            domain: whose items; all unless given.
+        """
+        inside = slice(0, self.meta.num_items) if domain is None else self.domain(domain).item_range
         if self.meta.split_kind == "item":
-            return np.flatnonzero(self.item_labels() == SPLITS[split]).astype(np.int32)
-        return np.arange(self.meta.num_items, dtype=np.int32)
+            held_out = self.item_labels()[inside] == SPLITS[split]
+            return (np.flatnonzero(held_out) + inside.start).astype(np.int32)
+        return np.arange(inside.start, inside.stop, dtype=np.int32)
+
+    def items_within(self, split: str) -> NDArray[np.int32]:
+        """Items of any interaction of `split`, sorted."""
+        found = np.zeros(self.meta.num_items, dtype=bool)
+        for path in self.user_paths():
+            rows = read_part(path, ["item_indices", "splits"])
+            found[list_column(rows["item_indices"])[1][list_column(rows["splits"])[1] == SPLITS[split]]] = True
+        return np.flatnonzero(found).astype(np.int32)
+
+    def training_interactions(self, with_validation: bool) -> sparse.csr_matrix:
+        """All that training may see, users with a single item too; float32 0/1 CSR (users, items)."""
+        parts: list[sparse.csr_matrix] = []
+        for path in self.user_paths():
+            indptr, items, mask = trainable_interactions(read_part(path, INTERACTION_COLUMNS), with_validation)
+            parts.append(masked_csr(indptr, items, mask, self.meta.num_items))
+        return sparse.vstack(parts, format="csr")
 
     def num_training_users(self, with_validation: bool) -> int:
         """Users with two or more trainable interactions."""
         return self.meta.training_users["train+validation" if with_validation else "train"]
 
     def evaluation_users(
-        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1
+        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1, domain: str | None = None
     ) -> Iterator[UserBlock]:
         """Users with at least one input and one target in `split`, block by block.
 
         Args:
             users_per_block: most users of a block.
             shard, num_shards: every `num_shards`-th user from `shard` on.
+            domain: whose users; all unless given.
         """
-        columns = ["user_index", "split", "item_indices", "splits"]
-        for path in self.user_paths():
+        columns = ["user_index", *INTERACTION_COLUMNS]
+        for path in self.user_paths(domain):
             filesystem, inside = resolve(path)
             with filesystem.open_input_file(inside) as file:
                 for batch in pq.ParquetFile(file).iter_batches(
@@ -164,11 +197,9 @@ class Store:
                         yield block
 
     def _user_block(self, split: str, batch: pa.RecordBatch) -> UserBlock:
-        indptr, items = list_column(batch["item_indices"])
-        _, labels = list_column(batch["splits"])
-        user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
+        indptr, items, user_labels, labels = _interactions(batch)
         masks = evaluation_masks(self.meta.split_kind, split, user_labels, labels)
-        history, targets = (_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
+        history, targets = (masked_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
         both = np.flatnonzero((np.diff(history.indptr) > 0) & (np.diff(targets.indptr) > 0))
         return UserBlock(batch["user_index"].to_numpy()[both], history[both], targets[both])
 
@@ -181,16 +212,34 @@ def training_rows(batch: pa.Table, with_validation: bool) -> pa.Table:
 
     Users left with fewer than two are dropped: there is nothing to reconstruct.
     """
-    indptr, items = list_column(batch["item_indices"])
-    _, labels = list_column(batch["splits"])
-    user_labels = np.repeat(batch["split"].to_numpy(), np.diff(indptr))
-    mask = training_mask(user_labels, labels, with_validation)
+    indptr, items, mask = trainable_interactions(batch, with_validation)
     counts = np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr])
     enough = counts >= 2
     mask &= np.repeat(enough, np.diff(indptr))
     offsets = np.concatenate([[0], np.cumsum(counts[enough])]).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(items[mask]))
     return pa.table({"user_index": batch["user_index"].to_numpy()[enough], "item_indices": lists})
+
+
+def trainable_interactions(
+    rows: pa.Table, with_validation: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
+    """Users' items as CSR (indptr, flat items), and which of the interactions are trained on.
+
+    Args:
+        rows: of a users part, with `INTERACTION_COLUMNS`.
+    """
+    indptr, items, user_labels, labels = _interactions(rows)
+    return indptr, items, training_mask(user_labels, labels, with_validation)
+
+
+def _interactions(
+    rows: pa.Table | pa.RecordBatch,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int8], NDArray[np.int8]]:
+    """indptr (users + 1,), then of every interaction its item, its user's label and its own."""
+    indptr, items = list_column(rows["item_indices"])
+    _, labels = list_column(rows["splits"])
+    return indptr, items, np.repeat(rows["split"].to_numpy(), np.diff(indptr)), labels
 
 
 def list_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -202,15 +251,25 @@ def list_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], 
     return offsets - offsets[0], values
 
 
+def user_part_name(domain: int | None, bucket: int) -> str:
+    """Name of the part that a bucket of users becomes.
+
+    Args:
+        domain: place of their domain among several; None where there is one.
+    """
+    return f"part-{bucket:05d}.parquet" if domain is None else f"part-{domain:03d}-{bucket:05d}.parquet"
+
+
 def label_counts(labels: NDArray[np.int8]) -> dict[str, int]:
     """How many carry each label, e.g. `{"train": 3, "validation": 0, "test": 1}`."""
     counts = np.bincount(labels, minlength=TEST + 1)
     return {name: int(counts[label]) for name, label in SPLITS.items()}
 
 
-def _csr(
-    indptr: NDArray[np.int64], items: NDArray[np.int32], mask: NDArray[np.bool_], num_items: int
+def masked_csr(
+    indptr: NDArray[np.int64], items: NDArray[np.integer[Any]], mask: NDArray[np.bool_], num_items: int
 ) -> sparse.csr_matrix:
+    """The interactions that a mask keeps, float32 0/1 CSR (users, items)."""
     kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[indptr]
     chosen = items[mask]
     shape = (len(indptr) - 1, num_items)

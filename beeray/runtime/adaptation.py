@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from beeray.config import LoraConfig, TrainConfig
 from beeray.core.encoder import embedding_dim
-from beeray.core.frozen import FrozenLayers, freeze_lower_layers
+from beeray.core.frozen_layers import FrozenLayers, freeze_lower_layers
+from beeray.core.head import head_units
 from beeray.errors import EncoderError
 
 ADAPTER = "default"
@@ -67,6 +68,20 @@ def check_adaptation(model: SentenceTransformer, train: TrainConfig) -> None:
         raise EncoderError(
             f"train.freeze_layers is {train.freeze_layers}: that is every layer, and nothing is left to train; lower "
             "it, or append a head (train.head)"
+        )
+
+
+def check_head(model: SentenceTransformer, train: TrainConfig) -> None:
+    """Refuse a `train.head` of another width than the head that an encoder of an earlier run has already.
+
+    Raises:
+        EncoderError: that.
+    """
+    units = head_units(model)
+    if train.head is not None and units is not None and train.head.units != units:
+        raise EncoderError(
+            f"train.head.units is {train.head.units}: the encoder that train.init_from names has a head of {units} "
+            "units, which is kept; set it to that, or leave train.head out"
         )
 
 

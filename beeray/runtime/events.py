@@ -22,7 +22,14 @@ STEP_METRICS = (
     *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),
     *("plan_s", "mfu", "sent_bytes", "forgetting"),
 )
-LABELS = {"before": "score before", "after": "score after", "model": "score", "original": "embed original"}
+LABELS = {
+    "before": "score before",
+    "after": "score after",
+    "model": "score",
+    "original": "embed original",
+    "untouched": "score untouched",
+    "frozen_head": "score frozen_head",
+}
 
 
 def step_rates(step: dict[str, Any]) -> dict[str, float]:

@@ -14,17 +14,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
-from beeray.config import Config
+from beeray.config import Config, HeadConfig
 from beeray.core.batching import Tokens
 from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
 from beeray.core.gather import rank
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
-from beeray.core.user_items import UserItems
+from beeray.core.user_items import UserItems, concatenate_users
 from beeray.data.parts import read_part
-from beeray.data.store import Store, list_column, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
 from beeray.runtime.step_settings import step_settings
+from beeray.runtime.steps import scored_within, user_shares
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -46,7 +48,7 @@ def start_with_head(
     head_config = config.train.head
     assert head_config is not None
     started = time.perf_counter()
-    items = _items(store, config)
+    items = head_items(store, config)
     features = embed_items(
         Encoder(model, config.train.precision).eval(),
         tokens,
@@ -56,28 +58,60 @@ def start_with_head(
         device=model.device,
         shared=True,
     )
-    append_head(model, head_config.units)
-    head = Head(model)
-    if head_config.whiten:
-        whiten(head, features)
+    head = whitened_head(model, features, head_config)
     embedded = time.perf_counter()
+    losses = train_alone(head, features, items, head_config, config, store, send)
+    if rank() == 0:
+        send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
+
+
+def whitened_head(model: SentenceTransformer, features: Tensor, settings: HeadConfig) -> Head:
+    """Append a head to an encoder, whitened if it is to be.
+
+    Args:
+        features: the encoder's embeddings, (items, d).
+    """
+    append_head(model, settings.units)
+    head = Head(model)
+    if settings.whiten:
+        whiten(head, features)
+    return head
+
+
+def train_alone(
+    head: Head,
+    features: Tensor,
+    items: NDArray[np.int32],
+    settings: HeadConfig,
+    config: Config,
+    store: Store,
+    send: Callable[..., None],
+) -> list[float]:
+    """Train a head on features of the frozen encoder, under the loss of training. Every rank must call.
+
+    Args:
+        features: of `items`, (items, d).
+        send: tells the driver an event, kind first.
+
+    Returns:
+        loss of every step.
+    """
     losses: list[float] = []
 
     def progress(step: int, loss: float) -> None:
         losses.append(loss)
         if rank() == 0:
-            send("head", step=step, num_steps=head_config.steps, loss=loss)
+            send("head", step=step, num_steps=settings.steps, loss=loss)
 
     users = training_users(store, config, items)
-    if users.num_users and head_config.steps:
-        train_head(head, features, users, _settings(config), progress)
-    if rank() == 0:
-        send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
+    if users.num_users and settings.steps:
+        within = scored_within(config, store)
+        domains = None if within is None else within[items]
+        train_head(head, features, users, _settings(settings, config), progress, domains=domains)
+    return losses
 
 
-def _settings(config: Config) -> HeadSettings:
-    head = config.train.head
-    assert head is not None
+def _settings(head: HeadConfig, config: Config) -> HeadSettings:
     return HeadSettings(
         steps=head.steps,
         batch_size=head.batch_size,
@@ -94,7 +128,7 @@ def _summary(num_items: int, losses: list[float], embed_s: float, train_s: float
     return {"encoded_items": num_items, "steps": len(losses), "embed_s": embed_s, "train_s": train_s, **shown}
 
 
-def _items(store: Store, config: Config) -> NDArray[np.int32]:
+def head_items(store: Store, config: Config) -> NDArray[np.int32]:
     """The items whose features are made: what may be trained on, or a sample of it; sorted."""
     trainable = store.trainable_items(config.trains_on_validation)
     if len(trainable) <= MAX_ITEMS:
@@ -104,16 +138,37 @@ def _items(store: Store, config: Config) -> NDArray[np.int32]:
 
 
 def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> UserItems:
-    """The first users of the store, the same on every rank, with their items as rows of `items`."""
+    """Users of the store, the same on every rank, with their items as rows of `items`.
+
+    The first of each domain, as many of each as its share in an epoch says; some twice, where that is more than it has.
+    """
+    shares = user_shares(config, store)
+    num_drawn = np.array([share.num_drawn * config.cluster.num_workers for share in shares], dtype=np.int64)
+    if num_drawn.sum() > MAX_USERS:
+        num_drawn = np.maximum(1, num_drawn * MAX_USERS // num_drawn.sum())
+    weighted = [share.num_drawn != share.num_users for share in shares]
+    users = [_first_users(store, config, items, share.domain, MAX_USERS) for share in shares]
+    if len(shares) == 1 and not any(weighted):
+        return users[0]
+    return concatenate_users(
+        [
+            one.take(np.arange(number) % one.num_users)
+            for one, number in zip(users, num_drawn, strict=True)
+            if one.num_users
+        ]
+    )
+
+
+def _first_users(store: Store, config: Config, items: NDArray[np.int32], domain: int, most: int) -> UserItems:
     parts: list[pa.Table] = []
-    for path in store.user_paths():
-        if sum(len(part) for part in parts) >= MAX_USERS:
+    for path in store.user_paths(store.meta.domains[domain]):
+        if sum(len(part) for part in parts) >= most:
             break
-        rows = read_part(path, ["user_index", "split", "item_indices", "splits"])
+        rows = read_part(path, ["user_index", *INTERACTION_COLUMNS])
         parts.append(training_rows(rows, config.trains_on_validation))
     indptr, indices = list_column(pa.concat_tables(parts)["item_indices"])
     places = np.minimum(np.searchsorted(items, indices), len(items) - 1)
     kept = items[places] == indices  # all of them, unless items are a sample
     indptr = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[indptr]
     users = UserItems(indptr, places[kept].astype(np.int32))
-    return users.take(np.flatnonzero(np.diff(indptr) >= 2)[:MAX_USERS])
+    return users.take(np.flatnonzero(np.diff(indptr) >= 2)[:most])

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.data
 import ray.train
 
-from beeray.config import ClusterConfig
+from beeray.config import ClusterConfig, Config
+from beeray.console import Console
 from beeray.data.storage import resolve
-from beeray.data.store import Store, training_rows
+from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
+from beeray.runtime.events import EventHandler
+from beeray.runtime.monitor import listening
+from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
 
 
-def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
-    """A store's users with their trainable items, streamed; kept in order so that a split is repeatable."""
+def user_datasets(store: Store, shares: Sequence[UserShare], with_validation: bool) -> dict[str, ray.data.Dataset]:
+    """Each domain's users with their trainable items, streamed."""
     set_up_ray_data()
-    paths = store.user_paths()
+    return {share.dataset: _user_dataset(store, share.domain, with_validation) for share in shares}
+
+
+def _user_dataset(store: Store, domain: int, with_validation: bool) -> ray.data.Dataset:
+    """One domain's users; kept in order so that a split is repeatable."""
+    paths = store.user_paths(store.meta.domains[domain])
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
-        columns=["user_index", "split", "item_indices", "splits"],
+        columns=["user_index", *INTERACTION_COLUMNS],
         override_num_blocks=len(paths),
     )
     return users.map_batches(
@@ -36,13 +47,39 @@ def user_dataset(store: Store, with_validation: bool) -> ray.data.Dataset:
     )
 
 
+def launch_scoring(
+    loop: str,
+    config: Config,
+    store: Store,
+    tokens_path: str,
+    model: str,
+    console: Console,
+    **given: str,
+) -> EventHandler:
+    """Have workers that only score do so; returns what they sent.
+
+    Args:
+        loop: as `launch` takes it.
+        model, given: as `WorkerTask`.
+
+    Raises:
+        BeerayError: as `launch`.
+    """
+    handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
+    with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
+        task = WorkerTask(config, store.path, tokens_path, monitor, model, **given)
+        launch(loop, task, storage=Path(storage), name="scoring")
+    handler.close()
+    return handler
+
+
 def launch(
     loop: str,
     task: WorkerTask,
     *,
     storage: Path,
     name: str,
-    users: ray.data.Dataset | None = None,
+    users: Mapping[str, ray.data.Dataset] | None = None,
     keep_checkpoints: int | None = None,
 ) -> ray.train.Result:
     """Run a loop on every worker and wait for it.
@@ -52,7 +89,7 @@ def launch(
         task: handed to it.
         storage: folder that every node can write to; checkpoints go to `storage / name`. A name that has
             checkpoints resumes from the newest whole one.
-        users: training users, split among the workers.
+        users: training users, a dataset a domain, each split among the workers.
         keep_checkpoints: older ones are deleted.
 
     Raises:
@@ -62,14 +99,14 @@ def launch(
 
     cluster = task.config.cluster
     split = ray.train.DataConfig(
-        datasets_to_split=["users"] if users is not None else [],
+        datasets_to_split=list(users or {}),
         execution_options=ray.data.ExecutionOptions(preserve_order=True),
     )
     trainer = TorchTrainer(
         _call,
         train_loop_config={"loop": loop, "task": task},
         scaling_config=scaling(cluster),
-        datasets={"users": users} if users is not None else {},
+        datasets=dict(users or {}),
         dataset_config=split,
         run_config=ray.train.RunConfig(
             name=name,

@@ -13,6 +13,8 @@ runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
 runs/<name>/scores.parquet   per-user metrics of every split (scores-before.parquet: before training, if asked for)
+runs/<name>/report.html      all of it on one page, to be opened in a browser
+runs/<name>/report/          the page's items and their embeddings before and after training
 runs/<name>/mlflow_run.json  id of the MLflow run, which a resumed run goes on with
 runs/<name>/evaluations/     what beeray.evaluate measured, a folder an encoder and text length
 """
@@ -27,19 +29,25 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from beeray.config import Config, load_config
+from beeray.data.parts import write_part
+from beeray.data.scored import EVALUATIONS, METRICS, SCORES
 from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, RunError
 
-CONFIG, RUN, STEPS, METRICS, SCORES = "config.yaml", "run.json", "steps.jsonl", "metrics.json", "scores.parquet"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CONFIG, RUN, STEPS = "config.yaml", "run.json", "steps.jsonl"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
 ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
 ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+REPORT = "report.html"
 SHOWN_KEYS = 6
 
 
@@ -188,10 +196,11 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """What the finished run measured; None while there is something to do."""
-        if not (self.metrics.is_file() and self.model.is_dir()):
-            return None
-        record: dict[str, Any] = json.loads(self.metrics.read_text())
-        return record
+        return self.measured() if self.model.is_dir() else None
+
+    def measured(self) -> dict[str, Any] | None:
+        """What metrics.json says; None without it."""
+        return dict(json.loads(self.metrics.read_text())) if self.metrics.is_file() else None
 
     def log_step(self, record: dict[str, Any]) -> None:
         """Append one step."""
@@ -246,6 +255,34 @@ class RunFolder:
         """What the encoder scored before training, if it was measured."""
         path = self.path / BEFORE
         return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def keep_report(self, page: str) -> Path:
+        """Write the report and return its path."""
+        path = self.path / REPORT
+        _write_whole(path, page)
+        return path
+
+    @property
+    def evaluations(self) -> Path:
+        """What was scored beside the run's own end, a folder each."""
+        return self.path / EVALUATIONS
+
+    def keep_evaluation(self, label: str, scores: pa.Table, record: dict[str, Any]) -> dict[str, Any]:
+        """Keep what an evaluation measured, its metrics last: one that has them is whole.
+
+        Args:
+            scores: of every user.
+
+        Returns:
+            the record as it was kept, with the place of the scores.
+        """
+        folder = self.evaluations / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).unlink(missing_ok=True)
+        write_part(scores, str(folder / SCORES))
+        record = {**record, "scores": str(folder / SCORES)}
+        _write_whole(folder / METRICS, json.dumps(record, indent=2))
+        return record
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""

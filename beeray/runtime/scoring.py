@@ -6,8 +6,9 @@ Used while training, after training and by `beeray.evaluate`: one path, so one f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
-from beeray.core.evaluation import Ranker, RankingMetrics, score_users
-from beeray.core.gather import rank, sum_over_ranks, world_size
+from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
+from beeray.core.exposure import Exposure
+from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
@@ -33,12 +35,15 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: `held_out` (candidates are the split's own items) or `catalog` (every item); `…@64` with a prefix of
-            the embeddings; `old_items`, `new_items`: asked for are only those that an earlier run knew, or did not.
+        ranking: which candidates; see `ranking_candidates`. `held_out@64` and such: with a prefix of the embeddings;
+            `old_items`, `new_items`: asked for are only items that an earlier run knew, or did not.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
+        domain: whose users these are; None where the store has one domain.
+        exposure: what users were shown: this rank's counts, until `score_embeddings` has made figures of them.
+        shown: the figures of `core.exposure`, over all ranks' users.
     """
 
     split: str
@@ -47,13 +52,16 @@ class SplitScores:
     user_index: NDArray[np.int64]
     scores: NDArray[np.float64]
     num_candidates: int
+    domain: str | None = None
+    exposure: Exposure | None = None
+    shown: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
-        """The scores as a table: user_index, split, ranking, one column a metric."""
+        """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
         columns: dict[str, NDArray[Any]] = {"user_index": self.user_index}
         columns |= {name: self.scores[:, place] for place, name in enumerate(self.metrics)}
         table = pa.table(columns)
-        for name in ("ranking", "split"):
+        for name in ("ranking", "split") if self.domain is None else ("domain", "ranking", "split"):
             value = pa.array([getattr(self, name)] * len(table)).dictionary_encode()
             table = table.add_column(1, name, value.cast(pa.string()))
         return table
@@ -64,20 +72,28 @@ def ranking_metrics(config: Config) -> RankingMetrics:
     return RankingMetrics(tuple(config.evaluate.recall_at), tuple(config.evaluate.ndcg_at))
 
 
-def embed_catalog(
+def embed_as_served(
     encode: nn.Module,
     config: Config,
     tokens: TokenStore,
     device: torch.device,
+    items: NDArray[np.int32] | None = None,
     progress: Callable[[int], None] = lambda num_items: None,
 ) -> Tensor:
-    """Row-normalised embeddings of the whole catalog on every rank, without dropout. Every rank must call."""
+    """Embeddings on every rank as a served model makes them: its text length, no dropout. Every rank must call.
+
+    Args:
+        items: item indices; the whole catalog unless given.
+
+    Returns:
+        float32 (items, d), rows as the encoder leaves them (not always unit length).
+    """
     training = encode.training
     encode.eval()
     embeddings = embed_items(
         encode,
         tokens,
-        np.arange(tokens.num_items, dtype=np.int32),
+        np.arange(tokens.num_items, dtype=np.int32) if items is None else items,
         max_seq_length=config.served_seq_length,
         token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
         device=device,
@@ -85,7 +101,28 @@ def embed_catalog(
         progress=progress,
     )
     encode.train(training)
-    return normalize_rows_in_place(embeddings)
+    return embeddings
+
+
+def embed_catalog(
+    encode: nn.Module,
+    config: Config,
+    tokens: TokenStore,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda num_items: None,
+    items: NDArray[np.int32] | None = None,
+) -> Tensor:
+    """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call.
+
+    Args:
+        items: the only ones that are needed, sorted; the rows of the others are zero.
+    """
+    embeddings = normalize_rows_in_place(embed_as_served(encode, config, tokens, device, items, progress))
+    if items is None:
+        return embeddings
+    table = embeddings.new_zeros((tokens.num_items, embeddings.shape[1]))
+    table[torch.from_numpy(items.astype(np.int64)).to(device)] = embeddings
+    return table
 
 
 def score_split(
@@ -97,40 +134,128 @@ def score_split(
     old_items: NDArray[np.bool_] | None = None,
     full_catalog: bool = True,
 ) -> list[SplitScores]:
-    """Score this rank's share of a split's users, among the held-out items first. Not collective.
+    """Score this rank's share of a split's users in every ranking of it. Not collective.
+
+    Of several domains each has scores of its own: a user's candidates are the items of its domain.
 
     Args:
-        old_items: bool (items,), which items an earlier run knew; given, these and the others are scored apart, too.
-        full_catalog: False leaves out the ranking among the whole catalog of an item split, and all further ones.
+        old_items: bool (items,), which items an earlier run knew; given, these and the others are asked for apart, too.
+        full_catalog: False leaves out all rankings but the first.
     """
-    candidates = {"held_out": store.candidates(split)}
-    if config.split.kind == "item" and config.evaluate.full_catalog and full_catalog:
-        candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
-    elif config.split.kind != "item":
-        candidates = {"catalog": candidates["held_out"]}
-
-    def ranked(
-        table: Tensor, ranking: str, items: NDArray[np.int32], group: NDArray[np.bool_] | None = None
-    ) -> SplitScores:
-        ranker = Ranker(table, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        blocks = _user_blocks(store, split, config.evaluate.users_per_block)
-        users, scores = score_users(ranker, blocks if group is None else asked_for(blocks, group))
-        return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(items))
-
-    results = [ranked(embeddings, ranking, items) for ranking, items in candidates.items()]
+    results: list[SplitScores] = []
+    for ranking, domain, items in ranking_candidates(config, store, split, full_catalog=full_catalog):
+        ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
+        results.append(score_ranking(ranker, config, store, split, ranking, domain))
     if full_catalog:
-        first, items = next(iter(candidates.items()))
-        cut = prefixes(embeddings, config.train.matryoshka_dims, first)
-        results += [ranked(table, ranking, items) for ranking, table in cut]
-        groups = item_groups(old_items)
-        results += [ranked(embeddings, ranking, items, group) for ranking, group in groups.items()]
+        results += _further_scores(embeddings, config, store, split, old_items)
     return results
 
 
-def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
-    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`. Every rank must call."""
-    sums = sum_over_ranks([float(len(scores.scores)), *scores.scores.sum(axis=0).tolist()], device)
-    return {name: value / max(1.0, sums[0]) for name, value in zip(scores.metrics, sums[1:], strict=True)}
+def _further_scores(
+    embeddings: Tensor, config: Config, store: Store, split: str, old_items: NDArray[np.bool_] | None
+) -> list[SplitScores]:
+    """The main ranking once more: by prefixes of the embeddings, and of old items alone and new ones alone."""
+    main, metrics = rankings(config)[0], ranking_metrics(config)
+    tables = ((name, table, None) for name, table in prefixes(embeddings, config.train.matryoshka_dims, main))
+    groups = ((name, embeddings, group) for name, group in item_groups(old_items).items())
+    results: list[SplitScores] = []
+    for name, table, asked in chain(tables, groups):
+        for _, domain, items in ranking_candidates(config, store, split, full_catalog=False):
+            ranker = Ranker(table, items, metrics, items_per_block=config.evaluate.items_per_block)
+            results.append(score_ranking(ranker, config, store, split, name, domain, asked))
+    return results
+
+
+def ranking_candidates(
+    config: Config, store: Store, split: str, *, full_catalog: bool = True
+) -> Iterator[tuple[str, str | None, NDArray[np.int32]]]:
+    """Every ranking of a split, the one that counts first, of every domain: its items, sorted.
+
+    - `held_out`: the split's own items; `item` splits.
+    - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
+    - `filtered`: items that somebody has in the split's window, with `evaluate.filtered`; `time` splits. beeFormer's
+      figure: it drops all others after ranking, which flatters, since who recommends cannot know what will be had.
+
+    Args:
+        full_catalog: False leaves out all but the first.
+
+    Yields:
+        ranking, domain (None where the store has one), int32 candidates.
+    """
+    for ranking in rankings(config, full_catalog=full_catalog):
+        within = store.items_within(split) if ranking == "filtered" else None
+        for domain in scored_domains(config, store):
+            inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
+            if ranking == "held_out":
+                items = store.candidates(split, domain)
+            elif within is None:
+                items = np.arange(inside.start, inside.stop, dtype=np.int32)
+            else:
+                items = within[(within >= inside.start) & (within < inside.stop)]
+            yield ranking, domain, items
+
+
+def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
+    """The rankings that are scored, the main one first."""
+    if config.split.kind == "item":
+        return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
+    filtered = config.split.kind == "time" and config.evaluate.filtered and full_catalog
+    return ["catalog", *(["filtered"] if filtered else [])]
+
+
+def scored_domains(config: Config, store: Store) -> list[str | None]:
+    """The domains whose users are scored, one after the other; None stands for all of a store of one domain."""
+    if len(store.meta.domains) < 2:
+        return [None]
+    asked = config.evaluate.domains
+    return [name for name in store.meta.domains if asked is None or name in asked]
+
+
+def needed_items(config: Config, store: Store) -> NDArray[np.int32] | None:
+    """Items that may be ranked or are input when some domains alone are scored; None: all."""
+    domains = scored_domains(config, store)
+    if len(domains) == len(store.meta.domains):
+        return None
+    inside = [store.domain(name).item_range for name in domains if name is not None]
+    return np.concatenate([np.arange(one.start, one.stop, dtype=np.int32) for one in inside])
+
+
+def score_ranking(
+    ranker: UserRanker,
+    config: Config,
+    store: Store,
+    split: str,
+    ranking: str,
+    domain: str | None = None,
+    asked: NDArray[np.bool_] | None = None,
+) -> SplitScores:
+    """Score this rank's share of a split's users, of one domain if there are several, by one ranker. Not collective.
+
+    Args:
+        asked: bool (items,), the only ones that count as targets; users without one are left out.
+    """
+    blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
+    users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
+    shown = ranker.exposure if isinstance(ranker, Ranker) else None
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), domain, shown)
+
+
+def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
+    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`, and of each domain. Every rank must call.
+
+    Args:
+        scores: of one split and ranking, one a domain; the same domains on every rank.
+    """
+    width = 1 + len(scores[0].metrics)
+    local = [value for one in scores for value in (len(one.scores), *one.scores.sum(axis=0).tolist())]
+    sums = np.reshape(sum_over_ranks([float(value) for value in local], device), (len(scores), width))
+    labelled = [("", sums.sum(axis=0))]
+    labelled += [(f"{one.domain}/", row) for one, row in zip(scores, sums, strict=True) if one.domain is not None]
+    return {
+        f"{label}{name}": float(value / max(1.0, row[0]))
+        for label, row in labelled
+        for name, value in zip(scores[0].metrics, row[1:], strict=True)
+    }
 
 
 def score_splits(
@@ -140,33 +265,55 @@ def score_splits(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    keep: Callable[[Tensor], None] = lambda embeddings: None,
     *,
-    old_items: NDArray[np.bool_] | None = None,
     embeddings: Tensor | None = None,
-    embedded: Callable[[Tensor], None] = lambda embeddings: None,
+    old_items: NDArray[np.bool_] | None = None,
+    whole: bool = False,
 ) -> tuple[list[SplitScores], dict[str, float]]:
     """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
 
     Args:
+        keep: is handed the catalog's embeddings.
+        embeddings: of the whole catalog, row-normalised, if they are there already.
         old_items: as `score_split`.
-        embeddings: of the catalog, row-normalised, if they are there already.
-        embedded: called with them before they are scored.
+        whole: embed the whole catalog, too, where not all domains are scored.
     """
     started = time.perf_counter()
     if embeddings is None:
-        embeddings = embed_catalog(encode, config, tokens, device, progress)
-    done = time.perf_counter()
-    embedded(embeddings)
-    results = [
-        scores
+        needed = None if whole else needed_items(config, store)
+        embeddings = embed_catalog(encode, config, tokens, device, progress, needed)
+    embedded = time.perf_counter()
+    keep(embeddings)
+    results = score_embeddings(embeddings, config, store, old_items)
+    return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
+
+
+def score_embeddings(
+    embeddings: Tensor, config: Config, store: Store, old_items: NDArray[np.bool_] | None = None
+) -> list[SplitScores]:
+    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call.
+
+    Args:
+        old_items: as `score_split`.
+    """
+    return [
+        _summarise_exposure(scores, embeddings.device)
         for split in config.evaluate.splits
         for scores in score_split(embeddings, config, store, split, old_items=old_items)
     ]
-    return results, {"embed_s": done - started, "rank_s": time.perf_counter() - done}
+
+
+def _summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScores:
+    """The same scores, with what all ranks' users were shown in figures and not in counts. Every rank must call."""
+    if scores.exposure is None:
+        return scores
+    scores.exposure.reduce(lambda counts: sum_counts_over_ranks(counts, device))
+    return replace(scores, exposure=None, shown=scores.exposure.summary())
 
 
 def _user_blocks(
-    store: Store, split: str, users_per_block: int
+    store: Store, split: str, users_per_block: int, domain: str | None
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]:
-    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size()):
+    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size(), domain=domain):
         yield block.user_index.astype(np.int64), block.history, block.targets

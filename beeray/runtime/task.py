@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from beeray.config import Config
+from beeray.runtime.steps import UserShare
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +30,11 @@ class WorkerTask:
         config: the resolved config.
         store_path: the prepared store.
         tokens_path: the token store of this encoder.
-        num_users: training users of one rank in an epoch.
-        run_dir: absolute folder of the run, which every node can write to; empty where nothing is trained.
+        shares: training users of one rank, domain by domain.
+        run_dir: absolute folder of the run, which every node can write to; empty where nothing is left in it.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
+        keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
         old_items: file that tells the items an earlier run knew, bool (items,); empty where there was none.
         original: the encoder whose neighbours `beeray.evaluate` compares with; empty where it does not.
         original_tokens_path: the token store of that.
@@ -41,11 +45,21 @@ class WorkerTask:
     tokens_path: str
     monitor: Any
     model: str
-    num_users: int = 0
+    shares: tuple[UserShare, ...] = ()
     run_dir: str = ""
+    keep_as: str = ""
     old_items: str = ""
     original: str = ""
     original_tokens_path: str = ""
+
+    @property
+    def num_users(self) -> int:
+        """Users of one rank in an epoch."""
+        return sum(share.num_drawn for share in self.shares)
+
+    def known_items(self) -> NDArray[np.bool_] | None:
+        """Which items the run that this one began with knew, (items,); None where it began with none."""
+        return np.load(self.old_items) if self.old_items else None
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""
@@ -64,10 +78,10 @@ class WorkerTask:
 
     def needs_head(self, model: SentenceTransformer) -> bool:
         """Whether the encoder before training is to get a head: one that an earlier run gave it is kept."""
-        from beeray.core.head import has_head
+        from beeray.core.head import head_units
 
         train = self.config.train
-        return train.head is not None and not (train.init_from is not None and has_head(model))
+        return train.head is not None and not (train.init_from is not None and head_units(model) is not None)
 
     def open_encoder(self, device: torch.device | str = "cpu", name: str = "") -> SentenceTransformer:
         """The encoder before training, or the one named."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,21 @@ from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import SCOPE, StepLoss, TrainingStep
+from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
 from beeray.runtime.adaptation import adapt
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
-from beeray.runtime.feed import UserFeed
+from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
+from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.step_settings import step_settings
-from beeray.runtime.steps import plan_steps
+from beeray.runtime.steps import plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.worker import embedding_progress, score, worker_ready
 
@@ -73,14 +76,15 @@ class _Training:
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
-        self.planner = StepPlanner(self.tokens, trainable, settings, device, group)
+        domains = scored_within(self.config, self.store)
+        self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
         self.feed = UserFeed(
-            ray.train.get_dataset_shard("users"),
-            num_users=task.num_users,
+            _streams(task),
             batch_size=self.config.train.batch_size // self.world_size,
             seed=self.config.seed,
             rank=self.rank,
         )
+        self.sample = ReportSample(task.run_dir)
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
         self.start: Future[Position] = Future()
@@ -96,7 +100,14 @@ class _Training:
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
         frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
         self.step = TrainingStep(
-            self.engine, self.tokens, trainable, settings, device, self.original.embeddings, frozen
+            self.engine,
+            self.tokens,
+            trainable,
+            settings,
+            device,
+            item_domains=domains,
+            originals=self.original.embeddings,
+            frozen=frozen,
         )
         self.step_ended = time.perf_counter()
 
@@ -104,12 +115,19 @@ class _Training:
         model = self.task.open_encoder(self.device)
         progress = embedding_progress(self.task, "original")
         self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
-        if self.task.needs_head(model):
+        self.starts_with_head = self.task.needs_head(model)
+        if self.starts_with_head:
             if ray.train.get_checkpoint() is not None:
                 return self.task.open_model(self.device)
             start_with_head(model, self.config, self.store, self.tokens, self.task.send)
             self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
+
+    @property
+    def _scores_original(self) -> bool:
+        """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
+        evaluate = self.config.evaluate
+        return evaluate.before and bool(evaluate.splits) and not self.starts_with_head
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -117,7 +135,7 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            score(*self._scored, "before", embeddings=self.original.table)
+            self._score("before", ORIGINAL if self._scores_original else None, embeddings=self.original.table)
         self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
@@ -248,7 +266,7 @@ class _Training:
 
     def _validate(self, position: Position) -> dict[str, float]:
         embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)[0]
+        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
         means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
         if self.rank == 0:
             self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
@@ -258,7 +276,12 @@ class _Training:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
         save_checkpoint(self.engine, position, {"step": position.step}, export=self._exported)
-        score(*self._scored, "after", original=self.original.neighbours)
+        self._score("after", TRAINED, original=self.original.neighbours)
+        if not self.config.evaluate.splits and self.original.neighbours is None:
+            self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
+        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
+            original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
+            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
         dist.barrier()
         gc.collect()
 
@@ -268,6 +291,23 @@ class _Training:
         model.load_state_dict(state)
         adaptation.merge()
         return model
+
+    def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
+        keep = partial(self.sample.keep, keep_as) if keep_as else lambda catalog: None
+        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
+
+
+def _streams(task: WorkerTask) -> list[UserStream]:
+    several = len(task.shares) > 1
+    return [
+        UserStream(
+            ray.train.get_dataset_shard(share.dataset),
+            share.num_users,
+            share.num_drawn,
+            (share.domain,) if several or share.num_drawn != share.num_users else (),
+        )
+        for share in task.shares
+    ]
 
     @property
     def _scored(self) -> tuple[WorkerTask, nn.Module, Store, TokenStore, torch.device]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def find_warm_start(config: Config) -> WarmStart | None:
 
     Raises:
         RunError: a run that is not finished, or the run itself.
-        ConfigError: neither a run nor an encoder is there.
+        ConfigError: neither a run nor an encoder is there, or it was trained with another prefix.
     """
     given = config.train.init_from
     if given is None:
@@ -47,10 +48,29 @@ def find_warm_start(config: Config) -> WarmStart | None:
         if not ((run / METRICS).is_file() and (run / MODEL).is_dir()):
             raise RunError(f"train.init_from {given!r}: that run is not finished; finish it first, or name another")
         items = run / ITEMS
+        _check_prefix(config, run / MODEL, always=True)
         return WarmStart(given, str(run / MODEL), str(items) if items.is_file() else None)
     if not (folder / "modules.json").is_file():
         raise ConfigError(
             f"train.init_from {given!r}: neither a run nor an encoder is there; give the folder of a finished run "
             "(runs/<name>), or one written by SentenceTransformer.save"
         )
+    _check_prefix(config, folder, always=False)
     return WarmStart(given, str(folder), None)
+
+
+def _check_prefix(config: Config, model: Path, *, always: bool) -> None:
+    """An encoder that learned with one prefix is to go on with it.
+
+    Args:
+        always: having none is a prefix, too: so it is with what a run exported, while other folders may just not say.
+    """
+    saved = model / "config_sentence_transformers.json"
+    record = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    name = record.get("default_prompt_name")
+    prefix = record.get("prompts", {}).get(name, "") if name else ""
+    if prefix != config.encoder.prefix and (always or name):
+        raise ConfigError(
+            f"encoder.prefix is {config.encoder.prefix!r}: what train.init_from {config.train.init_from!r} names was "
+            f"trained with {prefix!r}; set encoder.prefix to that"
+        )

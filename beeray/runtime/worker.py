@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import ray.train
@@ -16,9 +17,11 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
+from beeray.core.gather import rank, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.original import neighbours_kept, sampled_neighbours
+from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, score_splits
 from beeray.runtime.task import WorkerTask
 
@@ -35,7 +38,8 @@ def evaluate_worker(task: WorkerTask) -> None:
             table = embed_catalog(opened, task.config, theirs, device, embedding_progress(task, "original"))
             original = sampled_neighbours(table, task.config)
             del opened, table
-        score(task, encoder, store, tokens, device, "model", original=original)
+        keep = partial(ReportSample(task.run_dir if task.keep_as else "").keep, task.keep_as)
+        score(task, encoder, store, tokens, device, "model", keep=keep, original=original)
         ray.train.report({})
 
 
@@ -72,24 +76,25 @@ def score(
     device: torch.device,
     when: str,
     *,
+    keep: Callable[[Tensor], None] = lambda catalog: None,
     embeddings: Tensor | None = None,
     original: NDArray[np.int32] | None = None,
 ) -> None:
     """Score every split asked for and send the driver this rank's users.
 
     Args:
-        embeddings: of the catalog, row-normalised, if they are there already.
+        keep: is handed the catalog's embeddings.
+        embeddings: of the whole catalog, row-normalised, if they are there already.
         original: neighbours of the sampled items before training; given, the driver is told how many are kept.
     """
     if not task.config.evaluate.splits and original is None:
         return
-    rank = ray.train.get_context().get_world_rank()
 
-    def compare(table: Tensor) -> None:
+    def take(catalog: Tensor) -> None:
+        keep(catalog)
         if original is not None:
-            task.send("neighbours", rank=rank, kept=neighbours_kept(original, table, task.config))
+            task.send("neighbours", rank=rank(), kept=neighbours_kept(original, catalog, task.config))
 
-    old_items = np.load(task.old_items) if task.old_items else None
     scores, timings = score_splits(
         encode,
         task.config,
@@ -97,21 +102,22 @@ def score(
         tokens,
         device,
         embedding_progress(task, when),
-        old_items=old_items,
+        take,
         embeddings=embeddings,
-        embedded=compare,
+        old_items=task.known_items(),
+        whole=original is not None,
     )
-    task.send("scores", when=when, rank=rank, scores=scores, timings=timings)
+    task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)
 
 
 def embedding_progress(task: WorkerTask, when: str) -> Callable[[int], None]:
-    """Tells the driver, from rank 0, about how many items all ranks have embedded."""
-    context = ray.train.get_context()
-    told = {"items": 0}
+    """Takes numbers of items embedded here, and has rank 0 tell the driver about how many all ranks have."""
+    told = 0
 
     def progress(num_items: int) -> None:
-        told["items"] += num_items
-        if context.get_world_rank() == 0:
-            task.send("embed", when=when, items=told["items"] * context.get_world_size())
+        nonlocal told
+        told += num_items
+        if rank() == 0:
+            task.send("embed", when=when, items=told * world_size())
 
     return progress

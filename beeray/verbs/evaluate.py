@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import tempfile
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beeray.config import Config
 from beeray.console import Console
 from beeray.core.encoder import encoder_source
-from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
-from beeray.data.sources import open_source
+from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.storage import storage_options
+from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
-from beeray.runtime.events import EventHandler
-from beeray.runtime.launch import launch
-from beeray.runtime.monitor import listening
+from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import (
     headline,
     neighbours_line,
@@ -33,9 +29,11 @@ from beeray.runtime.results import (
 )
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.task import WorkerTask
+from beeray.verbs.report import choose_report_items, refresh_report
 
 UNTOUCHED = "untouched"
+KEPT_AS = {UNTOUCHED: ORIGINAL, "model": TRAINED}
+"""Under which name an encoder's embeddings of the report's items are kept, by its label."""
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
-    wanted, untouched = config, located_encoder(config.encoder.name)
+    chosen = config
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster, config.storage):
@@ -53,47 +51,61 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         store, _ = prepared_store(config, console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
-        handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
-        with tempfile.TemporaryDirectory(prefix="beeray-evaluate-") as storage, listening(handler) as monitor:
-            task = WorkerTask(
-                config,
-                store.path,
-                tokens_path,
-                monitor,
-                model,
-                old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
-            )
-            if config.evaluate.neighbours:
-                theirs = token_store(wanted, store, open_tokenizer(wanted), console)
-                task = replace(task, original=untouched, original_tokens_path=theirs)
-            launch("beeray.runtime.worker:evaluate_worker", task, storage=Path(storage), name="evaluate")
-        handler.close()
+        keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
+        handler = launch_scoring(
+            "beeray.runtime.worker:evaluate_worker",
+            config,
+            store,
+            tokens_path,
+            model,
+            console,
+            run_dir=str(config.run_dir),
+            keep_as=keep_as,
+            old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
+            **_original(chosen, store, console),
+        )
     scores = handler.scores("model")
     if not scores:
         raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
     metrics = summarise_scores(scores, config.evaluate)
-    folder = config.run_dir / "evaluations" / f"{label}-{config.served_seq_length}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_part(scores_table(scores), str(folder / "scores.parquet"))
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
         "text_length": config.served_seq_length,
         "metrics": metrics,
-        "scores": str(folder / "scores.parquet"),
         "timings": handler.timings.get("model", {}),
         **summarise_workers(handler.workers()),
         "seconds": round(time.monotonic() - started, 1),
     }
     kept = handler.neighbours_kept()
     if kept is not None:
-        record["neighbours_kept"] = summarise_neighbours(kept, config.evaluate)
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        record["neighbours_kept"] = summarise_neighbours(
+            kept, config.evaluate, chosen.encoder.name, store.meta.num_items
+        )
+    label = f"{label}-{config.served_seq_length}"
+    record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
     for line in headline(metrics, config):
         console.line(line)
     if kept is not None:
         console.line(neighbours_line(record["neighbours_kept"]))
+    report = refresh_report(chosen, console)
+    if report is not None:
+        console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
+    """What workers need to tell how many neighbours under the config's own encoder are kept; nothing unless asked."""
+    if not chosen.evaluate.neighbours:
+        return {}
+    tokens_path = token_store(chosen, store, open_tokenizer(chosen), console)
+    return {"original": located_encoder(chosen.encoder.name), "original_tokens_path": tokens_path}
+
+
+def _kept_as(config: Config, label: str) -> str:
+    """The name under which this evaluation keeps embeddings for the report; empty: the run has them already."""
+    name = KEPT_AS.get(label, "")
+    return name if name and not (config.run_dir / REPORT_FOLDER / f"{name}.npy").is_file() else ""
 
 
 def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
@@ -116,5 +128,5 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
             f"run {config.name!r}: {folder.model} is not there, so the run is not finished; "
             "train it, or give --model PATH (or --model untouched for the encoder before training)"
         )
-    folder.check_store(store_fingerprint(config, open_source(config.data)))
+    folder.check_store(store_fingerprint(config))
     return "model", str(folder.model)

@@ -18,13 +18,14 @@ from beeray.console import Console
 from beeray.data.growth import growth_since, write_items
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
-from beeray.data.sources import open_source
+from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import ConfigError, DataError, RunError
+from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
+from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
-from beeray.runtime.launch import launch, user_dataset
+from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import (
     flat_means,
@@ -38,10 +39,11 @@ from beeray.runtime.results import (
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
-from beeray.runtime.steps import plan_steps
+from beeray.runtime.steps import UserShare, plan_steps, user_shares
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
 from beeray.runtime.warm_start import WarmStart, find_warm_start
+from beeray.verbs.report import choose_report_items, refresh_report
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         if not arguments.fresh:
             folder.check_config()
             if folder.begun:
-                folder.check_store(store_fingerprint(config, open_source(config.data)))
+                folder.check_store(store_fingerprint(config))
             finished = folder.finished()
             if finished is not None:
                 console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
@@ -69,7 +71,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             startup.reached("store")
             tokens_path = token_store(config, store, tokenizer, console)
             model = located_encoder(config.encoder.name) if warm is None else warm.model
-            inputs = _Inputs(store, tokens_path, _users_per_rank(config, store), model)
+            inputs = _Inputs(store, tokens_path, tuple(user_shares(config, store)), model)
             startup.reached("tokens")
             if arguments.fresh:
                 folder.clear()
@@ -78,6 +80,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             if warm is not None:
                 start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, store, folder, console)}
                 inputs = replace(inputs, init_from=start)
+            choose_report_items(config, store, console)
             record = _train(config, folder, inputs, console, startup)
         _show(console, record, config)
         return record
@@ -87,7 +90,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 class _Inputs:
     store: Store
     tokens_path: str
-    users_per_rank: int
+    shares: tuple[UserShare, ...]
     model: str
     init_from: dict[str, Any] | None = None
 
@@ -100,10 +103,12 @@ def _check_peft(config: Config) -> None:
 def _open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]:
     """Tokenizer of the encoder that training begins with, and the encoder's fingerprint where a run left it."""
     from beeray.core.fingerprint import model_fingerprint  # both import torch
-    from beeray.runtime.adaptation import check_adaptation
+    from beeray.runtime.adaptation import check_adaptation, check_head
 
     model = open_encoder(config if warm is None else warm.start_of(config))
     tokenizer, fingerprint = model.tokenizer, None if warm is None else model_fingerprint(model)
+    if warm is not None:
+        check_head(model, config.train)
     check_adaptation(model, config.train)
     return tokenizer, fingerprint
 
@@ -118,6 +123,11 @@ def _compare(warm: WarmStart, store: Store, folder: RunFolder, console: Console)
         np.save(file, growth.known)
     record = growth.record(store)
     console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
+    if not record["old_items"]:
+        console.line(
+            f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
+            f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
+        )
     seen = {name: number for name, number in record.get("held_out_but_trained_on_before", {}).items() if number}
     if seen:
         counts = ", ".join(f"{number:,} of {name}" for name, number in seen.items())
@@ -128,22 +138,11 @@ def _compare(warm: WarmStart, store: Store, folder: RunFolder, console: Console)
     return record
 
 
-def _users_per_rank(config: Config, store: Store) -> int:
-    users = store.num_training_users(config.trains_on_validation) // config.cluster.num_workers
-    if users < 1:
-        raise DataError(
-            f"store {store.path}: {store.num_training_users(config.trains_on_validation)} users with two or more "
-            f"trainable items do not suffice for cluster.num_workers {config.cluster.num_workers}; lower it"
-        )
-    return users
-
-
 def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console, startup: Startup) -> dict[str, Any]:
     started = time.monotonic()
-    per_epoch, num_steps = plan_steps(config, inputs.users_per_rank)
-    start = config.encoder.name if config.train.init_from is None else config.train.init_from
+    per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares))
     console.line(
-        f"train {config.name}: {start}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
+        f"train {config.name}: {config.begins_with}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
         f"worker{'s' if config.cluster.num_workers > 1 else ''}, ZeRO-{config.deepspeed.stage}"
     )
@@ -167,14 +166,14 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
                     inputs.store.path,
                     inputs.tokens_path,
                     monitor,
-                    num_users=inputs.users_per_rank,
+                    shares=inputs.shares,
                     model=inputs.model,
                     run_dir=str(folder.path),
                     old_items=folder.old_items_of(inputs.store.meta.fingerprint),
                 ),
                 storage=folder.path,
                 name=CHECKPOINTS,
-                users=user_dataset(inputs.store, config.trains_on_validation),
+                users=user_datasets(inputs.store, inputs.shares, config.trains_on_validation),
                 keep_checkpoints=config.train.keep_checkpoints,
             )
         handler.close()
@@ -185,6 +184,10 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
             folder.take_model(Path(exported) / "model")
         record = _report(config, folder, inputs, handler)
         record["wall_s"] = round(time.monotonic() - started, 1)
+        folder.finish(record)  # from here on nothing that goes wrong with report or tracking costs the run
+        report = refresh_report(config, console)
+        if report is not None:
+            record["report"] = str(report)
         _track(config, folder, tracker, record)
     record["mlflow_run_id"] = tracker.run_id
     if tracker.trouble:
@@ -221,15 +224,26 @@ def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHa
         record["profile"] = handler.profile
     if inputs.init_from is not None:
         record["init_from"] = inputs.init_from
-    kept = handler.neighbours_kept()
+    kept = _neighbours_kept(config, folder, inputs, handler)
     if kept is not None:
-        record["neighbours_kept"] = summarise_neighbours(kept, config.evaluate)
+        record["neighbours_kept"] = kept
     before, validation = folder.before(), folder.validation()
     if before is not None:
         record["metrics_before"] = before
     if validation:
         record["validation"] = validation
     return record
+
+
+def _neighbours_kept(
+    config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler
+) -> dict[str, Any] | None:
+    """Of the whole catalog where that was measured; else among the report's items, whose embeddings are there."""
+    kept, among = handler.neighbours_kept(), inputs.store.meta.num_items
+    if kept is None and config.evaluate.neighbours is None:
+        kept = neighbours_kept(folder.path / REPORT_FOLDER, config.evaluate.neighbours_at)
+        among = 0 if kept is None else len(kept)
+    return None if kept is None else summarise_neighbours(kept, config.evaluate, config.begins_with, among)
 
 
 def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str, Any]) -> None:
@@ -242,6 +256,8 @@ def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str
     tracker.log_artifact(folder.path / "config.yaml")
     if folder.scores.is_file():
         tracker.log_artifact(folder.scores)
+    if "report" in record:
+        tracker.log_artifact(Path(record["report"]))
     if config.tracking.log_model:
         tracker.log_model(folder.model)
 
@@ -253,4 +269,6 @@ def _show(console: Console, record: dict[str, Any], config: Config) -> None:
         console.line(neighbours_line(record["neighbours_kept"]))
     if "profile" in record:
         console.line(f"profile: {os.path.relpath(record['profile'])}")
+    if "report" in record:
+        console.line(f"report: {os.path.relpath(record['report'])}")
     console.line(f"model: {os.path.relpath(record['model'])}")

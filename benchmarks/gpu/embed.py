@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from device import device_name, first_device, matrix_rate, peak_memory_gib, publish, versions, wait_for  # noqa: E402
 from tiny_encoder import SPECIAL, SYLLABLES  # noqa: E402
 
 from beeray.core.batching import FlatTokens  # noqa: E402
@@ -72,19 +71,6 @@ def random_texts(number: int) -> tuple[np.ndarray, np.ndarray]:
     return generator.integers(5, VOCABULARY, int(lengths.sum())).astype(np.int32), lengths
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Multiplications and additions per second of one large product of square matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(10):
-        a @ b
-    _wait(device)
-    return 10 * 2 * size**3 / (time.perf_counter() - started)
-
-
 def work_per_token(model: SentenceTransformer, mean_tokens: float) -> float:
     """Multiplications and additions of a token's forward pass: two a weight outside of embeddings, and attention."""
     network = model[0].model
@@ -104,16 +90,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="beeray-gpu-") as work:
         record = measure(Path(work), arguments)
-    print("\n".join(f"{name:<28}{value}" for name, value in record.items() if not isinstance(value, dict)))
-    if not arguments.dry:
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    publish(record, RECORD, dry=arguments.dry)
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one device."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     folder = build_encoder(work, arguments.layers, arguments.hidden)
     model = load_encoder(str(folder), max_seq_length=MAX_TOKENS, device=device)
     cast_to_bf16(model)
@@ -123,7 +105,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for budget in BUDGETS:
         for _ in range(arguments.repeats + 1):
-            _wait(device)
+            wait_for(device)
             started = time.perf_counter()
             with torch.inference_mode():
                 embed_items(encoder, tokens, items, max_seq_length=MAX_TOKENS, token_budget=budget, device=device).cpu()
@@ -132,7 +114,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     peak = matrix_rate(device, torch.bfloat16, arguments.matrix if device.type == "cuda" else 1024)
     return {
         "benchmark": "gpu_embed",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(device),
         "parameters": sum(p.numel() for p in model.parameters()),
         "texts": len(lengths),
         "mean_tokens": float(lengths.mean()),
@@ -142,8 +124,8 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "share_of_matrix_rate": best * work_per_token(model, float(lengths.mean())) / peak,
         "rates_by_token_budget": {budget: {"all": rate} for budget, rate in rates.items()},
         "job": whole_job(work, folder, arguments.texts, device) if arguments.job else {},
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "peak_memory_gib": peak_memory_gib(device),
+        "versions": versions(),
         "arguments": vars(arguments),
     }
 
@@ -167,11 +149,6 @@ def whole_job(work: Path, encoder: Path, items: int, device: torch.device) -> di
     )
     said = json.loads(done.stdout.splitlines()[-1])
     return {key: said[key] for key in ("rows", "encoded_tokens", "encoder_s", "steady_tokens_per_s", "seconds")}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from transformers import MPNetConfig, MPNetModel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from device import device_name, first_device, matrix_rate, peak_memory_gib, publish, versions, wait_for  # noqa: E402
 from mpnet_attention import fuse_attention  # noqa: E402
 
 from beeray.core.encoder import Encoder  # noqa: E402
@@ -54,8 +53,8 @@ NUM_CATALOG = 12_000
 VOCABULARY = 30527
 
 
-class MeanPooled(nn.Module):
-    """An MPNet of random weights with mean pooling, called as a SentenceTransformer's modules are."""
+class Words(nn.Module):
+    """An MPNet of random weights, called as the first of a SentenceTransformer's modules is."""
 
     def __init__(self, layers: int, hidden: int, positions: int) -> None:
         super().__init__()
@@ -69,11 +68,19 @@ class MeanPooled(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.words = MPNetModel(config, add_pooling_layer=False)
+        self.mpnet = MPNetModel(config, add_pooling_layer=False)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Adds `token_embeddings`, (items, tokens, hidden)."""
+        return {**features, "token_embeddings": self.mpnet(**features).last_hidden_state}
+
+
+class MeanPooling(nn.Module):
+    """The second of them."""
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Adds `sentence_embedding`, (items, hidden)."""
-        words = self.words(**features).last_hidden_state
+        words = features["token_embeddings"]
         mask = features["attention_mask"].unsqueeze(-1).to(words.dtype)
         return {**features, "sentence_embedding": (words * mask).sum(1) / mask.sum(1)}
 
@@ -111,6 +118,30 @@ def draw_users(number: int, generator: np.random.Generator) -> UserItems:
     return UserItems(indptr, np.concatenate(drawn).astype(np.int32))
 
 
+def build_step(
+    model: nn.Module, tokens: RandomTokens, precision: str, num_items: int, gib: float, arguments: argparse.Namespace
+) -> TrainingStep:
+    """A step of so many items, keeping activations of so many GiB."""
+    settings = StepSettings(
+        max_output=num_items,
+        max_seq_length=arguments.max_seq_length,
+        token_budget=arguments.token_budget,
+        activation_budget_bytes=int(gib * 2**30),
+    )
+    device = next(model.parameters()).device
+    return TrainingStep(Encoder(model, precision), tokens, np.arange(NUM_CATALOG, dtype=np.int32), settings, device)
+
+
+def kept_against_recomputed(
+    model: nn.Module, tokens: RandomTokens, users: UserItems, arguments: argparse.Namespace
+) -> float:
+    """Largest difference of a small step's gradient in fp32 with and without activations kept, relative to it."""
+    kept, recomputed = (
+        gradient(build_step(model, tokens, "fp32", 48, gib, arguments), users, model) for gib in (1000.0, 0.0)
+    )
+    return float((kept - recomputed).abs().max() / kept.abs().max())
+
+
 def gradient(step: TrainingStep, users: UserItems, encoder: nn.Module) -> torch.Tensor:
     """All gradients of one step as one vector."""
     encoder.zero_grad()
@@ -132,47 +163,52 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write no record")
     arguments = parser.parse_args()
     record = measure(arguments)
-    print("\n".join(f"{name:<28}{value}" for name, value in record.items() if not isinstance(value, dict)))
-    if not arguments.dry:
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    publish(record, RECORD, dry=arguments.dry)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one device."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     torch.manual_seed(0)
-    model: Any = MeanPooled(arguments.layers, arguments.hidden, arguments.max_seq_length).to(device)
+    words = Words(arguments.layers, arguments.hidden, arguments.max_seq_length)
+    model = nn.Sequential(words, MeanPooling()).to(device)
     if arguments.attention == "sdpa":
         assert fuse_attention(model) == arguments.layers
     tokens, generator = RandomTokens(0), np.random.default_rng(0)
-    trainable = np.arange(NUM_CATALOG, dtype=np.int32)
-
-    def step_of(precision: str, num_items: int, gib: float) -> tuple[TrainingStep, Encoder]:
-        encoder = Encoder(model, precision)
-        settings = StepSettings(
-            max_output=num_items,
-            max_seq_length=arguments.max_seq_length,
-            token_budget=arguments.token_budget,
-            activation_budget_bytes=int(gib * 2**30),
-        )
-        return TrainingStep(encoder, tokens, trainable, settings, device), encoder
-
-    few = draw_users(32, generator)
-    kept, recomputed = (gradient(*_pair(step_of("fp32", 48, gib), few)) for gib in (1000.0, 0.0))
-    exactness = float((kept - recomputed).abs().max() / kept.abs().max())
+    exactness = kept_against_recomputed(model, tokens, draw_users(32, generator), arguments)
 
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
-    step, encoder = step_of(precision, min(arguments.items, NUM_CATALOG), arguments.activation_gib)
+    num_items = min(arguments.items, NUM_CATALOG)
+    step = build_step(model, tokens, precision, num_items, arguments.activation_gib, arguments)
     batches = [draw_users(arguments.users, generator) for _ in range(arguments.steps + 1)]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds, work = timed_steps(step, encoder, batches, device)
-    median = float(np.median(seconds[1:]))
-    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    seconds, work = timed_steps(step, model, batches, device)
+    peak_gib = peak_memory_gib(device)
     rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, arguments.matrix)
-    unit = unit_of_work(model, tokens.lengths(arguments.max_seq_length))
+    unit = unit_of_work(words.mpnet, tokens.lengths(arguments.max_seq_length))
+    return {
+        **summarise(seconds, work, rate, unit, peak_gib),
+        "device": device_name(device),
+        "precision": precision,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kept_against_recomputed": exactness,
+        "command": "python benchmarks/gpu/step.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "arguments": vars(arguments),
+    }
+
+
+def summarise(seconds: list[float], work: StepLoss, rate: float, unit: float, peak_gib: float | None) -> dict[str, Any]:
+    """The figures of the timed steps.
+
+    Args:
+        seconds: of every step, the first being warm-up.
+        rate: of matrix products, multiplications and additions a second.
+        unit: multiplications and additions of one token's forward pass.
+    """
+    median = float(np.median(seconds[1:]))
     shares = {f"{units} units": units * unit * work.num_tokens / median / rate for units in (3, 4)}
     headline = {
         "tokens/s": work.num_tokens / median,
@@ -182,15 +218,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "benchmark": "gpu_step",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
-        "precision": precision,
-        "parameters": sum(p.numel() for p in model.parameters()),
         "items": work.num_items,
         "users": work.num_users,
         "tokens": work.num_tokens,
         "padded_tokens": work.num_padded_tokens,
         "recomputed_tokens": work.num_recomputed_tokens,
-        "kept_against_recomputed": exactness,
         "step_s_median": median,
         "step_s": {"all": seconds},
         "tokens_per_s": work.num_tokens / median,
@@ -201,61 +233,34 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "share_of_matrix_rate": shares,
         "peak_memory_gib": peak_gib,
         "headline": headline,
-        "command": "python benchmarks/gpu/step.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
-        "arguments": vars(arguments),
     }
 
 
-def unit_of_work(model: nn.Module, lengths: NDArray[np.int32]) -> float:
+def unit_of_work(model: MPNetModel, lengths: NDArray[np.int32]) -> float:
     """Multiplications and additions of one real token's forward pass; its attention reaches over its own text."""
     weights = sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name and p.ndim == 2)
-    weights -= model.words.encoder.relative_attention_bias.weight.numel()
-    config = model.words.config
+    weights -= model.encoder.relative_attention_bias.weight.numel()
+    config = model.config
     reach = float(np.square(lengths, dtype=np.float64).sum() / lengths.sum())
     return 2.0 * weights + 4.0 * config.num_hidden_layers * config.hidden_size * reach
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Multiplications and additions per second of one large product of square matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(10):
-        a @ b
-    _wait(device)
-    return 10 * 2 * size**3 / (time.perf_counter() - started)
-
-
 def timed_steps(
-    step: TrainingStep, encoder: Encoder, batches: list[UserItems], device: torch.device
+    step: TrainingStep, encoder: nn.Module, batches: list[UserItems], device: torch.device
 ) -> tuple[list[float], StepLoss]:
     """Seconds of every optimizer step, the first being warm-up, and what the last one was."""
     optimizer = build_optimizer(encoder, "adamw", lr=1e-5, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     seconds: list[float] = []
     for number, users in enumerate(batches):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         work = step.loss(users, epoch=0, step=number)
         optimizer.zero_grad()
         work.loss.backward()
         optimizer.step()
-        _wait(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - started)
     return seconds, work
-
-
-def _pair(built: tuple[TrainingStep, Encoder], users: UserItems) -> tuple[TrainingStep, UserItems, Encoder]:
-    step, encoder = built
-    return step, users, encoder
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

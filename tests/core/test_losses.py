@@ -67,6 +67,15 @@ def test_sampled_softmax_of_orthogonal_items_is_a_plain_number() -> None:
     assert found == pytest.approx([-np.log(np.e**2 / (np.e**2 + 2))])
 
 
+def test_of_a_user_with_one_item_nothing_is_learned_from_what_is_left_of_it() -> None:
+    items = torch.from_numpy(ITEMS).float().requires_grad_()
+    alone = torch.tensor([[0, 1, 0, 0, 0, 0, 0.0]])
+    loss = user_loss("sampled_softmax")(items, StepUsers(alone, lambda width: torch.full((1, width), 1e-9)))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(np.log(len(ITEMS)), abs=1e-6)
+    assert items.grad is not None and float(items.grad.abs().max()) < 1e-6
+
+
 def test_multinomial_is_one_softmax_of_the_scores_without_the_items_themselves() -> None:
     vectors = USERS @ ITEMS + ELSEWHERE
     scores = (vectors @ ITEMS.T - USERS) / np.linalg.norm(vectors, axis=1, keepdims=True) / SHARP

@@ -30,8 +30,10 @@ FURTHER_CASES = ("softmax", "adapted")
 """Other objectives and adapted encoders, on one rank and on two."""
 TOLERANCE = 1e-5
 JOBS = {
-    1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)] + ["unclipped:plain"],
-    2: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")] + ["bounded:muted", "bounded:detached"],
+    1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)]
+    + ["unclipped:plain", "within:plain", "within:1"],
+    2: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")]
+    + ["bounded:muted", "bounded:detached", "within:1", "within:ahead"],
     4: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")],
 }
 JOBS[1] += [f"{case}:plain" for case in FURTHER_CASES]
@@ -219,6 +221,15 @@ def test_steps_planned_ahead_in_a_thread_end_with_the_very_same_parameters(
     ahead, inline = results(case, "ahead", world_size), results(case, "1", world_size)
     assert largest_difference(ahead["end"], inline["end"])[0] == 0.0
     assert [step["num_users"] for step in ahead["work"]] == [step["num_users"] for step in inline["work"]]
+
+
+def test_users_scored_within_their_domains_are_so_on_two_ranks_of_which_each_has_one_domain(results: Results) -> None:
+    reference = results("within", "plain", 1)
+    for variant, world_size in (("1", 1), ("1", 2), ("ahead", 2)):
+        found = results("within", variant, world_size)
+        assert largest_difference(found["end"], reference["end"])[0] < TOLERANCE, (variant, world_size)
+        assert [step["num_users"] for step in found["work"]] == [step["num_users"] for step in reference["work"]]
+    assert largest_difference(reference["end"], results("bounded", "plain", 1)["end"])[0] > 100 * TOLERANCE
 
 
 DIM, NUM_ITEMS_OF_STEP = HIDDEN, 24

@@ -53,6 +53,8 @@ class Case:
     settings: StepSettings
     num_users: tuple[int, ...]
     activation_budget_bytes: int = 300_000  # about half of what all would take
+    domains: bool = False
+    """Two halves of the catalog that users keep to; on two ranks each has the users of one."""
 
 
 def _train(**changes: Any) -> TrainConfig:
@@ -77,6 +79,7 @@ CASES = {
         (16, 13, 3),
     ),
     "adapted": Case(_train(lora={"rank": 4}, freeze_layers=1), _settings(loss="multinomial"), (16, 13, 3)),
+    "within": Case(_train(), _settings(), (16, 13, 3), domains=True),
 }
 
 
@@ -111,11 +114,18 @@ def trainable_items() -> NDArray[np.int32]:
     return np.array([item for item in range(NUM_ITEMS) if item % 4], dtype=np.int32)
 
 
-def global_batch(num_users: int, step: int) -> list[NDArray[np.int32]]:
+def item_domains() -> NDArray[np.int16]:
+    """The domain of every item: the first third and the rest."""
+    return (np.arange(NUM_ITEMS) >= NUM_ITEMS // 3).astype(np.int16)
+
+
+def global_batch(num_users: int, step: int, *, domains: bool = False) -> list[NDArray[np.int32]]:
     """Users of one step over all ranks; every third has two items, and mostly drops out when items are thinned."""
     generator = np.random.default_rng([17, step])
     sizes = [2 if user % 3 == 0 else int(generator.integers(4, 10)) for user in range(num_users)]
-    return [generator.choice(trainable_items(), size=size, replace=False) for size in sizes]
+    items = trainable_items()
+    theirs = [items[item_domains()[items] == user % 2] if domains else items for user in range(num_users)]
+    return [generator.choice(one, size=size, replace=False) for one, size in zip(theirs, sizes, strict=True)]
 
 
 def users_of_rank(batch: list[NDArray[np.int32]], rank: int, world_size: int) -> UserItems:
@@ -162,13 +172,16 @@ def plans(case: Case, training: TrainingStep, variant: str) -> Iterator[StepPlan
 
     def of(planner: StepPlanner) -> Iterator[StepPlan]:
         for step, num_users in enumerate(case.num_users):
-            yield planner.plan(users_of_rank(global_batch(num_users, step), rank, world_size), epoch=0, step=step)
+            users = users_of_rank(global_batch(num_users, step, domains=case.domains), rank, world_size)
+            yield planner.plan(users, epoch=0, step=step)
 
     if variant != "ahead":
         yield from of(training.planner)
         return
     group = dist.new_group(backend="gloo")
-    with Ahead(of(StepPlanner(Texts(), trainable_items(), training.settings, group=group)), depth=2) as made:
+    domains = training.planner.item_domains
+    planner = StepPlanner(Texts(), trainable_items(), training.settings, group=group, item_domains=domains)
+    with Ahead(of(planner), depth=2) as made:
         yield from made
 
 
@@ -188,7 +201,15 @@ def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> d
     else:
         engine = build_engine(encoder, case.train, int(variant) if variant.isdigit() else 1, NUM_STEPS)
     step_module.gather_rows = _gather_detached if variant == "detached" else gather_rows
-    training = TrainingStep(engine, Texts(), trainable_items(), settings, originals=originals(case), frozen=frozen)
+    training = TrainingStep(
+        engine,
+        Texts(),
+        trainable_items(),
+        settings,
+        item_domains=item_domains() if case.domains else None,
+        originals=originals(case),
+        frozen=frozen,
+    )
     engine.train()
     gather.traffic.take()
     everything.take()

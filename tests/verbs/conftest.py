@@ -193,6 +193,7 @@ def a_config(encoder: Path) -> dict[str, Any]:
         "cluster": {"num_workers": 2, "threads_per_worker": 1, "object_store_mib": 100},
         "deepspeed": {"stage": 1},
         "tracking": {"log_model": False},
+        "report": {"enabled": False},  # it takes seconds of every command; the run `first` has it
     }
 
 
@@ -216,7 +217,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def trained(world: World) -> Done:
-    """The run `first`: to its end, without interruption, with the model logged to MLflow."""
-    done = world.run("train", "name=first", "tracking.log_model=true")
+    """The run `first`: to its end, without interruption, with the model logged to MLflow and its report."""
+    done = world.run("train", "name=first", "tracking.log_model=true", "report.enabled=true")
     assert done.code == 0, done.err
     return done

@@ -7,9 +7,6 @@ since starting Python and Ray for each would take minutes. Those before `RAY` fi
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from own_process import run_python
 
 if TYPE_CHECKING:
     from conftest import World
@@ -192,14 +190,7 @@ def typed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         "ray": [lay_out(one, root / one.name, world.encoder) for one in RAY],
     }
     (root / "cases.json").write_text(json.dumps(groups))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(root / "cases.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = run_python("-c", SCRIPT, str(root / "cases.json"), cwd=root, limit_s=400, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return root, json.loads(done.stdout.splitlines()[-1])
 

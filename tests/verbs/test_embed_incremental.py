@@ -348,7 +348,10 @@ def empty_the_pointer(jobs: Jobs, night: Night) -> str:
     return "full run: the current publication is damaged ("
 
 
-@pytest.mark.parametrize("damage", [flip_a_vector, remove_a_file, empty_the_pointer])
+@pytest.mark.parametrize(
+    "damage",
+    [flip_a_vector, *(pytest.param(damage, marks=pytest.mark.long) for damage in (remove_a_file, empty_the_pointer))],
+)
 def test_a_damaged_publication_is_published_over_and_its_damage_goes_nowhere(
     jobs: Jobs, damage: Callable[[Jobs, Night], str]
 ) -> None:

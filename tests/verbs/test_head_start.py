@@ -71,7 +71,7 @@ def test_evaluate_scores_the_exported_folder_as_training_did(world: World, runs:
     assert kept == {**runs.whole.record["neighbours_kept"], "mean": pytest.approx(kept["mean"], abs=1e-3)} | {
         key: pytest.approx(kept[key], abs=2e-2) for key in ("low", "high")
     }
-    assert (kept["at"], kept["items"]) == (10, 120) and 0.1 < kept["mean"] < 0.99
+    assert (kept["k"], kept["among"], kept["items"]) == (10, 120, 120) and 0.1 < kept["mean"] < 0.99
     assert f"semantic neighbours kept: {kept['mean']:.4f}" in done.err
 
 

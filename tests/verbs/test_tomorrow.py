@@ -60,7 +60,7 @@ def test_old_and_new_items_are_asked_for_among_the_same_candidates(world: World,
     test = tomorrow.record["metrics"]["test"]
     assert {test[ranking]["candidates"] for ranking in users} == {40}
     assert test["old_items"]["ndcg@10"] != test["new_items"]["ndcg@10"]
-    assert "held-out items, only new ones asked for: recall@5" in tomorrow.err
+    assert "candidates, only items that are new since the earlier run asked for: recall@5" in tomorrow.err
 
 
 def test_held_out_items_that_yesterday_was_trained_on_are_counted_and_warned_of(world: World, tomorrow: Done) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import MPNetConfig, MPNetModel
 
 from beeray.core.encoder import Encoder
-from beeray.core.frozen import FrozenLayers, _needed_by, freeze_lower_layers, transformer_layers
+from beeray.core.frozen_layers import FrozenLayers, _needed_by, freeze_lower_layers, transformer_layers
 from beeray.core.step import StepLoss, StepSettings, TrainingStep
 from beeray.core.user_items import UserItems
 from beeray.errors import EncoderError

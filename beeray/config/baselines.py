@@ -1,0 +1,64 @@
+"""What a fine-tuned encoder is measured against, and how each of them is fitted."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from beeray.config.section import Section
+from beeray.config.training import HeadConfig
+
+Baseline = Literal["popularity", "item_knn", "ease", "elsa", "untouched", "frozen_head"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+WITHOUT_TEXT: tuple[Baseline, ...] = ("popularity", "item_knn", "ease", "elsa")
+"""Those that know interactions alone, so that they cannot rank items without any."""
+
+
+class ItemKnnConfig(Section):
+    """Items that the same users have, by cosine."""
+
+    neighbours: int = Field(50, ge=1)
+    """Similar items kept for each item."""
+    shrink: float = Field(0.0, ge=0)
+    """Added to the denominator of every cosine, in users: takes weight from similarities seen with few."""
+
+
+class EaseConfig(Section):
+    """The linear autoencoder in closed form."""
+
+    l2: float = Field(100.0, gt=0)
+    max_items: int = Field(40_000, ge=1)
+    """Items with interactions for which a dense float32 matrix of items × items is held: 6 GiB at the default."""
+
+
+class ElsaConfig(Section):
+    """The shallow autoencoder that encoders are fine-tuned with, on an embedding of its own for every item."""
+
+    dim: int = Field(512, ge=1)
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(256, ge=1)
+    """Users of a step."""
+    lr: float = Field(0.01, gt=0)
+
+
+class BaselinesConfig(Section):
+    """Which baselines `beeray.baselines` fits, and how."""
+
+    which: tuple[Baseline, ...] = BASELINES
+    item_knn: ItemKnnConfig = ItemKnnConfig()
+    ease: EaseConfig = EaseConfig()
+    elsa: ElsaConfig = ElsaConfig()
+    frozen_head: HeadConfig = HeadConfig(units=0, steps=200, batch_size=256, max_output=3000, lr=3e-4)
+    """The strongest cheap control: a head trained alone, under the loss of training, on an encoder that is not."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> BaselinesConfig:
+        if not self.which:
+            raise ValueError(f"baselines.which is empty; give at least one of {', '.join(BASELINES)}")
+        return self
+
+    def settings_of(self, name: Baseline) -> dict[str, Any]:
+        """What decides a baseline beside data and seed."""
+        section = getattr(self, name, None)
+        return section.model_dump(mode="json") if section is not None else {}

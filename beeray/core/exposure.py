@@ -1,0 +1,103 @@
+"""What a ranking shows to users: how much of the catalog, how evenly, and how popular.
+
+A model may score well by showing everybody the same few popular items. Three figures tell, for the first k of every
+user's ranking, over the candidates:
+
+    coverage@k     share of the candidates that at least one user is shown
+    gini@k         Gini coefficient of how often each candidate is shown: 0 all alike, 1 − 1/candidates one alone
+    popularity@k   mean popularity of what is shown, to be held against that of the users' targets
+
+The popularity of an item is the share of the candidates that fewer of the evaluated users have, in history or
+targets, ties counted half: the mean over all candidates is exactly ½, so showing at random gives ½.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Counts = NDArray[np.int32]
+
+
+class Exposure:
+    """Counts of one ranking, block by block of users; three integers a candidate.
+
+    Args:
+        num_candidates: items ranked.
+        k: length of the list that a user is shown.
+    """
+
+    def __init__(self, num_candidates: int, k: int) -> None:
+        self.k = k
+        self.counts: Counts = np.zeros((3, num_candidates), dtype=np.int32)
+
+    @property
+    def shown(self) -> Counts:
+        """How often each candidate is among a user's first k, (candidates,)."""
+        return self.counts[0]
+
+    @property
+    def asked(self) -> Counts:
+        """How many users have each candidate as a target, (candidates,)."""
+        return self.counts[1]
+
+    @property
+    def known(self) -> Counts:
+        """How many users have each candidate in their history, (candidates,)."""
+        return self.counts[2]
+
+    def add(
+        self,
+        places: NDArray[np.int64],
+        valid: NDArray[np.bool_],
+        targets: NDArray[np.int64],
+        history: NDArray[np.int64],
+    ) -> None:
+        """Count a block of users; the work is in their entries, not in the candidates.
+
+        Args:
+            places: candidates ranked, (users, ranks), best first.
+            valid: whether there is anything at a rank, (users, ranks).
+            targets, history: flat places of all of the users' targets and known items.
+        """
+        np.add.at(self.shown, places[:, : self.k][valid[:, : self.k]], 1)
+        np.add.at(self.asked, targets, 1)
+        np.add.at(self.known, history, 1)
+
+    def reduce(self, sum_over_ranks: Callable[[Counts], Counts]) -> None:
+        """Replace the counts by their sum over ranks; collective if `sum_over_ranks` is."""
+        self.counts = sum_over_ranks(self.counts)
+
+    def summary(self) -> dict[str, float]:
+        """`coverage@k, gini@k, popularity@k, target_popularity`; empty when nobody was shown anything."""
+        if not self.shown.any():
+            return {}
+        popularity = mid_rank(self.asked + self.known)
+        return {
+            f"coverage@{self.k}": float((self.shown > 0).mean()),
+            f"gini@{self.k}": gini(self.shown),
+            f"popularity@{self.k}": float(popularity @ self.shown / self.shown.sum()),
+            "target_popularity": float(popularity @ self.asked / max(1, self.asked.sum())),
+        }
+
+
+def shown_length(recall_at: Iterable[int], ndcg_at: Iterable[int]) -> int:
+    """The k of the list that a user is taken to be shown: the shortest that recall asks for, or else nDCG."""
+    return min(tuple(recall_at) or tuple(ndcg_at))
+
+
+def gini(counts: Counts) -> float:
+    """Gini coefficient of non-negative counts that are not all zero: Σ (2i − n − 1) x_i / (n Σ x), x ascending."""
+    ordered = np.sort(counts).astype(np.float64)
+    number = len(ordered)
+    weights = 2 * np.arange(1, number + 1) - number - 1
+    return float(weights @ ordered / (number * ordered.sum()))
+
+
+def mid_rank(counts: Counts) -> NDArray[np.float64]:
+    """Share of all entries that are smaller than each, ties and the entry itself counted half; mean ½."""
+    ranks: NDArray[np.float64] = (rankdata(counts, method="average") - 0.5) / len(counts)
+    return ranks

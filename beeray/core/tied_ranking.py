@@ -1,0 +1,97 @@
+"""Ranking by tables of scores in which many candidates tie, as counts and neighbours make them.
+
+What a ranking of ties is worth depends on how they are broken. Here every metric is its *expected* value over all
+orders of the tied (McSherry & Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence
+of Tied Scores", ECIR 2008): no luck, no seed, and a model that knows nothing of its candidates scores exactly what a
+random order does on average. Without ties the figures are those of `evaluation.Ranker`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from beeray.core.baselines.model import ScoringModel
+from beeray.core.evaluation import RankingMetrics, at_candidates
+
+SCORES_AT_ONCE = 2**25
+
+
+class TiedRanker:
+    """Ranks candidates by a model's scores for blocks of users; `evaluation.UserRanker`.
+
+    Args:
+        model: fitted.
+        candidates: item indices that may be recommended, sorted, (candidates,).
+        metrics: what to measure.
+    """
+
+    def __init__(self, model: ScoringModel, candidates: NDArray[np.int32], metrics: RankingMetrics) -> None:
+        self.model, self.candidates, self.metrics = model, candidates, metrics
+
+    def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
+        """Expected metrics of a block of users, float64 (users, metrics); arguments as `evaluation.Ranker.score`.
+
+        Users are scored in pieces, so that no more than `SCORES_AT_ONCE` scores exist at a time.
+        """
+        rows = max(1, SCORES_AT_ONCE // history.shape[1])
+        pieces = [slice(start, start + rows) for start in range(0, history.shape[0], rows)]
+        return np.concatenate([self._score(history[piece], targets[piece]) for piece in pieces])
+
+    def _score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
+        scores = self.model.scores(history)
+        if len(self.candidates) != scores.shape[1]:
+            scores = scores[:, self.candidates]
+        seen = at_candidates(history, self.candidates)
+        scores[seen.row, seen.col] = -np.inf
+        return expected_metrics(scores, at_candidates(targets, self.candidates), self.metrics)
+
+
+def expected_metrics(
+    scores: NDArray[np.float32], wanted: sparse.coo_matrix, metrics: RankingMetrics
+) -> NDArray[np.float64]:
+    """Each metric's mean over all orders of tied candidates.
+
+    Args:
+        scores: (users, candidates); −inf is never recommended.
+        wanted: (users, candidates), the targets; at least one a user.
+
+    Returns:
+        float64 (users, metrics), columns as in `metrics.names`.
+    """
+    num_targets = np.bincount(wanted.row, minlength=len(scores))
+    assert num_targets.min() > 0, "a user without a target among the candidates"
+    above, tied = _places(scores, wanted, metrics.longest)
+    found = tied > 0
+    rows, above, tied = wanted.row[found], above[found], tied[found]
+    discounts = 1.0 / np.log2(np.arange(2, metrics.longest + 2))
+    columns: list[NDArray[np.float64]] = []
+    for k, gains in [
+        *((k, np.ones(k)) for k in metrics.recall_at),
+        *((k, discounts[:k]) for k in metrics.ndcg_at),
+    ]:
+        summed = np.concatenate([[0.0], np.cumsum(gains)])  # of the first so many ranks
+        shared = (summed[np.minimum(above + tied, k)] - summed[np.minimum(above, k)]) / tied
+        gained = np.bincount(rows, weights=shared, minlength=len(scores))
+        columns.append(gained / summed[np.minimum(num_targets, k)])
+    return np.stack(columns, axis=1)
+
+
+def _places(
+    scores: NDArray[np.float32], wanted: sparse.coo_matrix, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many candidates score above each target, and how many the same as it, itself included.
+
+    Both are exact for targets that may be among the k first; the others have `tied` 0. int64 (targets,) each.
+    """
+    best = torch.from_numpy(scores).topk(min(k, scores.shape[1]), dim=1).values.numpy()
+    last = best[:, -1]
+    num_at_last = (scores == last[:, None]).sum(axis=1)  # may go on beyond the k first
+    own = scores[wanted.row, wanted.col]
+    of_user = best[wanted.row]
+    above = (of_user > own[:, None]).sum(axis=1)
+    tied = np.where(own == last[wanted.row], num_at_last[wanted.row], (of_user == own[:, None]).sum(axis=1))
+    tied[~np.isfinite(own)] = 0
+    return above.astype(np.int64), tied.astype(np.int64)

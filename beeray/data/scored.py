@@ -1,0 +1,110 @@
+"""What was scored, read back: a run's or an evaluation's folder, with its users' metrics and the store they are of.
+
+runs/<name>/metrics.json, scores.parquet                         what a run scored at its end
+runs/<name>/scores-before.parquet                                and before training, named `<run>:before`
+runs/<name>/evaluations/<label>/metrics.json, scores.parquet     what was scored since, named `<run>:<label>`
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from beeray.data.parts import read_part
+from beeray.errors import RunError
+
+METRICS, SCORES, EVALUATIONS = "metrics.json", "scores.parquet", "evaluations"
+BEFORE, BEFORE_FILES = "before", ("run.json", "scores-before.parquet")
+TEXT_LENGTH = re.compile(r"-\d+$")
+"""What an evaluation's label ends in unless it is a baseline's: tokens of a text."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One system's scores.
+
+    Attributes:
+        run: name of the run's folder.
+        label: of the evaluation; empty for what the run scored at its end.
+        folder: where the scores lie.
+        store_fingerprint: of the store whose users were scored.
+        table: user_index, split, ranking, perhaps domain, one float64 column a metric.
+    """
+
+    run: str
+    label: str
+    folder: Path
+    store_fingerprint: str
+    table: pa.Table
+
+    @property
+    def name(self) -> str:
+        """As `compare` takes it: `<run>` or `<run>:<label>`."""
+        return f"{self.run}:{self.label}" if self.label else self.run
+
+
+def open_scored(reference: str, runs_dir: str = "runs") -> Scored:
+    """Open scores by name.
+
+    Args:
+        reference: a run's folder or its name in `runs_dir`, an evaluation's folder, or `RUN:LABEL`. A label may leave
+            out the text length that it ends in where that is unambiguous.
+
+    Raises:
+        RunError: nothing of that name, not finished, or damaged.
+    """
+    folder = _existing(reference, runs_dir)
+    if folder is not None:
+        inside = folder.parent.name == EVALUATIONS
+        return _opened(folder, folder.parent.parent.name if inside else folder.name, folder.name if inside else "")
+    run, colon, label = reference.rpartition(":")
+    home = _existing(run, runs_dir) if colon else None
+    if home is None:
+        raise RunError(
+            f"{reference!r}: no such folder, here or in {runs_dir}; give a run's folder or name, a folder under its "
+            f"{EVALUATIONS}/, or RUN:LABEL"
+        )
+    if label == BEFORE:
+        return _opened(home, home.name, BEFORE, BEFORE_FILES)
+    return _opened(_evaluation(home, label), home.name, label)
+
+
+def _existing(reference: str, runs_dir: str) -> Path | None:
+    if not reference:
+        return None
+    return next((path for path in (Path(reference), Path(runs_dir) / reference) if path.is_dir()), None)
+
+
+def _evaluation(home: Path, label: str) -> Path:
+    folder = home / EVALUATIONS / label
+    if label and folder.is_dir():
+        return folder
+    there = sorted(path.name for path in (home / EVALUATIONS).glob("*") if path.is_dir())
+    fitting = [name for name in there if TEXT_LENGTH.sub("", name) == label]
+    if len(fitting) == 1:
+        return home / EVALUATIONS / fitting[0]
+    why = "several evaluations of that label" if fitting else "no evaluation of that label"
+    raise RunError(f"run {home}: {why} {label!r}; there are: {', '.join(there) or 'none'}")
+
+
+def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRICS, SCORES)) -> Scored:
+    record, scores = (folder / name for name in files)
+    missing = next((path for path in (record, scores) if not path.is_file()), None)
+    if missing is not None:
+        raise RunError(f"{folder}: {missing.name} is not there: nothing was scored, or the run is not finished")
+    try:
+        fingerprint = str(json.loads(record.read_text(encoding="utf-8"))["store_fingerprint"])
+        table = read_part(str(scores.absolute()))
+        missing_columns = {"user_index", "split", "ranking"} - set(table.column_names)
+        if missing_columns:
+            raise KeyError(", ".join(sorted(missing_columns)))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise RunError(
+            f"{folder}: {record.name} or {scores.name} is damaged ({reason[:200]}); score it again"
+        ) from None
+    return Scored(run, label, folder, fingerprint, table)

@@ -1,0 +1,146 @@
+"""Everything that was scored under a run's name: the run, its encoder before, baselines, other encoders."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beeray.data.scored import EVALUATIONS, METRICS
+
+Record = dict[str, Any]
+
+BASELINES = {
+    "baseline-popularity": "Popularity",
+    "baseline-item_knn": "Item kNN",
+    "baseline-ease": "EASE",
+    "baseline-elsa": "ELSA",
+    "baseline-untouched": "Untouched encoder",
+    "baseline-frozen_head": "Frozen encoder + head",
+}
+RANKINGS = {
+    "held_out": "held-out items",
+    "catalog": "whole catalog",
+    "filtered": "whole catalog, absent items dropped afterwards",
+    "new_items": "only new items asked for",
+    "old_items": "only items known before asked for",
+}
+KINDS = ("baseline", "before", "other", "trained")
+"""From the first row of a table to the last."""
+SHOWN = ("coverage", "gini", "popularity", "target_popularity")
+
+
+def described(ranking: str) -> str:
+    """A ranking in words; `held_out@64` is one by the first 64 numbers of the embeddings."""
+    name, _, width = ranking.partition("@")
+    where = RANKINGS.get(name, name)
+    return f"{where}, first {width} numbers of the embeddings" if width else where
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One scored thing.
+
+    Attributes:
+        label: of its folder; `trained` and `before` for the run's own.
+        name: for people.
+        kind: one of `KINDS`.
+        metrics: `{split: {ranking: record}}`.
+    """
+
+    label: str
+    name: str
+    kind: str
+    metrics: Record
+
+
+def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Measurement], list[str]]:
+    """All that was scored, in the order in which to show it, and what had to be left out.
+
+    Args:
+        folder: the run's.
+        record: its metrics.json; None for one that was never trained.
+    """
+    found: list[Measurement] = []
+    notes: list[str] = []
+    if record is not None:
+        found.append(Measurement("trained", "Trained", "trained", record.get("metrics", {})))
+        if "metrics_before" in record:
+            name = "After the head start" if "head" in record else "Before training"
+            found.append(Measurement("before", name, "before", record["metrics_before"]))
+    for path in sorted((folder / EVALUATIONS).glob(f"*/{METRICS}")):
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            measurement = _evaluation(path.parent.name, other, record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            notes.append(f"{path.parent.name}: its {METRICS} cannot be read")
+            continue
+        if isinstance(measurement, str):
+            notes.append(measurement)
+        elif measurement is not None:
+            found.append(measurement)
+    known = list(BASELINES)
+    places = {label: place for place, label in enumerate(known)}
+    found.sort(key=lambda one: (KINDS.index(one.kind), places.get(one.label, len(known)), one.name))
+    return found, notes
+
+
+def _evaluation(label: str, other: Record, record: Record | None) -> Measurement | str | None:
+    """An evaluation; a note instead where it is of other data, None where the run's own record has it."""
+    ours, theirs = (record or {}).get("store_fingerprint"), other.get("store_fingerprint")
+    if ours and theirs and ours != theirs:
+        return f"{label}: measured on another store ({theirs}), so it is not shown"
+    length = other.get("text_length")
+    same_length = record is None or length is None or length == record.get("text_length")
+    suffix = "" if same_length else f" ({length} tokens)"
+    label = str(other.get("label") or label)
+    if label in BASELINES or label.startswith("baseline-"):
+        name = BASELINES.get(label, label.removeprefix("baseline-").replace("_", " "))
+        return Measurement(label, name + suffix, "baseline", other["metrics"])
+    stem = label.removesuffix(f"-{length}")
+    if stem == "model":
+        own = record is not None and same_length
+        return None if own else Measurement(label, f"Trained{suffix}", "trained", other["metrics"])
+    if stem == "untouched":
+        if record is not None and same_length and "metrics_before" in record and "head" not in record:
+            return None
+        return Measurement(label, f"Untouched encoder{suffix}", "before", other["metrics"])
+    return Measurement(label, Path(str(other.get("model", stem))).name + suffix, "other", other["metrics"])
+
+
+def rows(measurements: list[Measurement]) -> list[Record]:
+    """One row a model, split, ranking and domain (`""`: all users).
+
+    Returns:
+        `{name, kind, split, ranking, domain, users, candidates, metrics: {name: [mean, low, high]},
+        shown: {k, coverage, gini, popularity, target_popularity}}`; test before validation.
+    """
+    flat: list[Record] = []
+    for one in measurements:
+        for split, rankings in one.metrics.items():
+            for ranking, record in rankings.items():
+                for domain, part in {"": record, **record.get("domains", {})}.items():
+                    flat.append({"name": one.name, "kind": one.kind, "split": split, "ranking": ranking})
+                    flat[-1] |= {"domain": domain, **_figures(part)}
+    return sorted(flat, key=lambda row: (row["split"] != "test", row["split"]))  # stable: models stay in order
+
+
+def _figures(record: Record) -> Record:
+    metrics = {
+        name: [value["mean"], value["low"], value["high"]]
+        for name, value in record.items()
+        if isinstance(value, dict) and "mean" in value and math.isfinite(value["mean"])
+    }
+    shown: Record = {}
+    for name, value in record.items():
+        stem, _, k = name.partition("@")
+        if stem in SHOWN and isinstance(value, float):
+            shown |= {stem: value} | ({"k": int(k)} if k else {})
+    return {
+        "users": record.get("users", 0),
+        "candidates": record.get("candidates", 0),
+        "metrics": metrics,
+        "shown": shown,
+    }

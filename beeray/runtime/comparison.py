@@ -1,0 +1,199 @@
+"""Several systems that scored the same users, compared question by question: a split, a ranking, a metric, a system.
+
+Systems are joined on user, split, ranking and, where a store has several, domain. Imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from beeray.core.significance import holm, paired_bootstrap
+from beeray.data.scored import Scored
+from beeray.errors import RunError
+
+KEYS = ("user_index", "split", "ranking", "domain")
+RANKINGS = ("held_out", "catalog", "filtered")
+SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which questions are asked; what is not named is asked wherever all systems have it."""
+
+    splits: tuple[str, ...] = ()
+    rankings: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How they are answered."""
+
+    num_bootstrap: int = 10_000
+    seed: int = 0
+    alpha: float = 0.05
+
+
+EVERYTHING, BY_DEFAULT = Choice(), Settings()
+Group = tuple[str, str, str]
+"""split, ranking, domain (empty where the store has one)."""
+
+
+def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Settings = BY_DEFAULT) -> dict[str, Any]:
+    """Compare systems with the first of them.
+
+    Returns:
+        the settings; `systems`, a name, folder and fingerprint each; `tables`, one a split, ranking and domain, with
+        its users and metrics, and for each metric a row a system: `mean`, `low`, `high` and, but for the reference,
+        `difference` (mean, low, high), `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's
+        correction is over: all of these.
+
+    Raises:
+        RunError: other stores, or no user, ranking or metric in common.
+    """
+    check_stores(systems)
+    names = distinct_names(systems)
+    metrics = _common_metrics(systems, choice.metrics)
+    groups = _common_groups(systems, choice)
+    tables = [_table([one.table for one in systems], group, metrics, names, settings) for group in groups]
+    rows = [row for table in tables for rows in table["metrics"].values() for row in rows[1:]]
+    for row, adjusted in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
+        row["p_holm"] = float(adjusted)
+        gained = "better" if row["difference"]["mean"] > 0 else "worse"
+        row["verdict"] = gained if adjusted <= settings.alpha else "undecided"
+    return {
+        "reference": names[0],
+        "systems": [
+            {"name": name, "folder": str(one.folder), "store_fingerprint": one.store_fingerprint}
+            for name, one in zip(names, systems, strict=True)
+        ],
+        "hypotheses": len(rows),
+        "alpha": settings.alpha,
+        "num_bootstrap": settings.num_bootstrap,
+        "seed": settings.seed,
+        "tables": tables,
+    }
+
+
+def check_stores(systems: Sequence[Scored]) -> None:
+    """Refuse systems whose users are not the same; RunError names both."""
+    first = systems[0]
+    for other in systems[1:]:
+        if other.store_fingerprint != first.store_fingerprint:
+            raise RunError(
+                f"{other.name} was scored on store {other.store_fingerprint}, {first.name} on store "
+                f"{first.store_fingerprint}: other data, rules or split, so their users cannot be paired; score both "
+                "on one store (beeray.evaluate --config C --model PATH)"
+            )
+
+
+def distinct_names(systems: Sequence[Scored]) -> list[str]:
+    """What each system is called in a table: its label if all are of one run, its whole name, or its folder.
+
+    Raises:
+        RunError: one is given twice.
+    """
+    folders = [(one.folder.resolve(), one.label) for one in systems]
+    twice = next((one.name for place, one in enumerate(systems) if folders[place] in folders[:place]), None)
+    if twice is not None:
+        raise RunError(f"{twice} is given twice: a system does not differ from itself")
+    of_one_run = len({one.run for one in systems}) == 1
+    choices = [[one.label or one.run for one in systems]] if of_one_run else []
+    choices += [[one.name for one in systems], [f"{one.folder} {one.label}".strip() for one in systems]]
+    return next(names for names in choices if len(set(names)) == len(names))
+
+
+def _common_metrics(systems: Sequence[Scored], asked: Sequence[str]) -> list[str]:
+    columns = [[name for name in one.table.column_names if name not in KEYS] for one in systems]
+    common = [name for name in columns[0] if all(name in other for other in columns)]
+    if not common:
+        shown = "; ".join(
+            f"{one.name}: {', '.join(names) or 'none'}" for one, names in zip(systems, columns, strict=True)
+        )
+        raise RunError(f"no metric was measured of all systems ({shown}); score them with one evaluate section")
+    return _asked(common, asked, "metric")
+
+
+def _common_groups(systems: Sequence[Scored], choice: Choice) -> list[Group]:
+    found = [_groups(one.table) for one in systems]
+    common = [group for group in found[0] if all(group in other for other in found)]
+    if not common:
+        shown = "; ".join(
+            f"{one.name}: {', '.join(' '.join(filter(None, group)) for group in groups) or 'none'}"
+            for one, groups in zip(systems, found, strict=True)
+        )
+        raise RunError(f"no ranking was scored of all systems ({shown})")
+    splits = _asked([split for split, _, _ in common], choice.splits, "split")
+    rankings = _asked([ranking for _, ranking, _ in common], choice.rankings, "ranking")
+    return [group for group in common if group[0] in splits and group[1] in rankings]
+
+
+def _asked(common: Sequence[str], asked: Sequence[str], what: str) -> list[str]:
+    unknown = [name for name in asked if name not in common]
+    if unknown:
+        there = ", ".join(dict.fromkeys(common))
+        raise RunError(f"--{what} {unknown[0]!r}: not measured of all systems; there are: {there}")
+    return [name for name in common if not asked or name in asked]
+
+
+def _groups(table: pa.Table) -> list[Group]:
+    """The groups of a table, those known of old first."""
+    columns = [name for name in KEYS[1:] if name in table.column_names]
+    rows = table.select(columns).group_by(columns).aggregate([]).to_pylist()
+    groups = [(row["split"], row["ranking"], row.get("domain") or "") for row in rows]
+    return sorted(groups, key=lambda group: (_place(SPLITS, group[0]), _place(RANKINGS, group[1]), group))
+
+
+def _place(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)
+
+
+def _rows(table: pa.Table, group: Group, metrics: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Users of a group in order, (users,), and their metrics, (users, metrics)."""
+    mask = pc.and_(pc.equal(table["split"], group[0]), pc.equal(table["ranking"], group[1]))
+    if group[2]:
+        mask = pc.and_(mask, pc.equal(table["domain"], group[2]))
+    chosen = table.filter(mask)
+    users = chosen["user_index"].to_numpy()
+    order = np.argsort(users, kind="stable")
+    return users[order], np.stack([chosen[name].to_numpy() for name in metrics], axis=1)[order]
+
+
+def _table(
+    tables: Sequence[pa.Table], group: Group, metrics: Sequence[str], names: Sequence[str], settings: Settings
+) -> dict[str, Any]:
+    scored = [_rows(table, group, metrics) for table in tables]
+    common = scored[0][0]
+    for users, _ in scored[1:]:
+        common = np.intersect1d(common, users)
+    where = " ".join(filter(None, group))
+    if not len(common):
+        raise RunError(f"{where}: no user was scored by all systems; score them on one store with one config")
+    scores = np.stack([values[np.searchsorted(users, common)] for users, values in scored])
+    found = paired_bootstrap(scores, num_bootstrap=settings.num_bootstrap, seed=settings.seed)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for column, metric in enumerate(metrics):
+        rows[metric] = []
+        for place, name in enumerate(names):
+            row = {"system": name, **_interval(found.means[place, column], found.intervals[place, column])}
+            if place:
+                difference = found.differences[place - 1, column]
+                reference = found.means[0, column]
+                row["difference"] = _interval(difference, found.difference_intervals[place - 1, column])
+                row["relative"] = float(difference / reference) if reference else None
+                row["p"] = float(found.p_values[place - 1, column])
+            rows[metric].append(row)
+    table = {"split": group[0], "ranking": group[1], "users": len(common), "metrics": rows}
+    left_out = max(len(users) for users, _ in scored) - len(common)
+    return {**table, **({"domain": group[2]} if group[2] else {}), **({"users_left_out": left_out} if left_out else {})}
+
+
+def _interval(mean: float, bounds: NDArray[np.float64]) -> dict[str, float]:
+    return {"mean": float(mean), "low": float(bounds[0]), "high": float(bounds[1])}

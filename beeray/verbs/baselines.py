@@ -1,0 +1,204 @@
+"""What `beeray.baselines` does: fit and score what fine-tuning must beat, and show it beside the run's own model.
+
+Each leaves `runs/<name>/evaluations/baseline-<which>/` of the form that `beeray.evaluate` leaves, and is not done again
+while its settings, the evaluation and the store stay the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from beeray.config import BASELINES, WITHOUT_TEXT, Baseline, Config, config_digest
+from beeray.console import Console
+from beeray.data.preparation import store_fingerprint
+from beeray.data.scored import METRICS, SCORES, Scored, open_scored
+from beeray.data.storage import storage_options
+from beeray.data.store import Store
+from beeray.errors import ConfigError, RunError
+from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.runtime.comparison import Choice, compare
+from beeray.runtime.comparison_table import comparison_text
+from beeray.runtime.launch import launch_scoring
+from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
+from beeray.runtime.run_folder import RunFolder, locked_file
+from beeray.runtime.session import check_placement, ray_session
+from beeray.verbs.report import refresh_report
+
+CANNOT_RANK_NEW_ITEMS = (
+    "knows interactions alone: all items of the split's held_out ranking tie, and its figures there are the expected "
+    "ones of a random order"
+)
+
+
+def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Fit and score what is not there yet, then print all beside the run's own model."""
+    which = chosen(config, arguments.only)
+    fingerprint, fitted = ensure(config, which, console, fresh=arguments.fresh)
+    comparison = compared(config, which, own_model(config, fingerprint, console), console)
+    records = {name: kept(name, config, fingerprint) for name in which}
+    refresh_report(config, console)
+    return {"baselines": records, "fitted": fitted, **({"comparison": comparison} if comparison else {})}
+
+
+def ensure(
+    config: Config, which: list[Baseline], console: Console, *, fresh: bool = False
+) -> tuple[str, list[Baseline]]:
+    """Fit and score the baselines that are not there with these settings; all of them with `fresh`.
+
+    Returns:
+        fingerprint of the store, and what was fitted now.
+    """
+    if not config.evaluate.splits:
+        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
+    lock = config.run_dir.parent / "logs" / f"{config.name}-baselines.lock"
+    with (
+        locked_file(lock, f"run {config.name!r}: its baselines are being fitted by another command", "wait for it"),
+        storage_options(config.storage),
+    ):
+        fingerprint = store_fingerprint(config)
+        missing = [name for name in which if fresh or kept(name, config, fingerprint) is None]
+        done = [name for name in which if name not in missing]
+        if done:
+            console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
+        if missing:
+            _fit_and_score(config, missing, console)
+    return fingerprint, missing
+
+
+def chosen(config: Config, only: str | None) -> list[Baseline]:
+    """The baselines asked for, in the order of `BASELINES`; ConfigError names one that there is not."""
+    names = only.split(",") if only is not None else list(config.baselines.which)
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown:
+        raise ConfigError(f"--only {unknown[0]!r}: no such baseline; there are: {', '.join(BASELINES)}")
+    return [name for name in BASELINES if name in names]
+
+
+OBJECTIVE = {"loss", "temperature", "relu", "top_k", "negatives", "matryoshka_dims", "distill_weight", "init_from"}
+"""What of `train` decides how a head on a frozen encoder is trained, and which rankings it is scored in."""
+
+
+def folder_of(name: Baseline, config: Config) -> Path:
+    """Where a baseline's scores go."""
+    return RunFolder(config).evaluations / _label(name)
+
+
+def _label(name: Baseline) -> str:
+    return f"baseline-{name}"
+
+
+def kept(name: Baseline, config: Config, fingerprint: str) -> dict[str, Any] | None:
+    """The record of a baseline that was scored with these settings on this store; None if there is none."""
+    folder = folder_of(name, config)
+    try:
+        record: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    same = record.get("digest") == digest(name, config, fingerprint)
+    return record if same and (folder / SCORES).is_file() else None
+
+
+def digest(name: Baseline, config: Config, fingerprint: str) -> str:
+    """Digest of all that decides a baseline's scores."""
+    irrelevant = {"users_per_block", "items_per_block", "before", "neighbours", "neighbours_at"}
+    evaluate = config.evaluate.model_dump(mode="json", exclude=irrelevant)
+    deciding: dict[str, Any] = {
+        "baseline": name,
+        "settings": config.baselines.settings_of(name),
+        "evaluate": evaluate,
+        "store_fingerprint": fingerprint,
+        "with_validation": config.trains_on_validation,
+        "seed": config.seed,
+    }
+    if name not in WITHOUT_TEXT:
+        encoder = config.encoder.model_dump(mode="json", exclude={"dropout", "attention"})
+        deciding |= {"encoder": encoder, "precision": config.train.precision}
+        rankings = {"matryoshka_dims", "init_from"}
+        deciding |= config.train.model_dump(mode="json", include=OBJECTIVE if name == "frozen_head" else rankings)
+    return config_digest(deciding)
+
+
+def _fit_and_score(config: Config, which: list[Baseline], console: Console) -> None:
+    tokenizer = open_tokenizer(config) if set(which) - set(WITHOUT_TEXT) else None
+    with ray_session(config.cluster, config.storage):
+        if tokenizer is not None:
+            check_placement(config.cluster)
+        store, _ = prepared_store(config, console)
+        without_text = [name for name in which if name in WITHOUT_TEXT]
+        if without_text:
+            _without_text(without_text, config, store, console)
+        if tokenizer is not None:
+            tokens_path = token_store(config, store, tokenizer, console)
+            _of_encoder([name for name in which if name not in WITHOUT_TEXT], config, store, tokens_path, console)
+
+
+def _without_text(which: list[Baseline], config: Config, store: Store, console: Console) -> None:
+    from beeray.runtime.baselines import check_memory, fit_and_score
+
+    user_items = store.training_interactions(config.trains_on_validation)
+    check_memory(config.baselines, which, user_items)
+    for name in which:
+        scores, timings = fit_and_score(name, config, store, user_items, console)
+        new_items = {"scores_new_items": False, "note": CANNOT_RANK_NEW_ITEMS}
+        about = {"model": name, "text_length": None, **(new_items if store.meta.split_kind == "item" else {})}
+        _keep(name, config, store, scores, {**about, "timings": timings}, console)
+
+
+def _of_encoder(which: list[Baseline], config: Config, store: Store, tokens_path: str, console: Console) -> None:
+    model = located_encoder(config.encoder.name)
+    config = config.model_copy(update={"baselines": config.baselines.model_copy(update={"which": tuple(which)})})
+    old_items = RunFolder(config).old_items_of(store.meta.fingerprint)
+    loop = "beeray.runtime.frozen:frozen_worker"
+    handler = launch_scoring(loop, config, store, tokens_path, model, console, old_items=old_items)
+    used = summarise_workers(handler.workers())
+    for name in which:
+        scores = handler.scores(name)
+        if not scores:
+            raise RunError("baselines: the workers' scores were lost with their node; run the same command again")
+        about = {"model": model, "text_length": config.served_seq_length, "timings": handler.timings[name]}
+        _keep(name, config, store, scores, {**about, **used}, console)
+
+
+def _keep(name: Baseline, config: Config, store: Store, scores: Any, about: dict[str, Any], console: Console) -> None:
+    metrics = summarise_scores(scores, config.evaluate)
+    record = {
+        "label": _label(name),
+        **about,
+        "settings": config.baselines.settings_of(name),
+        "digest": digest(name, config, store.meta.fingerprint),
+        "store_fingerprint": store.meta.fingerprint,
+        "metrics": metrics,
+    }
+    RunFolder(config).keep_evaluation(_label(name), scores_table(scores), record)
+    for line in headline(metrics, config):
+        console.line(f"{name}: {line}")
+
+
+def compared(config: Config, which: list[Baseline], first: list[Scored], console: Console) -> dict[str, Any] | None:
+    """Print a table of some systems and all baselines; None where there is only one.
+
+    Args:
+        first: what comes before the baselines; the first of all is the reference.
+    """
+    systems = [*first, *(open_scored(str(folder_of(name, config))) for name in which)]
+    if len(systems) < 2:
+        return None
+    held_out = ("test",) if "test" in config.evaluate.splits else ()
+    record = compare(systems, Choice(splits=held_out))
+    console.show(comparison_text(record))
+    return record
+
+
+def own_model(config: Config, fingerprint: str, console: Console) -> list[Scored]:
+    """What the config's own run scored at its end, if it is finished and was scored on this store."""
+    folder = RunFolder(config)
+    if folder.finished() is None or not folder.scores.is_file():
+        return []
+    own = open_scored(str(folder.path))
+    if own.store_fingerprint != fingerprint:
+        console.line(f"run {config.name!r} was scored on another store, {own.store_fingerprint}: left out of the table")
+        return []
+    return [own]

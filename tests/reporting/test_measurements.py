@@ -1,0 +1,94 @@
+"""Which scored things the report shows, under which names, in which order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from beeray.reporting.measurements import collect_measurements, rows
+from beeray.reporting.summary import tiles
+
+
+def metrics(mean: float, **more: Any) -> dict[str, Any]:
+    value = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+    return {"test": {"held_out": {"users": 9, "candidates": 5, "recall@2": value, **more}}}
+
+
+def evaluation(folder: Path, name: str, mean: float, **more: Any) -> None:
+    path = folder / "evaluations" / name
+    path.mkdir(parents=True)
+    record = {"metrics": metrics(mean), "store_fingerprint": "s", **more}
+    (path / "metrics.json").write_text(json.dumps(record))
+
+
+RECORD = {"metrics": metrics(0.5), "metrics_before": metrics(0.2), "store_fingerprint": "s", "text_length": 16}
+
+
+def names(folder: Path, record: dict[str, Any] | None = RECORD) -> list[str]:
+    return [one.name for one in collect_measurements(folder, record)[0]]
+
+
+def test_baselines_come_first_and_the_trained_encoder_last(tmp_path: Path) -> None:
+    evaluation(tmp_path, "baseline-ease", 0.4, label="baseline-ease")
+    evaluation(tmp_path, "baseline-popularity", 0.1, label="baseline-popularity")
+    evaluation(tmp_path, "baseline-own_idea", 0.1)
+    evaluation(tmp_path, "other-1a2b3c4d-16", 0.3, text_length=16, model="/models/other")
+    assert names(tmp_path) == ["Popularity", "EASE", "own idea", "Before training", "other", "Trained"]
+
+
+def test_what_the_run_measured_itself_is_not_shown_twice_unless_the_text_length_differs(tmp_path: Path) -> None:
+    for length in (16, 32):
+        evaluation(tmp_path, f"model-{length}", 0.5, text_length=length)
+        evaluation(tmp_path, f"untouched-{length}", 0.2, text_length=length)
+    assert names(tmp_path) == [
+        "Before training",
+        "Untouched encoder (32 tokens)",
+        "Trained",
+        "Trained (32 tokens)",
+    ]
+
+
+def test_before_a_head_start_is_not_the_untouched_encoder(tmp_path: Path) -> None:
+    evaluation(tmp_path, "untouched-16", 0.1, text_length=16)
+    assert names(tmp_path, RECORD | {"head": {}}) == ["After the head start", "Untouched encoder", "Trained"]
+
+
+def test_a_run_that_was_never_trained_shows_what_was_evaluated(tmp_path: Path) -> None:
+    evaluation(tmp_path, "untouched-16", 0.1, text_length=16)
+    assert names(tmp_path, None) == ["Untouched encoder"]
+    assert names(tmp_path / "nothing", None) == []
+
+
+def test_other_data_and_damage_are_left_out_and_said(tmp_path: Path) -> None:
+    evaluation(tmp_path, "baseline-ease", 0.9, store_fingerprint="else")
+    evaluation(tmp_path, "broken", 0.9)
+    (tmp_path / "evaluations" / "broken" / "metrics.json").write_text("{")
+    found, notes = collect_measurements(tmp_path, RECORD)
+    assert [one.name for one in found] == ["Before training", "Trained"]
+    assert notes == [
+        "baseline-ease: measured on another store (else), so it is not shown",
+        "broken: its metrics.json cannot be read",
+    ]
+
+
+def test_rows_hold_intervals_exposure_and_every_domain() -> None:
+    figures = {"coverage@2": 0.5, "gini@2": 0.25, "popularity@2": 0.75, "target_popularity": 0.5}
+    domains = {"books": metrics(0.7)["test"]["held_out"]}
+    record = {"metrics": {**metrics(0.5, domains=domains, **figures)}}
+    record["metrics"]["validation"] = {"held_out": {"users": 0, "candidates": 5}}
+    whole, books, validation = rows(collect_measurements(Path("nowhere"), record)[0])
+    assert whole["metrics"] == {"recall@2": [0.5, 0.4, 0.6]}
+    assert whole["shown"] == {"k": 2, "coverage": 0.5, "gini": 0.25, "popularity": 0.75, "target_popularity": 0.5}
+    assert (whole["domain"], books["domain"], books["metrics"]["recall@2"][0]) == ("", "books", 0.7)
+    assert (validation["split"], validation["metrics"], validation["shown"]) == ("validation", {}, {})
+
+
+def test_tiles_hold_the_run_against_before_and_the_best_baseline(tmp_path: Path) -> None:
+    evaluation(tmp_path, "baseline-ease", 0.4)
+    evaluation(tmp_path, "baseline-popularity", 0.1)
+    (tile,) = tiles(rows(collect_measurements(tmp_path, RECORD)[0]))
+    assert (tile["name"], tile["value"], tile["interval"]) == ("recall@2", "0.500", "0.400 – 0.600")
+    assert tile["note"] == "0.200 before training, × 2.50"
+    assert tile["rival"] == "best baseline 0.400 (EASE)"
+    assert tiles([]) == []

@@ -1,0 +1,184 @@
+"""Comparing runs by the command: what is joined, what is refused, what a reader and a program get."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2]
+USERS = 60
+
+
+def a_table(gain: float, *, users: int = USERS, rankings: tuple[str, ...] = ("held_out", "catalog")) -> pa.Table:
+    """Two metrics of every user in each ranking; `gain` is added to ndcg@10, with noise of its own."""
+    own = np.random.default_rng(int(1000 * gain) % 1009)
+    base = np.random.default_rng(1).random(users)
+    parts = [
+        {
+            "user_index": np.arange(users),
+            "split": ["test"] * users,
+            "ranking": [ranking] * users,
+            "recall@5": np.full(users, 0.5),
+            "ndcg@10": base + gain + 0.01 * own.normal(size=users),
+        }
+        for ranking in rankings
+    ]
+    return pa.concat_tables([pa.table(part) for part in parts])
+
+
+def write(folder: Path, table: pa.Table, fingerprint: str = "aaaa") -> None:
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "scores.parquet")
+    (folder / "metrics.json").write_text(json.dumps({"store_fingerprint": fingerprint}))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A run with three evaluations, and runs that do not fit it."""
+    first = tmp_path / "runs" / "first"
+    write(first, a_table(0.0))
+    write(first / "evaluations" / "untouched-32", a_table(-0.2))
+    write(first / "evaluations" / "baseline-ease", a_table(0.1))
+    write(tmp_path / "runs" / "second", a_table(0.002))
+    write(tmp_path / "runs" / "elsewhere", a_table(0.0), fingerprint="bbbb")
+    write(tmp_path / "runs" / "fewer", a_table(0.3, users=40, rankings=("held_out",)))
+    return tmp_path
+
+
+def type_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "beeray.compare", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def execute(folder: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """The command in this process, which saves its start."""
+    import io
+    from contextlib import redirect_stderr, redirect_stdout
+
+    from beeray.compare import main
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["compare", "--num-bootstrap", "500", *arguments])
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main()
+    return code, out.getvalue(), err.getvalue()
+
+
+def rows_of(record: dict[str, Any], ranking: str, metric: str) -> list[dict[str, Any]]:
+    return next(table for table in record["tables"] if table["ranking"] == ranking)["metrics"][metric]
+
+
+def test_a_run_its_evaluations_and_another_run_are_compared_with_the_first(runs: Path) -> None:
+    done = type_command(runs, "runs/first", "first:untouched", "first:baseline-ease", "second", "--out", "t.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads((runs / "t.json").read_text()) == record
+    assert record["hypotheses"] == 12  # 3 systems × 2 rankings × 2 metrics
+    reference, untouched, ease, second = rows_of(record, "held_out", "ndcg@10")
+    assert reference["system"] == "first" and "p" not in reference
+    assert untouched["system"] == "first:untouched"
+    assert untouched["difference"]["mean"] == pytest.approx(-0.2, abs=0.01)
+    assert (untouched["verdict"], ease["verdict"]) == ("worse", "better")
+    assert untouched["p_holm"] == pytest.approx(12 * 2 / 10_001)
+    assert second["verdict"] == "undecided" and second["p_holm"] > 0.05
+    assert untouched["relative"] == pytest.approx(untouched["difference"]["mean"] / reference["mean"])
+    equal = rows_of(record, "catalog", "recall@5")[1]
+    assert (equal["p"], equal["verdict"]) == (1.0, "undecided")
+    assert "test, held_out: 60 users" in done.stdout
+    assert "Holm's correction over the 12 hypotheses" in done.stdout
+    line = [line for line in done.stdout.splitlines() if line.startswith("    first:untouched")][1]  # of ndcg@10
+    assert line.endswith("worse") and "Holm  0.0024" in line and "p ≤0.0002" in line
+
+
+def test_fewer_questions_are_a_smaller_family(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--metric", "ndcg@10", "--ranking", "held_out", "--out", "out/table.csv")
+    code, out, _ = execute(runs, "first", "first:untouched-32", *asked, monkeypatch=monkeypatch)
+    assert code == 0
+    record = json.loads(out.splitlines()[-1])
+    row = rows_of(record, "held_out", "ndcg@10")[1]
+    assert record["hypotheses"] == 1 and row["p_holm"] == row["p"] == pytest.approx(2 / 501)
+    assert [one["name"] for one in record["systems"]] == ["first", "untouched-32"]  # of one run
+    lines = list(csv.DictReader((runs / "out" / "table.csv").open()))
+    assert [(line["system"], line["verdict"]) for line in lines] == [("first", ""), ("untouched-32", "worse")]
+    assert float(lines[1]["difference"]) == pytest.approx(row["difference"]["mean"])
+
+
+def test_only_what_all_have_is_compared(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = execute(runs, "first", "fewer", monkeypatch=monkeypatch)
+    assert code == 0
+    tables = json.loads(out.splitlines()[-1])["tables"]
+    assert [(table["ranking"], table["users"], table["users_left_out"]) for table in tables] == [("held_out", 40, 20)]
+    assert "40 users (20 left out)" in out
+
+
+def test_domains_are_compared_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, gain in (("one", 0.0), ("two", 0.2)):
+        table = a_table(gain, rankings=("held_out",))
+        domains = pa.array(["books" if user < 20 else "films" for user in range(USERS)])
+        write(tmp_path / "runs" / name, table.append_column("domain", domains))
+    code, out, _ = execute(tmp_path, "one", "two", monkeypatch=monkeypatch)
+    assert code == 0
+    tables = json.loads(out.splitlines()[-1])["tables"]
+    assert [(table["domain"], table["users"]) for table in tables] == [("books", 20), ("films", 40)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["first", "elsewhere"], "elsewhere was scored on store bbbb, first on store aaaa"),
+        (["first", "first"], "first is given twice"),
+        (["first"], "'first' alone: give at least two"),
+        (["first", "nowhere"], "'nowhere': no such folder, here or in runs"),
+        (["first", "first:gone"], "no evaluation of that label 'gone'; there are: baseline-ease, untouched-32"),
+        (["first", "first:before"], "run.json is not there"),
+        (["first", "second", "--metric", "mrr"], "--metric 'mrr': not measured of all systems; there are: recall@5"),
+        (["first", "second", "--out", "t.txt"], "--out 't.txt': its end says what is written"),
+        (["first", "second", "--alpha", "5"], "--alpha 5: must be between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    runs: Path, arguments: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = execute(runs, *arguments, monkeypatch=monkeypatch)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("beeray compare: ") and complaint in err
+
+
+def test_damaged_scores_are_told(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs / "runs" / "second" / "scores.parquet").write_bytes(b"no parquet")
+    code, _, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
+    assert code == 2 and "scores.parquet is damaged" in err
+
+
+def test_a_comparison_imports_neither_torch_nor_ray(runs: Path) -> None:
+    program = (
+        "import runpy, sys\nsys.argv = ['compare', 'first', 'second', '--num-bootstrap', '100']\n"
+        "try:\n    runpy.run_module('beeray.compare', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    print('exit', end.code, sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=runs,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "exit 0 []", done.stderr
