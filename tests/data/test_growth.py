@@ -29,6 +29,7 @@ def test_items_are_known_by_id_and_domain_and_trained_on_unless_they_were_held_o
     growth = growth_since(today, path)
     assert growth.known.tolist() == [False, True, False, True, True]
     assert growth.trained.tolist() == [False, True, False, True, False]
+    assert growth.domains == ("a", "b")
     assert growth.record(today) == {
         "old_items": 3,
         "new_items": 2,

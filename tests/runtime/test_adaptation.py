@@ -14,8 +14,9 @@ from tiny_encoder import build_tiny_encoder
 
 from beeray.config import TrainConfig, validate_config
 from beeray.core.encoder import load_encoder, save_encoder
+from beeray.core.head import append_head, head_units
 from beeray.errors import ConfigError, EncoderError
-from beeray.runtime.adaptation import adapt, check_adaptation
+from beeray.runtime.adaptation import adapt, check_adaptation, check_head
 from beeray.verbs.train import _check_peft
 
 TEXTS = ["ba ban bo", "fa fi fus fer fol"]
@@ -117,6 +118,17 @@ def test_what_does_not_fit_the_encoder_is_refused_in_one_line(
     with pytest.raises(EncoderError, match=expected) as caught:
         check_adaptation(opened(folder), TrainConfig(**train))
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_of_another_width_than_the_encoder_has_already_is_refused(folder: Path) -> None:
+    model = opened(folder)
+    check_head(model, TrainConfig(head={"units": 6}))
+    append_head(model, 6)
+    assert head_units(model) == 6
+    check_head(model, TrainConfig(head={"units": 6}))
+    check_head(model, TrainConfig())
+    with pytest.raises(EncoderError, match=r"train\.head\.units is 8: .* has a head of 6 units, which is kept; set it"):
+        check_head(model, TrainConfig(head={"units": 8}))
 
 
 def test_every_layer_may_be_frozen_below_a_head(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,37 @@ def test_what_cannot_be_begun_with_is_refused(tmp_path: Path, given: str, expect
     with pytest.raises(BeerayError, match=expected) as caught:
         find_warm_start(a_config(tmp_path, init_from=str(tmp_path / given)))
     assert "\n" not in str(caught.value) and str(caught.value).startswith("train.init_from ")
+
+
+@pytest.mark.parametrize(
+    ("saved", "prefix", "fits"),
+    [
+        ({}, "", True),
+        ({}, "passage: ", False),
+        ({"prompts": {"document": "passage: "}, "default_prompt_name": "document"}, "passage: ", True),
+        ({"prompts": {"document": "passage: "}, "default_prompt_name": "document"}, "", False),
+        ({"prompts": {"query": "query: "}, "default_prompt_name": None}, "", True),
+    ],
+)
+def test_a_run_goes_on_with_the_prefix_that_it_was_trained_with(
+    tmp_path: Path, saved: dict[str, Any], prefix: str, fits: bool
+) -> None:
+    run = finished(tmp_path)
+    (run / "model" / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    config = a_config(tmp_path, init_from=str(run))
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": prefix})})
+    if fits:
+        assert find_warm_start(config) is not None
+    else:
+        with pytest.raises(BeerayError, match=rf"encoder\.prefix is '{prefix}': what .* was trained with '.*'; set"):
+            find_warm_start(config)
+
+
+def test_an_encoders_folder_that_names_no_prefix_may_begin_with_any(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    config = a_config(tmp_path, init_from=str(tmp_path))
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": "passage: "})})
+    assert find_warm_start(config) is not None
 
 
 def test_a_run_whose_beginning_has_changed_since_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from test_resume import beyond_a_checkpoint
 
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.store import Store
@@ -76,6 +77,21 @@ def test_held_out_items_that_yesterday_was_trained_on_are_counted_and_warned_of(
     assert f"{trained} of test), which flatters" in tomorrow.err
 
 
-def test_a_run_without_a_beginning_has_no_groups(trained: Done) -> None:
+def test_a_run_without_a_beginning_has_no_groups_and_counts_neighbours_among_its_reports_items(trained: Done) -> None:
     assert trained.record["metrics"]["test"].keys() == {"held_out", "catalog"}
-    assert "init_from" not in trained.record and "neighbours_kept" not in trained.record
+    assert "init_from" not in trained.record
+    kept = trained.record["neighbours_kept"]
+    assert (kept["k"], kept["among"], kept["items"]) == (10, NUM_OLD, NUM_OLD) and 0 < kept["mean"] < 1
+
+
+@pytest.mark.long
+def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_yesterdays_encoder(world: World, trained: Done) -> None:
+    arguments = ("train.init_from=runs/first", "train.checkpoint_every_steps=2", "evaluate.splits=[]", *GROWN)
+    world.write_grown_tables(NUM_NEW)
+    assert world.run("train", "name=unbroken", *arguments).code == 0
+    process = world.start("train", "name=broken", *arguments)
+    world.wait_until(lambda: beyond_a_checkpoint(world, "broken"), process)
+    world.kill(process)
+    done = world.run("train", "name=broken", *arguments)
+    assert "resumed from the checkpoint after step " in done.err
+    assert world.distance("unbroken", "broken") < 1e-6 < world.distance("first", "broken")
