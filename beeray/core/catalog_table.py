@@ -73,13 +73,14 @@ class CatalogTable:
             width: of rows cut to their first numbers and scaled to unit length again; all numbers unless given.
         """
         assert self.embeddings is not None, "refresh comes first"
-        whole = width is None or width == self.embeddings.shape[1]
-        embeddings = self.embeddings if whole else normalize_rows(self.embeddings[:, :width])
-        rows = np.searchsorted(self.trainable, users.indices)
+        embeddings = self.embeddings
+        rows = torch.from_numpy(np.searchsorted(self.trainable, users.indices).astype(np.int64)).to(self.device)
+        if width is not None and width < embeddings.shape[1]:  # of the users' items alone, however large the catalog
+            embeddings, rows = normalize_rows(embeddings[rows, :width]), torch.arange(len(rows), device=self.device)
         absent = np.isin(users.indices, drawn, invert=True)
         weights = torch.from_numpy(absent.astype(np.float32)).to(self.device)
         sums = functional.embedding_bag(
-            torch.from_numpy(rows.astype(np.int64)).to(self.device),
+            rows,
             embeddings,
             torch.from_numpy(users.indptr[:-1]).to(self.device),
             mode="sum",

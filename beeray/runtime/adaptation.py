@@ -63,7 +63,7 @@ def check_adaptation(model: SentenceTransformer, train: TrainConfig) -> None:
             "the whole of them is trained beside the prefixes anyway; leave out what is not below that"
         )
     adapt(model, train, seed=0)
-    trained = {name for name, parameter in model[0].named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if train.head is None and all("pooler" in name for name in trained):
         raise EncoderError(
             f"train.freeze_layers is {train.freeze_layers}: that is every layer, and nothing is left to train; lower "

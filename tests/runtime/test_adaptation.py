@@ -133,6 +133,9 @@ def test_a_head_of_another_width_than_the_encoder_has_already_is_refused(folder:
 
 def test_every_layer_may_be_frozen_below_a_head(folder: Path) -> None:
     check_adaptation(opened(folder), TrainConfig(freeze_layers=2, head={}))
+    headed = opened(folder)
+    append_head(headed, 6)  # as an earlier run left it
+    check_adaptation(headed, TrainConfig(freeze_layers=2))
 
 
 def test_adapters_without_peft_are_refused_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
