@@ -54,7 +54,7 @@ def launch_scoring(
     tokens_path: str,
     model: str,
     console: Console,
-    **given: str,
+    **given: Any,
 ) -> EventHandler:
     """Have workers that only score do so; returns what they sent.
 

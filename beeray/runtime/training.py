@@ -20,7 +20,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
-from torch import nn
 from torch.profiler import record_function
 
 from beeray.config import Config
@@ -308,10 +307,6 @@ def _streams(task: WorkerTask) -> list[UserStream]:
         )
         for share in task.shares
     ]
-
-    @property
-    def _scored(self) -> tuple[WorkerTask, nn.Module, Store, TokenStore, torch.device]:
-        return self.task, self.engine, self.store, self.tokens, self.device
 
 
 def _compute_type(config: Config) -> torch.dtype:
