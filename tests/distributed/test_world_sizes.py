@@ -26,8 +26,8 @@ PROGRAM = Path(__file__).with_name("three_steps.py")
 WORLD_SIZES = (1, 2, 4)
 STAGES = ("0", "1", "2", "3")
 CASES = ("bounded", "clipped", "catalog")
-FURTHER_CASES = ("softmax", "adapted")
-"""Other objectives and adapted encoders, on one rank and on two."""
+FURTHER_CASES = {"softmax": ("1", "3"), "adapted": ("2", "3")}
+"""Other objectives and adapted encoders, and the ZeRO stages that they are tried under on two ranks."""
 TOLERANCE = 1e-5
 JOBS = {
     1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)]
@@ -37,7 +37,7 @@ JOBS = {
     4: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")],
 }
 JOBS[1] += [f"{case}:plain" for case in FURTHER_CASES]
-JOBS[2] += [f"{case}:{stage}" for case in FURTHER_CASES for stage in STAGES] + ["softmax:muted"]
+JOBS[2] += [f"{case}:{stage}" for case, stages in FURTHER_CASES.items() for stage in stages] + ["softmax:muted"]
 START_S = 240
 
 Result = dict[str, Any]
@@ -185,7 +185,9 @@ def test_prefixes_distillation_adapters_and_frozen_layers_on_two_ranks_end_as_on
 ) -> None:
     reference = results(case, "plain", 1)
     assert largest_difference(reference["start"], reference["end"])[0] > 1e-3
-    found = {stage: largest_difference(results(case, stage, 2)["end"], reference["end"]) for stage in STAGES}
+    found = {
+        stage: largest_difference(results(case, stage, 2)["end"], reference["end"]) for stage in FURTHER_CASES[case]
+    }
     assert max(difference for difference, _ in found.values()) < TOLERANCE, found
 
 
