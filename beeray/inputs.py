@@ -6,11 +6,14 @@ Preparing imports Ray Data, which takes a second, so whoever only locates an enc
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beeray.config import Config
 from beeray.console import Console, StageReporter
 from beeray.data.store import Store
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
@@ -33,14 +36,19 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     return store, prepared
 
 
-def open_tokenizer(config: Config) -> Any:
-    """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
+def open_encoder(config: Config) -> SentenceTransformer:
+    """The config's encoder, on the driver; raises EncoderError here and not on every worker."""
     from beeray.core.encoder import load_encoder
 
     encoder = config.encoder
     return load_encoder(
         encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
-    ).tokenizer
+    )
+
+
+def open_tokenizer(config: Config) -> Any:
+    """The tokenizer of the config's encoder; errors as `open_encoder`."""
+    return open_encoder(config).tokenizer
 
 
 def located_encoder(name: str) -> str:

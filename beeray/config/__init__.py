@@ -24,7 +24,7 @@ from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.storage import StorageConfig
-from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "IndexConfig",
     "InteractionsTable",
     "ItemKnnConfig",
+    "LoraConfig",
     "ProtocolConfig",
     "ReportConfig",
     "Section",

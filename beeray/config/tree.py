@@ -157,6 +157,19 @@ class Config(Section):
             return self.train.with_validation
         return self.split.reproduce is not None
 
+    @property
+    def begins_with(self) -> str:
+        """The encoder before training, as it is named."""
+        return self.train.init_from or self.encoder.name
+
+    @property
+    def measures_neighbours(self) -> bool:
+        """Whether training measures the semantic neighbours that are kept."""
+        if self.evaluate.neighbours is not None:
+            return self.evaluate.neighbours
+        embeds_original = self.evaluate.before and self.train.head is None  # with a head, another one is scored
+        return embeds_original or self.train.distill_weight > 0
+
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""
         return _digest(self.result_keys())

@@ -54,22 +54,20 @@ def launch_scoring(
     tokens_path: str,
     model: str,
     console: Console,
-    *,
-    run_dir: str = "",
-    keep_as: str = "",
+    **given: Any,
 ) -> EventHandler:
     """Have workers that only score do so; returns what they sent.
 
     Args:
         loop: as `launch` takes it.
-        model, run_dir, keep_as: as `WorkerTask`.
+        model, given: as `WorkerTask`.
 
     Raises:
         BeerayError: as `launch`.
     """
     handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
     with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
-        task = WorkerTask(config, store.path, tokens_path, monitor, model, run_dir=run_dir, keep_as=keep_as)
+        task = WorkerTask(config, store.path, tokens_path, monitor, model, **given)
         launch(loop, task, storage=Path(storage), name="scoring")
     handler.close()
     return handler
