@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.cores import keep_deepspeed_on_cpu, share_cores
 from beeray.runtime.original import neighbours_kept, sampled_neighbours
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, score_splits
@@ -53,10 +53,9 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
         device = get_device()
         torch.cuda.set_device(device)
     else:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it looks for CUDA's compiler otherwise
+        keep_deepspeed_on_cpu()
         device = torch.device("cpu")
-        cores = os.cpu_count() or 1
-        torch.set_num_threads(cluster.threads_per_worker or max(1, cores // context.get_local_world_size()))
+        share_cores(cluster.threads_per_worker, context.get_local_world_size())
     yield device
     usage = resource.getrusage(resource.RUSAGE_SELF)
     task.send(

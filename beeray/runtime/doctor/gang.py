@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from beeray.config import ClusterConfig, Config
 from beeray.errors import ClusterError
+from beeray.runtime.cores import keep_deepspeed_on_cpu, share_cores
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding, found, together
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Worker:
     def _start(self) -> Finding:
         started = time.perf_counter()
         if not self.use_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it looks for CUDA's compiler otherwise
+            keep_deepspeed_on_cpu()
         import torch
 
         if self.use_gpu and not torch.cuda.is_available():
@@ -90,10 +91,8 @@ class Worker:
 
     def set_threads(self, per_node: int) -> None:
         """As many compute threads as a training worker has when `per_node` share this node."""
-        import torch
-
         if not self.use_gpu:
-            torch.set_num_threads(self.config.cluster.threads_per_worker or max(1, (os.cpu_count() or 1) // per_node))
+            share_cores(self.config.cluster.threads_per_worker, per_node)
 
     def collectives(self, address: str, port: int, limit_s: float) -> Finding:
         """Join the process group and try it."""
