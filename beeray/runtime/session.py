@@ -68,10 +68,15 @@ def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) ->
             ray.shutdown()
 
 
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The cluster that is to be joined, by the config or the environment; None: a Ray is started here."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
     import ray
 
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
         arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
@@ -141,12 +146,14 @@ def check_placement(
     Raises:
         ClusterError: says what is missing.
     """
-    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    joined = cluster_address(cluster) is not None
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
-    if joined and _placeable_workers(cluster)[0] < cluster.num_workers:
+    _, lacking = lacking_workers(cluster, keys)
+    if lacking and joined:
         _ask_to_grow(cluster)
-    while (lacking := lacking_workers(cluster, keys)[1]) and time.monotonic() < deadline:
+    while lacking and time.monotonic() < deadline:
         time.sleep(1.0)
+        _, lacking = lacking_workers(cluster, keys)
     if lacking:
         raise ClusterError(lacking)
 

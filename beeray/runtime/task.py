@@ -85,14 +85,18 @@ class WorkerTask:
 
     def open_encoder(self, device: torch.device | str = "cpu", name: str = "") -> SentenceTransformer:
         """The encoder before training, or the one named."""
-        from beeray.core.encoder import load_encoder
+        return open_encoder(self.config, name or self.model, self.config.served_seq_length, device)
 
-        encoder = self.config.encoder
-        return load_encoder(
-            name or self.model,
-            max_seq_length=self.config.served_seq_length,
-            prefix=encoder.prefix,
-            dropout=encoder.dropout,
-            attention=encoder.attention,
-            device=device,
-        )
+
+def open_encoder(config: Config, name: str, max_seq_length: int, device: torch.device | str) -> SentenceTransformer:
+    """An encoder as workers train and score it: with the prefix, dropout and attention of a config."""
+    from beeray.core.encoder import load_encoder
+
+    return load_encoder(
+        name,
+        max_seq_length=max_seq_length,
+        prefix=config.encoder.prefix,
+        dropout=config.encoder.dropout,
+        attention=config.encoder.attention,
+        device=device,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,7 +28,7 @@ from beeray.runtime.doctor.resources import judge_resources
 from beeray.runtime.doctor.storage import check_storage, free_bytes, nearest_folder, places_of
 from beeray.runtime.doctor.tracking import check_mlflow
 from beeray.runtime.doctor.versions import judge_versions
-from beeray.runtime.session import lacking_workers, ray_session
+from beeray.runtime.session import cluster_address, lacking_workers, ray_session
 
 ON_CLUSTER = (
     "resources", "versions", "clocks", "storage", "data", "workers", "collectives", "deepspeed", "gradient", "encoder",
@@ -44,9 +43,11 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     limit_s = arguments.timeout_s
     told = _Told(console)
     with storage_options(config.storage):
-        mlflow = Check("mlflow", lambda: check_mlflow(config, limit_s / 2), about="MLflow; is it up?", limit_s=limit_s)
+        mlflow = Check(
+            "mlflow", lambda: check_mlflow(config, limit_s / 2), who="MLflow", remedy="is it up?", limit_s=limit_s
+        )
         with ExitStack() as stack:
-            joined = ray.is_initialized() or bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+            joined = ray.is_initialized() or cluster_address(config.cluster) is not None
             begun = time.monotonic()
             try:
                 stack.enter_context(ray_session(config.cluster, config.storage))
@@ -120,33 +121,34 @@ class _Examination:
     def checks(self) -> Iterator[Check]:
         """All of them begun at once, in the order in which they are to be told."""
         begin = self._begin
-        resources = begin("resources", self._resources, "Ray; see ray status")
-        workers = begin("workers", self._workers, f"the workers; {REMEDIES['workers']}", times=2)
-        versions = begin("versions", self._versions, "a node's probe; see ray status and that node's logs")
-        clocks = begin("clocks", self._clocks, "a node's probe; see ray status and that node's logs", after=[versions])
-        storage = begin("storage", self._storage, "runs_dir or data.store; is a mount or an object store mute?")
-        data = begin("data", self._data, f"the tables or the store; {READ_REMEDY}")
+        resources = begin("resources", self._resources, "Ray", "see ray status")
+        workers = begin("workers", self._workers, "the workers", REMEDIES["workers"], times=2)
+        probe = "a node's probe", "see ray status and that node's logs"
+        versions = begin("versions", self._versions, *probe)
+        clocks = begin("clocks", self._clocks, *probe, after=[versions])
+        storage = begin("storage", self._storage, "runs_dir or data.store", "is a mount or an object store mute?")
+        data = begin("data", self._data, "the tables or the store", READ_REMEDY)
         gang_checks = [workers]
-        for name in ("collectives", "deepspeed", "gradient"):
-            about = f"the workers' {name}; {REMEDIES[name]}"
-            gang_checks.append(begin(name, self._of_gang(name), about, [gang_checks[-1]]))
+        for name, check in self._of_gang().items():
+            gang_checks.append(begin(name, check, f"the workers' {name}", REMEDIES[name], [gang_checks[-1]]))
         # last of what the workers do, one thing after the other: a model hub that is mute keeps nothing else waiting
-        about = f"the encoder on its way in; {REMEDIES['encoder']}"
-        encoder = begin("encoder", self._encoder, about, [workers], gang_checks)
-        memory = begin("memory", self._memory, "the nodes", [encoder], [versions])
-        disk = begin("disk", self._disk, "the disk of runs_dir", [encoder], [versions])
+        who, remedy = "the encoder on its way in", REMEDIES["encoder"]
+        encoder = begin("encoder", self._encoder, who, remedy, [workers], gang_checks)
+        memory = begin("memory", self._memory, "the nodes", "look at the nodes", [encoder], [versions])
+        disk = begin("disk", self._disk, "the disk of runs_dir", "look at the disk of runs_dir", [encoder], [versions])
         yield from (resources, versions, clocks, storage, data, *gang_checks, encoder, memory, disk)
 
     def _begin(
         self,
         name: str,
         work: Callable[[], Finding],
-        about: str,
+        who: str,
+        remedy: str,
         needs: Sequence[Check] = (),
         after: Sequence[Check] = (),
         times: float = 1,
     ) -> Check:
-        return Check(name, work, about=about, limit_s=times * self.limit_s, needs=needs, after=after)
+        return Check(name, work, who=who, remedy=remedy, limit_s=times * self.limit_s, needs=needs, after=after)
 
     def _resources(self) -> Finding:
         return judge_resources(self.config.cluster, self.free, joined=self.joined)
@@ -187,15 +189,14 @@ class _Examination:
         self.gang.set_result(gang)
         return gang.start(self.limit_s)
 
-    def _of_gang(self, name: str) -> Callable[[], Finding]:
-        def work() -> Finding:
-            gang = self.gang.result()
-            if name == "collectives":
-                return gang.collectives(max(1.0, self.limit_s - 5.0))  # torch's own error comes before ours
-            finding: Finding = getattr(gang, name)()
-            return finding
-
-        return work
+    def _of_gang(self) -> dict[str, Callable[[], Finding]]:
+        """What the workers do together, one thing after the other."""
+        in_time = max(1.0, self.limit_s - 5.0)  # torch's own error comes before ours
+        return {
+            "collectives": lambda: self.gang.result().collectives(in_time),
+            "deepspeed": lambda: self.gang.result().deepspeed(),
+            "gradient": lambda: self.gang.result().gradient(),
+        }
 
     def _encoder(self) -> Finding:
         finding = self.gang.result().encoder(located_encoder(self.config.encoder.name))

@@ -35,9 +35,9 @@ def test_a_check_that_hangs_is_told_by_name_in_time_and_what_needs_it_is_skipped
         never.wait()
         return FINE
 
-    hung = Check("storage", hang, about="the disk; is a mount mute?", limit_s=0.2)
-    needy = Check("data", lambda: FINE, about="the tables; look", limit_s=5, needs=[hung])
-    free = Check("mlflow", lambda: FINE, about="MLflow; look", limit_s=5, after=[hung])
+    hung = Check("storage", hang, who="the disk", remedy="is a mount mute?", limit_s=0.2)
+    needy = Check("data", lambda: FINE, who="the tables", remedy="look", limit_s=5, needs=[hung])
+    free = Check("mlflow", lambda: FINE, who="MLflow", remedy="look", limit_s=5, after=[hung])
     started = time.monotonic()
     finding, seconds = hung.wait()
     assert finding == Finding(
@@ -55,8 +55,8 @@ def test_the_limit_of_a_check_counts_from_its_own_beginning_and_a_warning_hides_
         time.sleep(0.4)
         return Finding(WARNING, "so-so")
 
-    first = Check("first", slow, about="it; look", limit_s=5)
-    second = Check("second", lambda: FINE, about="it; look", limit_s=0.3, needs=[first])
+    first = Check("first", slow, who="it", remedy="look", limit_s=5)
+    second = Check("second", lambda: FINE, who="it", remedy="look", limit_s=0.3, needs=[first])
     assert first.wait()[0].status == WARNING
     finding, seconds = second.wait()
     assert finding == FINE

@@ -20,7 +20,8 @@ class Check:
     Args:
         name: as it is shown.
         work: ends in a finding.
-        about: what hangs when nothing is heard, and what to do about it; `who; remedy`.
+        who: what hangs when nothing is heard.
+        remedy: what to do about that, and about an error that names no remedy.
         limit_s: seconds it may take, counted from its own beginning.
         needs: checks without which it has nothing to work with: it is skipped when one of them failed.
         after: checks that go before it, however they end.
@@ -31,12 +32,13 @@ class Check:
         name: str,
         work: Callable[[], Finding],
         *,
-        about: str,
+        who: str,
+        remedy: str,
         limit_s: float,
         needs: Sequence[Check] = (),
         after: Sequence[Check] = (),
     ) -> None:
-        self.name, self.about, self.limit_s = name, about, limit_s
+        self.name, self.who, self.remedy, self.limit_s = name, who, remedy, limit_s
         self._work, self._needs, self._after = work, needs, after
         self._began: Future[float] = Future()
         self._ended: Future[tuple[Finding, float]] = Future()
@@ -51,8 +53,7 @@ class Check:
         if lacking:
             self._end(Finding(SKIPPED, f"needs {lacking[0]}, which did not pass"), began)
             return
-        who, _, remedy = self.about.partition("; ")
-        self._end(found(self._work, remedy or f"look at {who}"), began)
+        self._end(found(self._work, self.remedy), began)
 
     def _end(self, finding: Finding, began: float) -> None:
         with contextlib.suppress(InvalidStateError):  # given up already
@@ -67,8 +68,7 @@ class Check:
         try:
             return self._ended.result(timeout=max(0.0, began + self.limit_s - time.monotonic()))
         except FutureTimeoutError:
-            who, _, remedy = self.about.partition("; ")
             late = f"if it is merely slow give --timeout-s {2 * self.limit_s:g}"
-            hung = Finding(FAILED, f"no answer from {who} within {self.limit_s:g} s; {remedy}; {late}")
+            hung = Finding(FAILED, f"no answer from {self.who} within {self.limit_s:g} s; {self.remedy}; {late}")
             self._end(hung, began)
             return self._ended.result()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from beeray.config import Config
-from beeray.core.encoder import Encoder, embedding_dim, load_encoder
+from beeray.core.encoder import Encoder, embedding_dim
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
+from beeray.runtime.task import open_encoder
 
 TEXTS = ("A studded winter tyre for bicycles", "A dock that charges phones without a cable")
 
@@ -20,14 +21,7 @@ def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
     Raises:
         EncoderError: it does not load.
     """
-    model = load_encoder(
-        name,
-        max_seq_length=config.longest_seq_length,
-        prefix=config.encoder.prefix,
-        dropout=config.encoder.dropout,
-        attention=config.encoder.attention,
-        device=device,
-    )
+    model = open_encoder(config, name, config.longest_seq_length, device)
     encoder = Encoder(model, config.train.precision).eval()
     tokenizer = model.tokenizer
     rows = [tokenizer(text, truncation=True, max_length=config.longest_seq_length)["input_ids"] for text in TEXTS]

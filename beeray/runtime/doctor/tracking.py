@@ -14,7 +14,7 @@ from beeray.config import Config
 from beeray.config.credentials import redact_text, redact_uri
 from beeray.runtime.doctor.finding import FAILED, OK, Finding, in_one_line
 from beeray.runtime.doctor.storage import nearest_folder
-from beeray.runtime.tracking import URI_VARIABLE, tracking_uri
+from beeray.runtime.tracking import tracking_key, tracking_uri
 
 WEB = ("http", "https")
 
@@ -26,8 +26,8 @@ def check_mlflow(config: Config, limit_s: float) -> Finding:
         limit_s: how long a server may take to answer.
     """
     uri = tracking_uri(config)
-    named = config.tracking.uri is not None
-    key = "tracking.uri" if named else URI_VARIABLE if os.environ.get(URI_VARIABLE) else "tracking.uri (unset)"
+    named = tracking_key(config)
+    key = named or "tracking.uri (unset)"
     shown, scheme = redact_uri(uri), urlsplit(uri).scheme.partition("+")[0]
     try:
         if scheme in ("", "file"):
@@ -42,7 +42,7 @@ def check_mlflow(config: Config, limit_s: float) -> Finding:
         reason = redact_text(in_one_line(error), uri)
         remedy = (
             f"start the server, correct the address in {key}, or leave it out for a local database"
-            if key != "tracking.uri (unset)"
+            if named
             else "give this user the right to write in runs_dir, or name a server in tracking.uri"
         )
         return Finding(FAILED, f"{key} {shown!r}: MLflow cannot be reached ({reason}); {remedy}")
