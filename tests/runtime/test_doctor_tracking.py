@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,18 +15,7 @@ import pytest
 from beeray.config import Config, validate_config
 from beeray.runtime.doctor.tracking import check_mlflow
 
-
-@pytest.fixture(autouse=True)
-def no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def silent_port() -> Iterator[int]:
-    """A port on loopback that accepts connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
-        yield server.getsockname()[1]
+pytestmark = pytest.mark.usefixtures("no_tracking_variables")
 
 
 @pytest.fixture
@@ -67,9 +55,9 @@ def test_a_server_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> 
     assert "\n" not in finding.said
 
 
-def test_a_mute_server_is_given_up_within_the_limit(tmp_path: Path, silent_port: int) -> None:
+def test_a_mute_server_is_given_up_within_the_limit(tmp_path: Path, mute_port: int) -> None:
     started = time.monotonic()
-    finding = check_mlflow(a_config(tmp_path, f"http://127.0.0.1:{silent_port}"), 1)
+    finding = check_mlflow(a_config(tmp_path, f"http://127.0.0.1:{mute_port}"), 1)
     assert finding.status == "FAILED" and "timed out" in finding.said.lower()
     assert time.monotonic() - started < 15
     assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP")]
