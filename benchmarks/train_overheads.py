@@ -60,14 +60,15 @@ def main() -> None:
 
 def measure(data: Path, store: Path, folder: Path) -> dict[str, Any]:
     """The record: start-up and waiting of each of the runs."""
-    common = (f"data.path={data}", f"data.store={store}", "tracking.log_model=false", "evaluate.splits=[]")
-    run_verb("prepare", "--config", "goodbooks-smoke", *common, cwd=folder)
+    where = (f"data.path={data}", f"data.store={store}")
+    common = ("tracking.log_model=false", "evaluate.splits=[]")
+    run_verb("prepare", "--config", "goodbooks-smoke", *where, *common, cwd=folder)
     tiny = build_tiny_encoder(folder / "tiny")
     waiting, startup = {}, {}
     for name, overrides in RUNS.items():
         encoder = (f"encoder.name={tiny}",) if name.startswith("tiny") else ()
         done, _, _ = run_verb(
-            "train", "--config", "goodbooks-smoke", *common, *overrides, *encoder, f"name={name}", cwd=folder
+            "train", "--config", "goodbooks-smoke", *where, *common, *overrides, *encoder, f"name={name}", cwd=folder
         )
         startup[name] = done["startup_s"]
         waiting[name] = summarise(folder / "runs" / name / "steps.jsonl")

@@ -20,7 +20,19 @@ import pytest
 from tiny_encoder import build_tiny_encoder
 
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
-WITH_CONFIG = ("prepare", "train", "evaluate", "baselines", "protocol", "tune", "embed", "index", "demo", "report")
+WITH_CONFIG = (
+    "prepare",
+    "train",
+    "evaluate",
+    "baselines",
+    "protocol",
+    "tune",
+    "embed",
+    "index",
+    "demo",
+    "report",
+    "doctor",
+)
 WITHOUT_CONFIG = ("compare",)
 COMMANDS = [f"beeray.{verb}" for verb in WITH_CONFIG + WITHOUT_CONFIG]
 VERBS = [*COMMANDS, "beeray.verbs"]

@@ -16,7 +16,7 @@ from beeray.config.baselines import (
     ItemKnnConfig,
 )
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
-from beeray.config.data import CatalogTable, DataConfig, InteractionsTable, ShopConfig, SplitConfig
+from beeray.config.data import CatalogTable, DataConfig, DomainConfig, InteractionsTable, ShopConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.loading import CONFIGS_DIR, load_config, validate_config
@@ -25,7 +25,7 @@ from beeray.config.report import ReportConfig
 from beeray.config.section import Section
 from beeray.config.space import at_point, epoch_metrics, num_points, own_point, search_space, searched_metric
 from beeray.config.storage import StorageConfig
-from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
 from beeray.config.tune import AshaConfig, Dimension, TuneConfig
 
@@ -42,6 +42,7 @@ __all__ = [
     "DataConfig",
     "DeepSpeedConfig",
     "Dimension",
+    "DomainConfig",
     "EaseConfig",
     "ElsaConfig",
     "EmbedConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "IndexConfig",
     "InteractionsTable",
     "ItemKnnConfig",
+    "LoraConfig",
     "ProtocolConfig",
     "ReportConfig",
     "Section",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from beeray.config.section import Fraction, Section
+
+DOMAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+FROM_FILES = ("goodbooks", "movielens", "amazon-books")
+"""Sources that are a folder of a public data set's original files."""
+HANDED_DOWN = ("min_value", "min_user_interactions", "empty_text")
+OF_ONE_SOURCE = ("source", "path", "descriptions", "catalog", "interactions", "shop", "domain")
+Size = Fraction | Annotated[int, Field(ge=1)]
 
 
 class CatalogTable(Section):
@@ -37,46 +46,124 @@ class ShopConfig(Section):
     seed: int = Field(7, ge=0)
 
 
-class DataConfig(Section):
-    """Where raw tables are, which rows count, and where the prepared store goes."""
+class SourceConfig(Section):
+    """Where the raw tables of one data set are, and which of their rows count."""
 
-    source: Literal["goodbooks", "movielens", "tables", "shop"]
+    source: Literal["goodbooks", "movielens", "amazon-books", "tables", "shop"] | None = None
     path: str | None = None
-    """Folder of the original files (`goodbooks`, `movielens`)."""
+    """Folder of the original files (`goodbooks`, `movielens`, `amazon-books`)."""
     descriptions: str | None = None
     """`movielens`: a descriptions file (`movieId` and a text column) used in place of titles, genres and tags."""
     catalog: CatalogTable | None = None
     interactions: InteractionsTable | None = None
     shop: ShopConfig = ShopConfig()
-    domain: str | None = None
-    """Name of the domain in the store; the source's name unless set."""
-    store: str | None = None
-    """Folder of the prepared store; `stores/<name>` unless set."""
     min_value: float | None = 4.0
     """Interactions with a smaller `value` are dropped; null keeps all."""
     min_user_interactions: int = Field(5, ge=2)
     empty_text: Literal["error", "drop"] = "error"
     """What to do with a catalog row whose text is null or blank."""
+
+    def missing(self, where: str) -> str | None:
+        """What the source lacks, as an error of the section called `where`; None when nothing is missing."""
+        if self.source is None:
+            return f"{where}.source: required key is missing"
+        if self.source in FROM_FILES and not self.path:
+            return f"{where}.path is required for source {self.source!r}: the folder of its original files"
+        if self.source == "tables" and self.catalog is None:
+            return f"{where}.catalog is required for source 'tables'; {where}.interactions too, but for embed alone"
+        return None
+
+
+class DomainSplitConfig(Section):
+    """Sizes of a domain's held-out data where they differ from those of `split`."""
+
+    validation: Size | None = None
+    test: Size | None = None
+    num_draws: int | None = Field(None, ge=1)
+
+
+class DomainConfig(SourceConfig):
+    """One of several data sets that are mixed: its source, its rules and its share of the training."""
+
+    weight: float = Field(1.0, gt=0, le=100)
+    """How often each of its users comes in an epoch, on average: 0.5 takes half of them, others every epoch."""
+    split: DomainSplitConfig = DomainSplitConfig()
+
+
+class DataConfig(SourceConfig):
+    """Where raw tables are, which rows count, and where the prepared store goes: one source, or several domains."""
+
+    domain: str | None = Field(None, pattern=DOMAIN_NAME)
+    """Name of the one source's domain in the store; the source's name unless set."""
+    domains: dict[str, DomainConfig] | None = None
+    """Several data sets in one store, by name, in place of one source. Each is filtered and split as if it were alone;
+    `min_value`, `min_user_interactions` and `empty_text` of `data` hold for those that do not set their own."""
+    store: str | None = None
+    """Folder of the prepared store; `stores/<name>` unless set."""
     num_buckets: int | None = Field(None, ge=1, le=4096)
     """User buckets of the shuffle; more buckets need less memory at a time. Unless set, one for each million rows of
     interactions, and at least 8. Content, order of users and draws are the same for any number."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hands_down_rules(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("domains"), Mapping):
+            return tree
+        shared = {key: tree[key] for key in HANDED_DOWN if key in tree}
+        handed = {
+            name: {**shared, **domain} if isinstance(domain, Mapping) else domain
+            for name, domain in tree["domains"].items()
+        }
+        return {**tree, "domains": handed}
+
     @model_validator(mode="after")
     def _has_its_tables(self) -> DataConfig:
-        if self.source in ("goodbooks", "movielens") and not self.path:
-            raise ValueError(f"data.path is required for source {self.source!r}: the folder of its original files")
-        if self.source == "tables" and self.catalog is None:
-            raise ValueError("data.catalog is required for source 'tables'; data.interactions too, but for embed alone")
+        if self.domains is None:
+            missing = self.missing("data")
+            if missing:
+                raise ValueError(missing)
+            return self
+        if not self.domains:
+            raise ValueError("data.domains is empty: name at least one data set, e.g. books: {source: goodbooks, …}")
+        for key in OF_ONE_SOURCE:
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(f"data.{key} is set beside data.domains: move it into the domain that it is meant for")
+        for name, domain in self.domains.items():
+            if not re.fullmatch(DOMAIN_NAME, name):
+                raise ValueError(
+                    f"data.domains: {name!r} is no name of a domain; use letters, digits, _ and -, beginning with a "
+                    "letter or digit: it becomes part of metrics' names and of folders"
+                )
+            missing = domain.missing(f"data.domains.{name}")
+            if missing:
+                raise ValueError(missing)
         return self
+
+    def single_sources(self) -> list[DataConfig]:
+        """Each domain by itself as a config of one source, in order; itself when there is one source."""
+        if self.domains is None:
+            return [self]
+        return [
+            DataConfig(
+                **{key: getattr(section, key) for key in SourceConfig.model_fields},
+                domain=name,
+                num_buckets=self.num_buckets,
+            )
+            for name, section in self.domains.items()
+        ]
+
+    def weight_of(self, domain: str) -> float:
+        """`weight` of a domain; 1 where there is one source."""
+        return self.domains[domain].weight if self.domains else 1.0
 
 
 class SplitConfig(Section):
     """How held-out data is chosen; the meaning of each kind is tabled in `beeray/data/splits.py`."""
 
     kind: Literal["item", "time", "user"] = "item"
-    validation: Fraction | Annotated[int, Field(ge=1)] = 0.1
-    """Held out for validation: a fraction, or a number of items (`item`) or users (`user`)."""
-    test: Fraction | Annotated[int, Field(ge=1)] = 0.1
+    validation: Size = 0.1
+    """Held out for validation: a fraction, or a number of items (`item`) or users (`user`); of each domain."""
+    test: Size = 0.1
     reproduce: Literal["beeformer"] | None = None
     """`item` only: draw exactly the held-out items of the paper's published protocol (seed 42, 2,000 draws)."""
     num_draws: int = Field(2000, ge=1)

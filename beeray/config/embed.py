@@ -19,6 +19,8 @@ class EmbedConfig(Section):
     """Encoder: a folder or hub name, or `untouched` for `encoder.name`; what the run trained unless set."""
     catalog: CatalogTable | None = None
     """The catalog of this job; that of `data` unless set."""
+    domains: tuple[str, ...] | None = None
+    """Several domains: those whose catalogs are embedded and indexed; all unless set."""
     max_seq_length: int | None = Field(None, ge=8)
     """Text length; that of evaluation unless set."""
     precision: Literal["fp32", "bf16"] = "fp32"

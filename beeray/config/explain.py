@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,13 +33,23 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
 
 
 def _keys_beside(path: Sequence[str], tree: type[BaseModel]) -> list[str]:
-    model: Any = tree
+    reached: list[Any] = [tree]
     for part in path[:-1]:
-        if part not in model.model_fields:  # a key of a mapping of sections
-            continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        reached = [inside for one in reached for inside in _below(one, part)]
+    return list(reached[0].model_fields) if reached and hasattr(reached[0], "model_fields") else []
+
+
+def _below(kind: Any, key: str) -> list[Any]:
+    """The models and mappings that a model's or a mapping's key may hold."""
+    if get_origin(kind) is dict:
+        annotation = get_args(kind)[1]
+    elif isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
+        annotation = kind.model_fields[key].annotation
+    else:
+        return []
+    options = [annotation, *get_args(annotation)]
+    return [
+        one
+        for one in options
+        if get_origin(one) is dict or (isinstance(one, type) and not get_origin(one) and issubclass(one, BaseModel))
+    ]

@@ -32,8 +32,9 @@ FIXED = {
     "index": "does not change what training computes",
     "evaluate": "decides how trials are measured, so they could not be compared",
     "tune": "is the sweep itself",
+    "train.init_from": "is where every trial begins",
 }
-"""What cannot be searched over, and why."""
+"""What cannot be searched over, and why: whole sections, and keys."""
 SEARCHABLE = ("evaluate.max_seq_length",)
 LR_PRESET = (1e-5, 1e-3)
 MOST_COMBINATIONS = 200
@@ -42,7 +43,7 @@ MOST_COMBINATIONS = 200
 def search_space(config: Config) -> dict[str, Dimension]:
     """The dimensions of a sweep by dotted key: presets, overlaid by `tune.space`; presets alone where it is empty."""
     tune = config.tune
-    presets = tune.presets
+    presets: tuple[str, ...] | None = tune.presets
     if presets is None:
         presets = () if tune.space else ("lr", "max_output", "batch_size")
         if config.train.max_output == "all":
@@ -122,9 +123,13 @@ def epoch_metrics(config: Config) -> list[str]:
 
 
 def _check_key(config: Config, key: str) -> None:
-    section = key.partition(".")[0]
-    if section in FIXED and key not in SEARCHABLE:
-        raise ValueError(f"tune.space has {key!r}, which {FIXED[section]}; leave it out")
+    why = FIXED.get(key) or FIXED.get(key.partition(".")[0])
+    if why is not None and key not in SEARCHABLE:
+        raise ValueError(f"tune.space has {key!r}, which {why}; leave it out")
+    if key == "encoder.name" and config.train.init_from is not None:
+        raise ValueError(
+            "tune.space has 'encoder.name', but train.init_from says which encoder every trial begins with"
+        )
     known = sorted(_leaves(type(config)))
     if key in known:
         return

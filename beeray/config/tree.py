@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from beeray.config.baselines import BaselinesConfig
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
@@ -73,6 +73,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _knows_its_domains(self) -> Config:
+        domains = list(self.data.domains or [self.data.domain])
+        for name in domains:
+            self.split_of(name)
+        for section, asked in (("evaluate", self.evaluate.domains), ("embed", self.embed.domains)):
+            unknown = [name for name in asked or () if name not in domains]
+            if unknown:
+                named = ", ".join(str(name) for name in domains if name) or "one source, without a name"
+                raise ValueError(
+                    f"{section}.domains names {unknown[0]!r}: the domains of data are {named}; correct the name"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _deals_users_evenly(self) -> Config:
         if self.train.batch_size % self.cluster.num_workers:
             raise ValueError(
@@ -86,6 +100,32 @@ class Config(Section):
         if self.tune != TuneConfig():
             check_space(self)
         return self
+
+    def split_of(self, domain: str | None) -> SplitConfig:
+        """`split` with a domain's own sizes laid over it."""
+        if self.data.domains is None or domain is None:
+            return self.split
+        own = self.data.domains[domain].split.model_dump(exclude_none=True)
+        try:
+            return SplitConfig.model_validate(self.split.model_dump() | own) if own else self.split
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"data.domains.{domain}.split does not fit split: {said}") from None
+
+    def by_domain(self) -> dict[str | None, Config]:
+        """What works on one catalog at a time: a config of one source a domain, which publishes into its own folder.
+
+        Itself, under no name, when there is one source.
+        """
+        if self.data.domains is None or self.embed.catalog is not None:
+            return {None: self}
+        configs: dict[str | None, Config] = {}
+        for data in self.data.single_sources():
+            if self.embed.domains is not None and data.domain not in self.embed.domains:
+                continue
+            embed = self.embed.model_copy(update={"path": f"{self.embeddings_path.rstrip('/')}/{data.domain}"})
+            configs[data.domain] = self.model_copy(update={"data": data, "embed": embed})
+        return configs
 
     @property
     def served_seq_length(self) -> int:
@@ -125,6 +165,19 @@ class Config(Section):
         if self.train.with_validation is not None:
             return self.train.with_validation
         return self.split.reproduce is not None
+
+    @property
+    def begins_with(self) -> str:
+        """The encoder before training, as it is named."""
+        return self.train.init_from or self.encoder.name
+
+    @property
+    def measures_neighbours(self) -> bool:
+        """Whether training measures the semantic neighbours that are kept."""
+        if self.evaluate.neighbours is not None:
+            return self.evaluate.neighbours
+        embeds_original = self.evaluate.before and self.train.head is None  # with a head, another one is scored
+        return embeds_original or self.train.distill_weight > 0
 
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""

@@ -6,6 +6,8 @@ the same list without sending it. Cost is O(positives + max_output), whatever th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +46,55 @@ def select_items(
         return np.sort(generator.choice(positives, size=max_output, replace=False, shuffle=False))
     negatives = _uniform_without(positives, trainable, max_output - len(positives), generator)
     return np.sort(np.concatenate([positives, negatives]))
+
+
+def select_items_within(
+    mode: str,
+    positives: Sequence[ItemIndices],
+    trainable: Sequence[ItemIndices],
+    max_output: int,
+    generator: np.random.Generator,
+) -> ItemIndices:
+    """The distinct items of a step whose users are scored within their domains, each drawn as `select_items` does.
+
+    A domain's part of `max_output` is that of its positives in the step's, so negatives go where they are used,
+    whatever the catalogs' sizes; a domain without users in the step has no item in it. A step of one domain's users has
+    exactly the items that it would have without the others.
+
+    Args:
+        positives, trainable: as in `select_items`, domain by domain; domains one after the other in their indices.
+
+    Returns:
+        int32 (items,), sorted and distinct.
+    """
+    counts = np.array([len(items) for items in positives], dtype=np.int64)
+    sizes = np.array([len(items) for items in trainable], dtype=np.int64)
+    parts = [
+        select_items(mode, of_users, of_catalog, int(part), generator)
+        for of_users, of_catalog, part in zip(positives, trainable, apportion(max_output, counts, sizes), strict=True)
+        if len(of_users)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def apportion(total: int, weights: NDArray[np.int64], limits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole numbers in proportion to `weights` that sum to `total`, none above its limit; rests go to the largest.
+
+    They sum to less where the limits of those with a weight do.
+    """
+    parts, left = np.zeros_like(weights), total
+    growing = weights > 0
+    while growing.any():
+        whole, rest = np.divmod(left * weights * growing, (weights * growing).sum())
+        full = growing & (whole >= limits)
+        if not full.any():
+            most = np.argsort(-rest, kind="stable")[: left - int(whole.sum())]
+            whole[most] += 1
+            return parts + whole
+        parts[full] = limits[full]
+        left -= int(limits[full].sum())
+        growing &= ~full
+    return parts
 
 
 def _uniform_without(

@@ -8,6 +8,7 @@ collectives of two threads on one group could come in another order on each rank
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from beeray.core.batching import MicroBatch, Shares, Tokens, deal_by_tokens, micro_batches
 from beeray.core.gather import gather_union, rank, sum_over_ranks, world_size
-from beeray.core.negatives import select_items
+from beeray.core.negatives import select_items, select_items_within
 from beeray.core.user_items import UserItems, restrict_columns
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class StepPlan:
         num_users: users that count, over all ranks.
         num_tokens: real tokens of all ranks' items.
         num_token_pairs: sum of squared text lengths over all ranks' items: what attention computes on.
+        domains: int (items,), domain of each of `items`, where users are scored within their domains.
     """
 
     epoch: int
@@ -54,6 +56,36 @@ class StepPlan:
     num_users: int
     num_tokens: int
     num_token_pairs: int
+    domains: NDArray[np.int16] | None = None
+
+    def blocks(self) -> list[Block]:
+        """What is scored against what: all users and items, or domain by domain; as many blocks on every rank."""
+        if self.domains is None:
+            return [Block(self.enough, self.columns, None)]
+        first = np.minimum(self.indptr[:-1], max(0, len(self.columns) - 1))  # a user that counts kept an item
+        of_users = self.domains[self.columns[first]] if len(self.columns) else np.full(len(first), -1)
+        blocks: list[Block] = []
+        for domain in np.unique(self.domains):
+            inside = self.domains == domain
+            places = np.cumsum(inside) - 1
+            blocks.append(Block(self.enough & (of_users == domain), places[self.columns], np.flatnonzero(inside)))
+        return blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """Users of a step and the items that they are scored against.
+
+    Attributes:
+        users: bool (users,), whether a user of this rank belongs to it and counts.
+        columns: int64, the users' items as columns of this block, in the places of `StepPlan.columns`; what stands
+            there of other users means nothing.
+        items: int64 places of its items among the step's; None: all of them.
+    """
+
+    users: NDArray[np.bool_]
+    columns: NDArray[np.int64]
+    items: NDArray[np.int64] | None
 
 
 class StepPlanner:
@@ -65,6 +97,8 @@ class StepPlanner:
         settings: see `StepSettings`.
         device: where the encoder lives.
         group: process group of the planner's collectives, gloo, for planning in a thread; None: the default one.
+        item_domains: domain of every item of the catalog, ascending; users, who have items of one domain each, are
+            then scored against items of their own domain alone. None: against all items of the step.
     """
 
     def __init__(
@@ -74,12 +108,15 @@ class StepPlanner:
         settings: StepSettings,
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
+        item_domains: NDArray[np.int16] | None = None,
     ) -> None:
         self.tokens = tokens
         self.trainable = trainable
         self.settings = settings
         self.device = torch.device(device)
         self.group = group
+        self.item_domains = item_domains
+        self.trainable_by_domain = self._by_domain(trainable)
         self.lengths = tokens.lengths(settings.max_seq_length)
 
     def plan(self, users: UserItems, *, epoch: int, step: int, step_in_epoch: int | None = None) -> StepPlan:
@@ -108,6 +145,7 @@ class StepPlanner:
             num_users=int(sum_over_ranks([float(enough.sum())], self._meet_on, self.group, kind="indices")[0]),
             num_tokens=int(lengths.sum()),
             num_token_pairs=int(np.square(lengths).sum()),
+            domains=None if self.item_domains is None else self.item_domains[items],
         )
 
     @property
@@ -120,4 +158,16 @@ class StepPlanner:
         everything = settings.max_output is None
         positives = self.trainable if everything else gather_union(users.indices, self._meet_on, self.group)
         generator = np.random.default_rng([settings.seed, epoch, step])
-        return select_items(settings.items, positives, self.trainable, settings.max_output, generator)
+        if settings.max_output is None or self.item_domains is None:
+            return select_items(settings.items, positives, self.trainable, settings.max_output, generator)
+        return select_items_within(
+            settings.items, self._by_domain(positives), self.trainable_by_domain, settings.max_output, generator
+        )
+
+    def _by_domain(self, items: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+        """Sorted items, domain by domain."""
+        if self.item_domains is None:
+            return [items]
+        of_items = self.item_domains[items]
+        edges = np.searchsorted(of_items, np.arange(int(self.item_domains.max(initial=0)) + 2))
+        return [items[start:stop] for start, stop in pairwise(edges)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,16 @@ class UserItems:
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - self.indptr[:-1][rows], lengths)
         return UserItems(indptr, self.indices[places])
+
+
+def concatenate_users(parts: Sequence[UserItems]) -> UserItems:
+    """Users one after the other."""
+    parts = [part for part in parts if part.num_users] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [part.indptr[-1] for part in parts])
+    indptr = np.concatenate([[0], *[part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]])
+    return UserItems(indptr, np.concatenate([part.indices for part in parts]))
 
 
 def restrict_columns(users: UserItems, items: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -33,12 +33,17 @@ class CatalogIndex:
     dropped: dict[str, int]
 
 
-def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
+def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool = False) -> pa.Array:
     """Ids as one array of int64 or string.
+
+    Args:
+        as_text: make strings of integers, too.
 
     Raises:
         DataError: another type.
     """
+    if as_text:
+        return normalize_ids(ids, where).cast(pa.string())
     array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], ids.type)
@@ -91,17 +96,18 @@ def content_hash(texts: pa.Array) -> pa.Array:
     return pa.array([hashlib.sha256(text).digest()[:HASH_BYTES] for text in encoded], pa.binary(HASH_BYTES))
 
 
-def catalog_texts(table: pa.Table, template: str, empty_text: str) -> pa.Table:
+def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_text: bool = False) -> pa.Table:
     """A raw batch as (item_id, text, content_hash, row).
 
     Args:
         table: raw catalog columns and `row`.
         empty_text: `error`, or `drop` to leave out rows without text.
+        ids_as_text: make strings of integer ids.
 
     Raises:
         DataError: a null id; text that is empty, or is no UTF-8.
     """
-    item_ids = normalize_ids(table["item_id"], "catalog item_id")
+    item_ids = normalize_ids(table["item_id"], "catalog item_id", as_text=ids_as_text)
     if item_ids.null_count:
         row = int(one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
         raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")

@@ -47,7 +47,7 @@ class CsvRange:
             yield from pyarrow.csv.open_csv(stream, read_options=read, convert_options=convert)
 
 
-def csv_ranges(path: str, schema: pa.Schema, *, check_utf8: bool = True) -> list[CsvRange]:
+def csv_ranges(path: str, schema: pa.Schema, *, check_utf8: bool = True, has_header: bool = True) -> list[CsvRange]:
     """Ranges of some `RANGE_BYTES` that make up a local CSV file; none where it had better stay in one piece."""
     size = Path(path).stat().st_size
     if size < 2 * RANGE_BYTES or path.lower().endswith(".gz"):
@@ -55,10 +55,11 @@ def csv_ranges(path: str, schema: pa.Schema, *, check_utf8: bool = True) -> list
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b'"') >= 0 or content[:1] in (b"\n", b"\r"):
             return []
-        starts = [content.find(b"\n") + 1]
-        while starts[-1] and starts[-1] + RANGE_BYTES < size:
-            starts.append(content.find(b"\n", starts[-1] + RANGE_BYTES) + 1)
-    starts = [one for one in starts if one]  # 0: there is no line break further on
+        starts = [content.find(b"\n") + 1 if has_header else 0]
+        while starts[-1] + RANGE_BYTES < size and (cut := content.find(b"\n", starts[-1] + RANGE_BYTES) + 1):
+            starts.append(cut)
+    if has_header and not starts[0]:  # there is no line break at all
+        return []
     stops = [*starts[1:], size][: len(starts)]
     return [
         CsvRange(path, start, stop, schema, check_utf8)

@@ -30,11 +30,14 @@ class Rules:
         min_value: smaller (or null, or NaN) values are dropped; None keeps all.
         min_user_interactions: users with fewer distinct items are dropped.
         num_buckets: users are dealt to so many buckets by ranges of a hash of their id.
+        item_ids_as_text, user_ids_as_text: make strings of integer ids.
     """
 
     min_value: float | None
     min_user_interactions: int
     num_buckets: int
+    item_ids_as_text: bool = False
+    user_ids_as_text: bool = False
 
 
 def derived_buckets(num_rows: int) -> int:
@@ -53,8 +56,8 @@ def bucket_interactions(table: pa.Table, item_ids: pa.Array, rules: Rules) -> tu
         bucket int32, user_id, item int32 (catalog position), timestamp int64 (if any), row int64; and
         what was dropped, rule → rows.
     """
-    users = normalize_ids(table["user_id"], "interactions user_id")
-    items = normalize_ids(table["item_id"], "interactions item_id")
+    users = normalize_ids(table["user_id"], "interactions user_id", as_text=rules.user_ids_as_text)
+    items = normalize_ids(table["item_id"], "interactions item_id", as_text=rules.item_ids_as_text)
     known = pc.and_(pc.is_valid(users), pc.is_valid(items))
     dropped = {"interactions_without_id": table.num_rows - (pc.sum(known).as_py() or 0)}
     valued = known

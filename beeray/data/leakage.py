@@ -6,7 +6,7 @@ It reads the parts back, so it checks what training will read and not what prepa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
 from beeray.data.id_ranges import hash_ids
+from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN
 from beeray.data.storage import resolve
 from beeray.data.store import Store, label_counts, list_column
+from beeray.data.store_meta import DomainMeta
 from beeray.data.streaming import in_tasks
 from beeray.errors import StoreError
 
@@ -31,20 +33,35 @@ CHECKED_HERE = 4_000_000
 
 
 def check_leakage(store: Store) -> None:
-    """Stream a store and refuse it if a held-out thing is labelled for training.
+    """Stream a store and refuse it if a held-out thing is labelled for training, domain by domain.
 
     Parts of the users are checked one by one, those of a large store by Ray tasks, and that they fit together here.
 
     Raises:
         StoreError: names the first user and item that offend, and the rule.
     """
-    labels = store.item_labels()
+    item_ids, labels = store.item_ids(), store.item_labels()
     if len(labels) != store.meta.num_items or label_counts(labels) != store.meta.items:
         raise _refused(store, f"its catalog holds {len(labels)} items {label_counts(labels)}, meta.json says otherwise")
-    _require_distinct(store, store.item_ids(), "item_id")
+    if len(store.domains) > 1:
+        _require_catalog_of_domains(store)
+    num_parts = 0
+    for domain in store.domains:
+        inside = domain.item_range
+        _require_distinct(store, item_ids[inside], "item_id")
+        if label_counts(labels[inside]) != domain.items:
+            raise _refused(store, f"domain {domain.name!r}: its items' labels are not those that meta.json says")
+        paths = store.user_paths(domain.name)
+        num_parts += len(paths)
+        _check_users(store, domain, paths, labels)
+    if num_parts != len(store.user_paths()):
+        raise _refused(store, f"{len(store.user_paths()) - num_parts} parts of its users are of no domain")
+
+
+def _check_users(store: Store, domain: DomainMeta, paths: Sequence[str], item_labels: NDArray[np.int8]) -> None:
     counted: Counter[str] = Counter()
     last: pa.Array | None = None
-    for part in _checked_parts(store, labels):
+    for part in _checked_parts(store, domain, paths, item_labels):
         if part.failure is not None:
             raise StoreError(part.failure)
         counted.update(part.counted)
@@ -57,11 +74,8 @@ def check_leakage(store: Store) -> None:
     interactions = {name: counted[name] for name in SPLITS}
     users = {name: counted[f"{name} users"] for name in SPLITS}
     totals = (sum(users.values()), sum(interactions.values()))
-    if (interactions, users, totals) != (
-        store.meta.interactions,
-        store.meta.users,
-        (store.meta.num_users, store.meta.num_interactions),
-    ):
+    expected = (domain.interactions, domain.users, (domain.num_users, domain.num_interactions))
+    if (interactions, users, totals) != expected:
         raise _refused(store, f"its users and interactions are {dict(counted)}, meta.json says otherwise")
 
 
@@ -80,14 +94,15 @@ class CheckedPart:
     failure: str | None = None
 
 
-def _checked_parts(store: Store, item_labels: NDArray[np.int8]) -> Iterator[CheckedPart]:
-    paths = store.user_paths()
+def _checked_parts(
+    store: Store, domain: DomainMeta, paths: Sequence[str], item_labels: NDArray[np.int8]
+) -> Iterator[CheckedPart]:
     if store.meta.num_interactions <= CHECKED_HERE:  # sooner done than tasks are started, and no worker stays behind
-        return (check_part(path, store, item_labels) for path in paths)
-    return in_tasks(check_part, paths, store=store, item_labels=ray.put(item_labels))
+        return (check_part(path, store, domain, item_labels) for path in paths)
+    return in_tasks(check_part, paths, store=store, domain=domain, item_labels=ray.put(item_labels))
 
 
-def check_part(path: str, store: Store, item_labels: NDArray[np.int8]) -> CheckedPart:
+def check_part(path: str, store: Store, domain: DomainMeta, item_labels: NDArray[np.int8]) -> CheckedPart:
     """Check one part of the users, some thousand at a time."""
     counted: Counter[str] = Counter()
     first: pa.Array | None = None
@@ -96,7 +111,7 @@ def check_part(path: str, store: Store, item_labels: NDArray[np.int8]) -> Checke
     try:
         with filesystem.open_input_file(inside) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=USERS_AT_ONCE):
-                counted.update(_check_batch(store, batch, item_labels))
+                counted.update(_check_batch(store, domain, batch, item_labels))
                 user_ids = batch["user_id"] if last is None else pa.concat_arrays([last, batch["user_id"]])
                 _require_order(store, user_ids)
                 _require_distinct(store, user_ids, "user_id")
@@ -104,6 +119,23 @@ def check_part(path: str, store: Store, item_labels: NDArray[np.int8]) -> Checke
     except StoreError as error:
         return CheckedPart(counted, failure=str(error))
     return CheckedPart(counted, None if first is None else pa.concat_arrays([first, last]))
+
+
+def _require_catalog_of_domains(store: Store) -> None:
+    """Items lie in their domain's range; part by part, since names of millions of items are not needed at once."""
+    number = np.repeat(np.arange(len(store.domains)), [one.num_items for one in store.domains])
+    first = 0
+    for path in store.catalog_paths():
+        names = read_part(path, ["domain"])["domain"]
+        _require_domain(store, names[:1], store.domains[number[first]])
+        _require_domain(store, names, store.domains[number[first + len(names) - 1]])
+        first += len(names)
+
+
+def _require_domain(store: Store, names: pa.Array | pa.ChunkedArray, domain: DomainMeta) -> None:
+    found = pc.unique(names).to_pylist()
+    if found not in ([], [domain.name]):
+        raise _refused(store, f"something of domain {domain.name!r} is labelled {found}")
 
 
 def _require_distinct(store: Store, ids: pa.Array | pa.ChunkedArray, name: str) -> None:
@@ -123,7 +155,9 @@ def _require_order(store: Store, user_ids: pa.Array) -> None:
         raise _refused(store, f"user_id {pair} stand in the wrong order, so one may stand in it twice")
 
 
-def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.int8]) -> Counter[str]:
+def _check_batch(
+    store: Store, domain: DomainMeta, batch: pa.RecordBatch, item_labels: NDArray[np.int8]
+) -> Counter[str]:
     indptr, items = list_column(batch["item_indices"])
     label_ptr, labels = list_column(batch["splits"])
     users = np.repeat(batch["user_index"].to_numpy(), np.diff(indptr))
@@ -131,7 +165,9 @@ def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.in
     per_interaction = np.repeat(user_labels, np.diff(indptr))
     if not np.array_equal(indptr, label_ptr):
         raise _refused(store, f"user_index {batch['user_index'][0]}: items and splits differ in length")
-    _require(store, (items >= 0) & (items < store.meta.num_items), users, items, "has an item_index out of range")
+    _require_domain(store, batch["domain"], domain)
+    inside = domain.item_range
+    _require(store, (items >= inside.start) & (items < inside.stop), users, items, "has an item_index out of range")
     _require(store, (labels >= TRAIN) & (labels <= TEST), users, items, "has an unknown split label")
     pairs = np.sort(users.astype(np.int64) << 32 | items)
     if (pairs[1:] == pairs[:-1]).any():
@@ -147,17 +183,19 @@ def _check_batch(store: Store, batch: pa.RecordBatch, item_labels: NDArray[np.in
         held_in = (labels == TRAIN) | (labels == per_interaction)
         _require(store, held_in, users, items, "has a target labelled unlike its user")
     else:
-        _check_times(store, batch, users, items, labels)
+        _check_times(store, domain, batch, users, items, labels)
     counted = Counter(label_counts(labels.astype(np.int8)))
     counted.update({f"{name} users": number for name, number in label_counts(user_labels).items()})
     return counted
 
 
-def _check_times(store: Store, batch: pa.RecordBatch, users: Flat, items: Flat, labels: NDArray[np.int8]) -> None:
-    if store.meta.time_boundaries is None:
+def _check_times(
+    store: Store, domain: DomainMeta, batch: pa.RecordBatch, users: Flat, items: Flat, labels: NDArray[np.int8]
+) -> None:
+    if domain.time_boundaries is None:
         raise _refused(store, "it is split by time, but meta.json has no time_boundaries")
     _, times = list_column(batch["timestamps"])
-    validation_from, test_from = store.meta.time_boundaries
+    validation_from, test_from = domain.time_boundaries
     expected = (times >= validation_from).astype(np.int8) + (times >= test_from)
     _require(store, labels == expected, users, items, "has an interaction labelled unlike its time")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from beeray.config import Config, config_digest
 from beeray.data.catalog import CatalogIndex, DuplicateItemError, index_catalog, normalize_ids
+from beeray.data.domains import Domain, differ_in_type, open_domains, told_of
 from beeray.data.interactions import BUCKET, Rules, derived_buckets
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
 from beeray.data.preparation_tasks import (
     DEALT,
+    Place,
     bucket_times,
     deal_to_buckets,
     finish_catalog,
@@ -34,11 +36,11 @@ from beeray.data.preparation_tasks import (
     stage_catalog,
     sum_counts,
 )
-from beeray.data.sources import RawTables, open_source
 from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
 from beeray.data.staging import Staging
 from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
-from beeray.data.store import META, SCHEMA_VERSION, Store, StoreMeta, label_counts
+from beeray.data.store import META, Store, label_counts
+from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.data.tables import ROW
 from beeray.data.time_windows import NUM_BINS, SortedTimes
@@ -55,61 +57,94 @@ def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
     Returns:
         the store, and whether it was prepared now.
     """
-    raw = open_source(config.data)
-    fingerprint = store_fingerprint(config, raw)
+    domains = open_domains(config)
+    fingerprint = store_fingerprint(config, domains)
     if exists(join(config.store_path, META)):
         store = Store.open(config.store_path)
         if store.meta.fingerprint == fingerprint:
             check_leakage(store)
             return store, False
-    return prepare_store(config, raw, report), True
+    return prepare_store(config, domains, report), True
 
 
-def store_fingerprint(config: Config, raw: RawTables) -> str:
-    """Digest of everything that decides a store's content: inputs, rules, split, seed, schema version."""
-    rules = config.data.model_dump(mode="json", exclude=NOT_CONTENT)
-    deciding = {
-        "schema_version": SCHEMA_VERSION,
-        "catalog": raw.catalog.fingerprint(),
-        "interactions": raw.interactions.fingerprint(),
-        "template": raw.template,
-        "rules": rules,
-        "split": config.split.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    return config_digest(deciding)
-
-
-def prepare_store(config: Config, raw: RawTables, report: Report) -> Store:
-    """Prepare the store of a config anew. Ray must be running.
+def store_fingerprint(config: Config, domains: Sequence[Domain] | None = None) -> str:
+    """Digest of everything that decides a store's content: inputs, rules, split, seed, schema version.
 
     Args:
-        raw: the two tables.
+        domains: the opened sources of the config; opened here unless given.
+    """
+    deciding = []
+    for one in domains or open_domains(config):
+        with told_of(one.name if config.data.domains else None):
+            inputs = {"catalog": one.raw.catalog.fingerprint(), "interactions": one.raw.interactions.fingerprint()}
+        rules = one.data.model_dump(mode="json", exclude=NOT_CONTENT)
+        split = one.split.model_dump(mode="json")
+        deciding.append({**inputs, "template": one.raw.template, "rules": rules, "split": split})
+    common = {"schema_version": SCHEMA_VERSION, "seed": config.seed}
+    return config_digest(common | (deciding[0] if len(deciding) == 1 else {"domains": deciding}))
+
+
+def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> Store:
+    """Prepare the store of a config anew, one domain after the other. Ray must be running.
+
+    Args:
+        domains: the opened sources of the config.
         report: told the stage, what is done and of how much.
 
     Raises:
         DataError, ConfigError: the tables break the data contract, or the split asks for too much.
         StoreError: the leakage check refused what was written.
     """
-    fingerprint = store_fingerprint(config, raw)
-    if config.split.kind == "time" and "timestamp" not in raw.interactions.columns:
-        raise ConfigError(
-            "split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user"
-        )
-    for table in (raw.catalog, raw.interactions):
-        table.check()
+    fingerprint = store_fingerprint(config, domains)
+    for domain in domains:
+        with told_of(domain.name if config.data.domains else None):
+            check_tables(domain)
     set_up_ray_data()
     with Staging(config.store_path, META) as staging:
-        preparation = _Preparation(config, raw, staging.path, report)
-        meta = preparation.run()
-        remove_tree(preparation.scratch)
+        meta = StoreMeta.of_domains(fingerprint, config.split.kind, _prepare(config, domains, staging.path, report))
         report("check for leakage", 0, None)
         check_leakage(Store(staging.path, meta))
-        if store_fingerprint(config, raw) != fingerprint:
+        if store_fingerprint(config, domains) != fingerprint:
             raise DataError("data: the input tables changed while they were read; run the same command again")
         write_json(join(staging.path, META), dataclasses.asdict(meta))
         staging.publish()
     return Store.open(config.store_path)
+
+
+def check_tables(domain: Domain) -> None:
+    """Open every file of a domain's tables, and refuse what preparing would refuse before it reads a row.
+
+    Raises:
+        DataError, ConfigError: a file or column is missing, or the split needs timestamps that are not there.
+    """
+    if domain.split.kind == "time" and "timestamp" not in domain.raw.interactions.columns:
+        raise ConfigError(
+            "split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user"
+        )
+    for table in (domain.raw.catalog, domain.raw.interactions):
+        table.check()
+
+
+def _prepare(config: Config, domains: Sequence[Domain], folder: str, report: Report) -> list[DomainMeta]:
+    """Write the parts of every domain, one after the other; returns what became of each."""
+    for name in ("catalog", "users"):
+        make_dir(join(folder, name))
+    as_text = {f"{name}s_as_text": differ_in_type(domains, name) for name in ("item_id", "user_id")}
+    metas: list[DomainMeta] = []
+    first_item, first_user = 0, 0
+    for number, domain in enumerate(domains):
+        several = len(domains) > 1
+        place = Place(folder, domain.name, number if several else None, first_item, first_user)
+        with told_of(domain.name if config.data.domains else None):
+            preparation = _Preparation(domain, config.seed, place, as_text, _told(report, domain.name, several))
+            metas.append(preparation.run())
+        remove_tree(preparation.scratch)
+        first_item, first_user = first_item + metas[-1].num_items, first_user + metas[-1].num_users
+    return metas
+
+
+def _told(report: Report, domain: str, several: bool) -> Report:
+    return (lambda stage, done, total: report(f"{domain}: {stage}", done, total)) if several else report
 
 
 @dataclass
@@ -140,17 +175,19 @@ class _Kept:
 
 
 class _Preparation:
-    def __init__(self, config: Config, raw: RawTables, folder: str, report: Report) -> None:
-        self.config, self.raw, self.folder, self.report = config, raw, folder, report
-        self.scratch = join(folder, "scratch")
-        for name in ("scratch", f"scratch/{DEALT}", "catalog", "users"):
-            make_dir(join(folder, name))
-        data = config.data
-        num_buckets = data.num_buckets or derived_buckets(raw.interactions.estimated_rows())
-        self.rules = Rules(data.min_value, data.min_user_interactions, num_buckets)
+    """Prepares one domain; knows of no other."""
+
+    def __init__(self, domain: Domain, seed: int, place: Place, as_text: Mapping[str, bool], report: Report) -> None:
+        self.raw, self.split, self.seed, self.place, self.report = domain.raw, domain.split, seed, place, report
+        self.scratch = join(place.folder, "scratch")
+        for name in ("scratch", f"scratch/{DEALT}"):
+            make_dir(join(place.folder, name))
+        self.data = domain.data
+        num_buckets = self.data.num_buckets or derived_buckets(self.raw.interactions.estimated_rows())
+        self.rules = Rules(self.data.min_value, self.data.min_user_interactions, num_buckets, **as_text)
         self.dropped: Counter[str] = Counter()
 
-    def run(self) -> StoreMeta:
+    def run(self) -> DomainMeta:
         index = self._read_catalog()
         kept = self._group_interactions(index)
         item_index = np.full(len(index.item_ids), -1, dtype=np.int32)
@@ -163,7 +200,12 @@ class _Preparation:
 
     def _read_catalog(self) -> CatalogIndex:
         self.report("read catalog", 0, None)
-        task = {"template": self.raw.template, "empty_text": self.config.data.empty_text, "folder": self.scratch}
+        task = {
+            "template": self.raw.template,
+            "empty_text": self.data.empty_text,
+            "folder": self.scratch,
+            "ids_as_text": self.rules.item_ids_as_text,
+        }
         texts = self.raw.catalog.dataset().map_batches(
             stage_catalog, batch_size=None, batch_format="pyarrow", fn_kwargs=task, num_cpus=1
         )
@@ -244,7 +286,7 @@ class _Preparation:
         )
 
     def _plan_split(self, index: CatalogIndex, kept: _Kept, present: NDArray[np.int64]) -> SplitPlan:
-        config, seed = self.config.split, self.config.seed
+        config, seed = self.split, self.seed
         items = np.zeros(len(present), dtype=np.int8)
         users = np.zeros(int(kept.bucket_users.sum()), dtype=np.int8)
         boundaries = None
@@ -277,8 +319,7 @@ class _Preparation:
             "rows": ray.put(index.rows),
             "item_index": ray.put(item_index),
             "labels": ray.put(labels),
-            "folder": join(self.folder, "catalog"),
-            "domain": self.raw.domain,
+            "place": self.place,
         }
         parts = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
         written = parts.map_batches(finish_catalog, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
@@ -287,17 +328,12 @@ class _Preparation:
             done += int(pc.sum(table["items"]).as_py())
             self.report("write catalog", done, int((item_index >= 0).sum()))
 
-    def _write_users(self, kept: _Kept, item_index: NDArray[np.int32], plan: SplitPlan) -> StoreMeta:
+    def _write_users(self, kept: _Kept, item_index: NDArray[np.int32], plan: SplitPlan) -> DomainMeta:
         starts = np.concatenate([[0], np.cumsum(kept.bucket_users)])
         self.report("write users", 0, int(starts[-1]))
         buckets = self._buckets(kept)
         work = [{"bucket": b, "name": self._bucket_path(b), "first_user": int(starts[b])} for b in buckets]
-        task = {
-            "item_index": ray.put(item_index),
-            "plan": ray.put(plan),
-            "folder": join(self.folder, "users"),
-            "domain": self.raw.domain,
-        }
+        task = {"item_index": ray.put(item_index), "plan": ray.put(plan), "place": self.place}
         parts = ray.data.from_items(work, override_num_blocks=len(work))
         written = parts.map_batches(finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
         counted: Counter[str] = Counter()
@@ -307,16 +343,14 @@ class _Preparation:
             self.report("write users", counted["users"], int(starts[-1]))
         return self._meta(counted, plan)
 
-    def _meta(self, counted: Counter[str], plan: SplitPlan) -> StoreMeta:
+    def _meta(self, counted: Counter[str], plan: SplitPlan) -> DomainMeta:
         names = ("train", "validation", "test")
         interactions = {name: counted[name] for name in names}
         held_out = {"item": ("test",), "time": ("test",), "user": ("test",)}[plan.kind]
         if not counted["trainable"] or any(not interactions[name] for name in held_out):
             raise DataError(f"split: leaves {interactions} interactions; change split.validation and split.test")
-        return StoreMeta(
-            fingerprint=store_fingerprint(self.config, self.raw),
-            split_kind=plan.kind,
-            domains=[self.raw.domain],
+        return DomainMeta(
+            name=self.place.domain,
             num_items=len(plan.items),
             num_users=len(plan.users),
             num_interactions=sum(interactions.values()),
@@ -326,6 +360,8 @@ class _Preparation:
             training_users={"train": counted["trainable"], "train+validation": counted["trainable_with_validation"]},
             dropped=dict(self.dropped),
             time_boundaries=list(plan.boundaries) if plan.boundaries else None,
+            first_item=self.place.first_item,
+            first_user=self.place.first_user,
         )
 
     def _buckets(self, kept: _Kept) -> list[int]:

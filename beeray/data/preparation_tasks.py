@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,16 @@ from beeray.data.parts import read_part, write_part
 from beeray.data.record_batches import batches_by, read_batch
 from beeray.data.splits import interaction_labels
 from beeray.data.storage import join, write_bytes
-from beeray.data.store import label_counts, list_column, training_rows
+from beeray.data.store import label_counts, list_column, training_rows, user_part_name
 from beeray.data.tables import ROW
 from beeray.data.time_windows import count_times
 
 DEALT = "dealt"
 
 
-def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str) -> pa.Table:
+def stage_catalog(table: pa.Table, template: str, empty_text: str, folder: str, ids_as_text: bool = False) -> pa.Table:
     """Render a batch of the catalog and put its texts on disk; returns ids, hashes and rows, and how many were read."""
-    texts = catalog_texts(table, template, empty_text)
+    texts = catalog_texts(table, template, empty_text, ids_as_text=ids_as_text)
     if texts.num_rows:
         write_part(texts, join(folder, f"catalog-{texts[ROW][0].as_py():016x}.parquet"))
     listing = texts.select(["item_id", "content_hash", ROW])
@@ -97,10 +98,30 @@ def sum_counts(table: pa.Table) -> Counter[str]:
     return totals
 
 
-def finish_catalog(
-    batch: dict[str, Any], rows: Any, item_index: Any, labels: Any, folder: str, domain: str
-) -> Iterator[pa.Table]:
-    """A staged part of the catalog as a part of the store: kept items with their index and label; returns how many."""
+@dataclass(frozen=True)
+class Place:
+    """Where a domain's parts and indices are in a store.
+
+    Attributes:
+        folder: of the store.
+        domain: its name.
+        number: its place among several domains; None where it is the only one.
+        first_item, first_user: indices of its first item and user.
+    """
+
+    folder: str
+    domain: str
+    number: int | None = None
+    first_item: int = 0
+    first_user: int = 0
+
+
+def finish_catalog(batch: dict[str, Any], rows: Any, item_index: Any, labels: Any, place: Place) -> Iterator[pa.Table]:
+    """A staged part of the catalog as a part of the store: kept items with their index and label; returns how many.
+
+    Args:
+        item_index: int32 (staged items,), from 0 in the domain; -1 for items that are not kept.
+    """
     rows, item_index, labels = ray.get([rows, item_index, labels])
     for name in batch["name"]:
         part = read_part(str(name))
@@ -108,44 +129,45 @@ def finish_catalog(
         keep = (rows[places] == part[ROW].to_numpy()) & (item_index[places] >= 0)
         places, part = places[keep], part.filter(pa.array(keep))
         if part.num_rows:
+            indices = item_index[places] + np.int32(place.first_item)
             finished = pa.table(
                 {
-                    "item_index": item_index[places],
+                    "item_index": indices,
                     "item_id": part["item_id"],
-                    "domain": pa.array([domain] * part.num_rows),
+                    "domain": pa.array([place.domain] * part.num_rows),
                     "text": part["text"],
                     "content_hash": part["content_hash"],
                     "split": labels[places],
                 }
             )
-            write_part(finished, join(folder, f"part-{int(item_index[places][0]):010d}.parquet"))
+            write_part(finished, join(place.folder, "catalog", f"part-{int(indices[0]):010d}.parquet"))
         yield pa.table({"items": [part.num_rows]})
 
 
-def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, folder: str, domain: str) -> Iterator[pa.Table]:
+def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, place: Place) -> Iterator[pa.Table]:
     """A bucket's users as a part of the store, every interaction labelled; returns counts per label."""
     item_index, plan = ray.get([item_index, plan])
     for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
         part = read_part(str(name))
         indptr, items = list_column(part["items"])
-        user_index = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)
+        users = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)  # of the domain
         times = list_column(part["timestamps"])[1] if "timestamps" in part.column_names else None
         indices = item_index[items]
-        labels = interaction_labels(plan, indices, np.repeat(user_index, np.diff(indptr)), times)
+        labels = interaction_labels(plan, indices, np.repeat(users, np.diff(indptr)), times)
         offsets = pa.array(indptr.astype(np.int32))
         nothing = pa.nulls(part.num_rows, pa.list_(pa.int64()))
         finished = pa.table(
             {
-                "user_index": user_index.astype(np.int32),
+                "user_index": (users + place.first_user).astype(np.int32),
                 "user_id": part["user_id"],
-                "domain": pa.array([domain] * part.num_rows),
-                "split": plan.users[user_index],
-                "item_indices": pa.ListArray.from_arrays(offsets, pa.array(indices)),
+                "domain": pa.array([place.domain] * part.num_rows),
+                "split": plan.users[users],
+                "item_indices": pa.ListArray.from_arrays(offsets, pa.array(indices + np.int32(place.first_item))),
                 "splits": pa.ListArray.from_arrays(offsets, pa.array(labels)),
                 "timestamps": nothing if times is None else pa.ListArray.from_arrays(offsets, pa.array(times)),
             }
         )
-        write_part(finished, join(folder, f"part-{int(bucket):05d}.parquet"))
+        write_part(finished, join(place.folder, "users", user_part_name(place.number, int(bucket))))
         counts = label_counts(labels) | {"users": part.num_rows}
         counts["trainable"] = training_rows(finished, False).num_rows
         counts["trainable_with_validation"] = training_rows(finished, True).num_rows

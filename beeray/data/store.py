@@ -7,13 +7,18 @@
 
 Parts are in the order of their indices. `splits` labels every interaction (0 train, 1 validation,
 2 test), `split` every item (`item` split) or user (`user` split); `splits.py` says what they mean.
+
+Of several domains each has a range of item indices and one of user indices, one domain after the other, and parts
+of its own (`users/part-<domain>-<bucket>.parquet`). What names an item or a user is its domain *and* its id: two
+domains may use the same ids. Where their ids are of two types all are strings.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,39 +30,12 @@ from scipy import sparse
 from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN, VALIDATION, evaluation_masks, training_mask
 from beeray.data.storage import exists, join, list_files, read_json, resolve
+from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.errors import BeerayError, StoreError
 
-SCHEMA_VERSION = 1
 META = "meta.json"
 INTERACTION_COLUMNS = ["split", "item_indices", "splits"]
 """What of a users part says who has what, and for which use."""
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """What `meta.json` says.
-
-    Attributes:
-        fingerprint: digest of inputs, rules, split and seed.
-        split_kind: `item`, `time` or `user`.
-        items, users, interactions: how many carry each label, e.g. `{"train": 6328, …}`.
-        training_users: users with two or more trainable interactions, without and with validation's.
-        dropped: what the rules removed, rule → how many.
-    """
-
-    fingerprint: str
-    split_kind: str
-    domains: list[str]
-    num_items: int
-    num_users: int
-    num_interactions: int
-    items: dict[str, int]
-    users: dict[str, int]
-    interactions: dict[str, int]
-    training_users: dict[str, int]
-    dropped: dict[str, int] = field(default_factory=dict)
-    time_boundaries: list[int] | None = None
-    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -109,13 +87,43 @@ class Store:
             )
         return cls(path, meta)
 
+    @cached_property
+    def domains(self) -> list[DomainMeta]:
+        """What is known of each domain, in the order of their indices."""
+        meta = self.meta
+        if meta.by_domain:
+            return [DomainMeta(**one) for one in meta.by_domain]
+        known = {one.name for one in dataclasses.fields(DomainMeta)}
+        of_all = {one.name: getattr(meta, one.name) for one in dataclasses.fields(StoreMeta) if one.name in known}
+        return [DomainMeta(name=meta.domains[0], **of_all)]
+
+    def domain(self, name: str) -> DomainMeta:
+        """What is known of one domain.
+
+        Raises:
+            StoreError: there is none of that name.
+        """
+        for one in self.domains:
+            if one.name == name:
+                return one
+        raise StoreError(f"store {self.path!r}: has no domain {name!r}; its domains are {', '.join(self.meta.domains)}")
+
+    @property
+    def item_domains(self) -> NDArray[np.int16]:
+        """Place in `domains` of every item's domain; int16 (items,)."""
+        return np.repeat(np.arange(len(self.domains), dtype=np.int16), [one.num_items for one in self.domains])
+
     def catalog_paths(self) -> list[str]:
         """Parts of the catalog, in order."""
         return self._parts("catalog")
 
-    def user_paths(self) -> list[str]:
-        """Parts of the users, in order."""
-        return self._parts("users")
+    def user_paths(self, domain: str | None = None) -> list[str]:
+        """Parts of the users, in order; of one domain or of all."""
+        paths = self._parts("users")
+        if domain is None or not self.meta.by_domain:
+            return paths
+        begins = user_part_name(self.meta.domains.index(domain), 0)[: -len("00000.parquet")]
+        return [path for path in paths if path.rpartition("/")[2].startswith(begins)]
 
     def catalog(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of the whole catalog, in the order of item_index."""
@@ -134,11 +142,17 @@ class Store:
         last = VALIDATION if with_validation else TRAIN
         return np.flatnonzero(self.item_labels() <= last).astype(np.int32)
 
-    def candidates(self, split: str) -> NDArray[np.int32]:
-        """Items that are ranked when `split` is evaluated, sorted: its held-out items, or the catalog."""
+    def candidates(self, split: str, domain: str | None = None) -> NDArray[np.int32]:
+        """Items that are ranked when `split` is evaluated, sorted: its held-out items, or the catalog.
+
+        Args:
+            domain: whose items; all unless given.
+        """
+        inside = slice(0, self.meta.num_items) if domain is None else self.domain(domain).item_range
         if self.meta.split_kind == "item":
-            return np.flatnonzero(self.item_labels() == SPLITS[split]).astype(np.int32)
-        return np.arange(self.meta.num_items, dtype=np.int32)
+            held_out = self.item_labels()[inside] == SPLITS[split]
+            return (np.flatnonzero(held_out) + inside.start).astype(np.int32)
+        return np.arange(inside.start, inside.stop, dtype=np.int32)
 
     def items_within(self, split: str) -> NDArray[np.int32]:
         """Items of any interaction of `split`, sorted."""
@@ -161,16 +175,17 @@ class Store:
         return self.meta.training_users["train+validation" if with_validation else "train"]
 
     def evaluation_users(
-        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1
+        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1, domain: str | None = None
     ) -> Iterator[UserBlock]:
         """Users with at least one input and one target in `split`, block by block.
 
         Args:
             users_per_block: most users of a block.
             shard, num_shards: every `num_shards`-th user from `shard` on.
+            domain: whose users; all unless given.
         """
         columns = ["user_index", *INTERACTION_COLUMNS]
-        for path in self.user_paths():
+        for path in self.user_paths(domain):
             filesystem, inside = resolve(path)
             with filesystem.open_input_file(inside) as file:
                 for batch in pq.ParquetFile(file).iter_batches(
@@ -234,6 +249,15 @@ def list_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], 
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
     return offsets - offsets[0], values
+
+
+def user_part_name(domain: int | None, bucket: int) -> str:
+    """Name of the part that a bucket of users becomes.
+
+    Args:
+        domain: place of their domain among several; None where there is one.
+    """
+    return f"part-{bucket:05d}.parquet" if domain is None else f"part-{domain:03d}-{bucket:05d}.parquet"
 
 
 def label_counts(labels: NDArray[np.int8]) -> dict[str, int]:

@@ -27,7 +27,16 @@ FORMATS = {
 SAMPLE_BYTES = 1 << 20
 SAMPLE_TEXT_BYTES = 32 << 20
 PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
-READ_CSV = pyarrow.csv.ReadOptions(block_size=8 << 20)
+BLOCK_BYTES = 8 << 20
+
+
+def read_options(header: Sequence[str] = ()) -> pyarrow.csv.ReadOptions:
+    """How CSVs are read.
+
+    Args:
+        header: names of the columns where the file has no line of names.
+    """
+    return pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(header) or None)
 
 
 def format_of(path: str) -> str:
@@ -70,7 +79,12 @@ def _unzipped(head: bytes) -> tuple[bytes, int]:
 
 
 def ids_with_leading_zeros(
-    path: str, filesystem: fs.FileSystem, id_columns: Sequence[str], *, unchecked_text: bool
+    path: str,
+    filesystem: fs.FileSystem,
+    id_columns: Sequence[str],
+    *,
+    unchecked_text: bool,
+    header: Sequence[str] = (),
 ) -> set[str]:
     """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
 
@@ -85,7 +99,9 @@ def ids_with_leading_zeros(
         check_utf8=not unchecked_text,
     )
     with unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
-        reader = pyarrow.csv.open_csv(stream, read_options=READ_CSV, parse_options=PARSE_CSV, convert_options=as_text)
+        reader = pyarrow.csv.open_csv(
+            stream, read_options=read_options(header), parse_options=PARSE_CSV, convert_options=as_text
+        )
         head = next(iter(reader), None)
     if head is None:
         return set()

@@ -24,11 +24,11 @@ from beeray.data.csv_ranges import CsvRange, csv_ranges
 from beeray.data.storage import FileStat, is_local, list_files, resolve
 from beeray.data.table_files import (
     PARSE_CSV,
-    READ_CSV,
     estimated_csv_rows,
     first_line,
     format_of,
     ids_with_leading_zeros,
+    read_options,
     unreadable,
 )
 from beeray.errors import ConfigError, DataError
@@ -90,6 +90,8 @@ class Table:
     label: str = "table"
     unchecked_text: bool = False
     typed: tuple[str, ...] = (*IDS, "value", "timestamp")
+    header: tuple[str, ...] = ()
+    """Names of the columns of CSVs that have no line of names."""
     _opened: dict[tuple[FileStat, ...], list[OpenFile]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -144,7 +146,9 @@ class Table:
         if isinstance(file.fragment.format, pads.CsvFileFormat) and is_local(file.path):
             with unreadable(file.path, "repair or remove it"):
                 inside = resolve(file.path)[1]
-                ranges = csv_ranges(inside, file.physical_schema, check_utf8=not self.unchecked_text)
+                ranges = csv_ranges(
+                    inside, file.physical_schema, check_utf8=not self.unchecked_text, has_header=not self.header
+                )
         return [(one, _weight(0, one.stop - one.start)) for one in ranges] or [(file.fragment, _weight(0, file.size))]
 
     def estimated_rows(self) -> int:
@@ -216,11 +220,16 @@ class Table:
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
             zeros = _in_threads(
-                lambda file: ids_with_leading_zeros(file.path, filesystem, ids, unchecked_text=self.unchecked_text),
+                lambda file: ids_with_leading_zeros(
+                    file.path, filesystem, ids, unchecked_text=self.unchecked_text, header=self.header
+                ),
                 files,
             )
             texts = sorted(set(self._text_columns()).union(*zeros))
-            opened = _in_threads(lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text), files)
+            opened = _in_threads(
+                lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
+                files,
+            )
             self._opened.clear()
             self._opened[files] = opened
         return self._opened[files]
@@ -330,7 +339,12 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
 
 
 def _open(
-    file: FileStat, filesystem: fs.FileSystem, text_columns: Sequence[str], *, unchecked_text: bool = False
+    file: FileStat,
+    filesystem: fs.FileSystem,
+    text_columns: Sequence[str],
+    *,
+    unchecked_text: bool = False,
+    header: Sequence[str] = (),
 ) -> OpenFile:
     path = file.path
     kind = format_of(path)
@@ -339,7 +353,9 @@ def _open(
         as_text = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(text_columns, pa.string()), check_utf8=not unchecked_text
         )
-        file_format = pads.CsvFileFormat(parse_options=PARSE_CSV, read_options=READ_CSV, convert_options=as_text)
+        file_format = pads.CsvFileFormat(
+            parse_options=PARSE_CSV, read_options=read_options(header), convert_options=as_text
+        )
     with unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
         return OpenFile(path, fragment, fragment.physical_schema, file.size)

@@ -39,9 +39,9 @@ def fit_and_score(
         model.fit(user_items)
         fitted = time.perf_counter()
         scores = [
-            score_ranking(TiedRanker(model, items, ranking_metrics(config)), config, store, split, ranking)
+            score_ranking(TiedRanker(model, items, ranking_metrics(config)), config, store, split, ranking, domain)
             for split in config.evaluate.splits
-            for ranking, items in ranking_candidates(config, store, split).items()
+            for ranking, domain, items in ranking_candidates(config, store, split)
         ]
     return scores, {"fit_s": fitted - started, "rank_s": time.perf_counter() - fitted}
 

@@ -22,9 +22,11 @@ from beeray.core.embedding import embed_items
 from beeray.core.encoder import Encoder
 from beeray.core.gather import rank
 from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
-from beeray.core.user_items import UserItems
+from beeray.core.user_items import UserItems, concatenate_users
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
+from beeray.runtime.step_settings import step_settings
+from beeray.runtime.steps import scored_within, user_shares
 
 MAX_ITEMS = 200_000
 MAX_USERS = 65_536
@@ -103,18 +105,21 @@ def train_alone(
 
     users = training_users(store, config, items)
     if users.num_users and settings.steps:
-        train_head(head, features, users, _settings(settings, config.seed), progress)
+        within = scored_within(config, store)
+        domains = None if within is None else within[items]
+        train_head(head, features, users, _settings(settings, config), progress, domains=domains)
     return losses
 
 
-def _settings(head: HeadConfig, seed: int) -> HeadSettings:
+def _settings(head: HeadConfig, config: Config) -> HeadSettings:
     return HeadSettings(
         steps=head.steps,
         batch_size=head.batch_size,
         max_output=head.max_output,
         lr=head.lr,
         dropout=head.dropout,
-        seed=seed,
+        seed=config.seed,
+        objective=step_settings(config),
     )
 
 
@@ -133,10 +138,31 @@ def head_items(store: Store, config: Config) -> NDArray[np.int32]:
 
 
 def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> UserItems:
-    """The first users of the store, the same on every rank, with their items as rows of `items`."""
+    """Users of the store, the same on every rank, with their items as rows of `items`.
+
+    The first of each domain, as many of each as its share in an epoch says; some twice, where that is more than it has.
+    """
+    shares = user_shares(config, store)
+    num_drawn = np.array([share.num_drawn * config.cluster.num_workers for share in shares], dtype=np.int64)
+    if num_drawn.sum() > MAX_USERS:
+        num_drawn = np.maximum(1, num_drawn * MAX_USERS // num_drawn.sum())
+    weighted = [share.num_drawn != share.num_users for share in shares]
+    users = [_first_users(store, config, items, share.domain, MAX_USERS) for share in shares]
+    if len(shares) == 1 and not any(weighted):
+        return users[0]
+    return concatenate_users(
+        [
+            one.take(np.arange(number) % one.num_users)
+            for one, number in zip(users, num_drawn, strict=True)
+            if one.num_users
+        ]
+    )
+
+
+def _first_users(store: Store, config: Config, items: NDArray[np.int32], domain: int, most: int) -> UserItems:
     parts: list[pa.Table] = []
-    for path in store.user_paths():
-        if sum(len(part) for part in parts) >= MAX_USERS:
+    for path in store.user_paths(store.meta.domains[domain]):
+        if sum(len(part) for part in parts) >= most:
             break
         rows = read_part(path, ["user_index", *INTERACTION_COLUMNS])
         parts.append(training_rows(rows, config.trains_on_validation))
@@ -145,4 +171,4 @@ def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> Us
     kept = items[places] == indices  # all of them, unless items are a sample
     indptr = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[indptr]
     users = UserItems(indptr, places[kept].astype(np.int32))
-    return users.take(np.flatnonzero(np.diff(indptr) >= 2)[:MAX_USERS])
+    return users.take(np.flatnonzero(np.diff(indptr) >= 2)[:most])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,33 @@ from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
+from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
 
 READERS_BESIDE_OTHERS = 2
 """Tasks of one run that read users at once, where no CPUs bound them."""
 
 
-def user_dataset(store: Store, with_validation: bool, *, beside_others: bool = False) -> ray.data.Dataset:
-    """A store's users with their trainable items, streamed; kept in order so that a split is repeatable.
+def user_datasets(
+    store: Store, shares: Sequence[UserShare], with_validation: bool, *, beside_others: bool = False
+) -> dict[str, ray.data.Dataset]:
+    """Each domain's users with their trainable items, streamed.
 
     Args:
         beside_others: other runs stream at the same time. Ray Data deals the CPUs that are left to the datasets that
             are being read, in whole ones, and reads nothing of one whose part is 0; so nothing is asked for then.
     """
     set_up_ray_data()
-    asking = {"num_cpus": 0, "concurrency": READERS_BESIDE_OTHERS} if beside_others else {}
-    paths = store.user_paths()
+    return {
+        share.dataset: _user_dataset(store, share.domain, with_validation, beside_others=beside_others)
+        for share in shares
+    }
+
+
+def _user_dataset(store: Store, domain: int, with_validation: bool, *, beside_others: bool) -> ray.data.Dataset:
+    """One domain's users; kept in order so that a split is repeatable."""
+    asking: dict[str, float] = {"num_cpus": 0, "concurrency": READERS_BESIDE_OTHERS} if beside_others else {}
+    paths = store.user_paths(store.meta.domains[domain])
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
@@ -57,22 +69,20 @@ def launch_scoring(
     tokens_path: str,
     model: str,
     console: Console,
-    *,
-    run_dir: str = "",
-    keep_as: str = "",
+    **given: Any,
 ) -> EventHandler:
     """Have workers that only score do so; returns what they sent.
 
     Args:
         loop: as `launch` takes it.
-        model, run_dir, keep_as: as `WorkerTask`.
+        model, given: as `WorkerTask`.
 
     Raises:
         BeerayError: as `launch`.
     """
     handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
     with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
-        task = WorkerTask(config, store.path, tokens_path, monitor, model, run_dir=run_dir, keep_as=keep_as)
+        task = WorkerTask(config, store.path, tokens_path, monitor, model, **given)
         launch(loop, task, storage=Path(storage), name="scoring")
     handler.close()
     return handler
@@ -84,7 +94,7 @@ def launch(
     *,
     storage: Path,
     name: str,
-    users: ray.data.Dataset | None = None,
+    users: Mapping[str, ray.data.Dataset] | None = None,
     keep_checkpoints: int | None = None,
 ) -> ray.train.Result:
     """Run a loop on every worker and wait for it.
@@ -94,7 +104,7 @@ def launch(
         task: handed to it.
         storage: folder that every node can write to; checkpoints go to `storage / name`. A name that has
             checkpoints resumes from the newest whole one.
-        users: training users, split among the workers.
+        users: training users, a dataset a domain, each split among the workers.
         keep_checkpoints: older ones are deleted.
 
     Raises:
@@ -104,14 +114,14 @@ def launch(
 
     cluster = task.config.cluster
     split = ray.train.DataConfig(
-        datasets_to_split=["users"] if users is not None else [],
+        datasets_to_split=list(users or {}),
         execution_options=ray.data.ExecutionOptions(preserve_order=True),
     )
     trainer = TorchTrainer(
         _call,
         train_loop_config={"loop": loop, "task": task},
         scaling_config=scaling(cluster),
-        datasets={"users": users} if users is not None else {},
+        datasets=dict(users or {}),
         dataset_config=split,
         run_config=ray.train.RunConfig(
             name=name,

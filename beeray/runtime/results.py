@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from beeray.config import Config, EvaluateConfig
 
@@ -20,15 +21,17 @@ CANDIDATES = {
     "held_out": "held-out items",
     "catalog": "items of the whole catalog",
     "filtered": "items of its window (filtered)",
+    "old_items": "candidates, only items that the earlier run knew asked for",
+    "new_items": "candidates, only items that are new since the earlier run asked for",
 }
 """What is ranked, by name of the ranking."""
 
 
 def merge_ranks(parts: Iterable[SplitScores]) -> list[SplitScores]:
-    """Scores of all ranks put together, split by split and ranking by ranking, users in order."""
-    grouped: dict[tuple[str, str], list[SplitScores]] = defaultdict(list)
+    """Scores of all ranks put together, split by split, ranking by ranking and domain by domain, users in order."""
+    grouped: dict[tuple[str, str, str | None], list[SplitScores]] = defaultdict(list)
     for part in parts:
-        grouped[part.split, part.ranking].append(part)
+        grouped[part.split, part.ranking, part.domain].append(part)
     merged: list[SplitScores] = []
     for group in grouped.values():
         users = np.concatenate([part.user_index for part in group])
@@ -42,34 +45,56 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
     """`{split: {ranking: {users, candidates, metric: {mean, low, high}}}}`, 95 % intervals over users.
 
     Beside the metrics stand the plain figures of `core.exposure` (`coverage@k`, `gini@k`, …), where they were counted.
-    """
-    from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
 
-    summary: Record = defaultdict(dict)
+    Of several domains that is over the users of all of them, and `domains` holds the same of each; `candidates` are
+    then those of all domains together, of which a user has its own domain's.
+    """
+    grouped: dict[tuple[str, str], list[SplitScores]] = defaultdict(list)
     for one in scores:
-        record: Record = {"users": len(one.user_index), "candidates": one.num_candidates}
-        if len(one.user_index):
-            for place, name in enumerate(one.metrics):
-                interval = bootstrap_interval(one.scores[:, place], num_bootstrap=evaluate.num_bootstrap)
-                record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-            record |= one.shown
-        summary[one.split][one.ranking] = record
+        grouped[one.split, one.ranking].append(one)
+    summary: Record = defaultdict(dict)
+    for (split, ranking), parts in grouped.items():
+        record = _summarise(parts, evaluate)
+        by_domain = {part.domain: _summarise([part], evaluate) for part in parts if part.domain is not None}
+        summary[split][ranking] = record | ({"domains": by_domain} if by_domain else {})
     return dict(summary)
 
 
+def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
+    from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
+
+    scores = np.concatenate([part.scores for part in parts])
+    record: Record = {"users": len(scores), "candidates": sum(part.num_candidates for part in parts)}
+    for place, name in enumerate(parts[0].metrics if len(scores) else ()):
+        interval = bootstrap_interval(scores[:, place], num_bootstrap=evaluate.num_bootstrap)
+        record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return record | (parts[0].shown if len(parts) == 1 else {})
+
+
+def _by_domain(summary: Record, splits: Iterable[str]) -> Iterator[tuple[str, str, str | None, Record]]:
+    """Every record of a summary with its split, ranking and domain: first of all users, then of each domain's."""
+    for split in splits:
+        for ranking, record in summary.get(split, {}).items():
+            yield split, ranking, None, record
+            for domain, one in record.get("domains", {}).items():
+                yield split, ranking, domain, one
+
+
+def _metrics(record: Record) -> dict[str, dict[str, float]]:
+    return {name: value for name, value in record.items() if isinstance(value, dict) and name != "domains"}
+
+
 def flat_means(summary: Record) -> dict[str, float]:
-    """`{"test/held_out/ndcg@100": 0.31, …}`, as MLflow takes it."""
+    """`{"test/held_out/ndcg@100": 0.31, "test/held_out/books/ndcg@100": 0.29, …}`, as MLflow takes it."""
     return {
-        f"{split}/{ranking}/{name}": value["mean"]
-        for split, rankings in summary.items()
-        for ranking, record in rankings.items()
-        for name, value in record.items()
-        if isinstance(value, dict)
+        "/".join([split, ranking, *([domain] if domain else []), name]): value["mean"]
+        for split, ranking, domain, record in _by_domain(summary, summary)
+        for name, value in _metrics(record).items()
     }
 
 
 def scores_table(scores: Iterable[SplitScores]) -> pa.Table:
-    """Per-user scores of all splits: user_index, split, ranking, one column a metric."""
+    """Per-user scores of all splits: user_index, split, ranking, domain (of several), one column a metric."""
     return pa.concat_tables([one.table() for one in scores])
 
 
@@ -112,17 +137,47 @@ def summarise_workers(workers: list[Record]) -> Record:
 
 
 def headline(summary: dict[str, Any], config: Config) -> list[str]:
-    """A line per split and ranking: mean and interval of every metric."""
+    """A line per split, ranking and domain: mean and interval of every metric."""
     lines: list[str] = []
-    for split in config.evaluate.splits:
-        for ranking, record in summary.get(split, {}).items():
-            shown = [
-                f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-                for name, value in record.items()
-                if isinstance(value, dict)
-            ]
-            where = CANDIDATES.get(ranking, ranking)
-            said = "  ".join(shown) or "no user has a target"
-            trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
-            lines.append(f"{split}{trained_on}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
+    for split, ranking, domain, record in _by_domain(summary, config.evaluate.splits):
+        shown = [
+            f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+            for name, value in _metrics(record).items()
+        ]
+        where = _described(ranking)
+        where += f" of {len(record['domains'])} domains" if "domains" in record else ""
+        said = "  ".join(shown) or "no user has a target"
+        trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
+        whose = f"{split}{trained_on}{f', {domain}' if domain else ''}"
+        lines.append(f"{whose}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines
+
+
+def _described(ranking: str) -> str:
+    """What is ranked, in words; `…@64` is a prefix of the embeddings."""
+    name, _, width = ranking.partition("@")
+    where = CANDIDATES.get(name, name)
+    return f"{where}, first {width} numbers" if width else where
+
+
+def summarise_neighbours(kept: NDArray[np.float64], evaluate: EvaluateConfig, original: str, among: int) -> Record:
+    """`{original, k, among, items, mean, low, high}`: the share of neighbours kept, with a 95 % interval over items.
+
+    Args:
+        kept: of each item, the share of the `evaluate.neighbours_at` nearest before that is among the nearest after.
+        original: the encoder before.
+        among: number of items that neighbours were sought among.
+    """
+    from beeray.core.metrics import bootstrap_interval
+
+    interval = bootstrap_interval(kept, num_bootstrap=evaluate.num_bootstrap)
+    figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"original": original, "k": evaluate.neighbours_at, "among": among, "items": len(kept), **figures}
+
+
+def neighbours_line(record: Record) -> str:
+    """The same in words."""
+    return (
+        f"semantic neighbours kept: {record['mean']:.4f} [{record['low']:.4f}, {record['high']:.4f}] of each item's "
+        f"{record['k']} nearest among {record['among']:,} under {record['original']}, {record['items']:,} items"
+    )

@@ -6,8 +6,9 @@ Used while training, after training and by `beeray.evaluate`: one path, so one f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from beeray.core.exposure import Exposure
 from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: which candidates; see `ranking_candidates`.
+        ranking: which candidates; see `ranking_candidates`. `held_out@64` and such: with a prefix of the embeddings;
+            `old_items`, `new_items`: asked for are only items that an earlier run knew, or did not.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
         num_candidates: items ranked.
+        domain: whose users these are; None where the store has one domain.
         exposure: what users were shown: this rank's counts, until `score_embeddings` has made figures of them.
         shown: the figures of `core.exposure`, over all ranks' users.
     """
@@ -48,15 +52,16 @@ class SplitScores:
     user_index: NDArray[np.int64]
     scores: NDArray[np.float64]
     num_candidates: int
+    domain: str | None = None
     exposure: Exposure | None = None
     shown: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
-        """The scores as a table: user_index, split, ranking, one column a metric."""
+        """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
         columns: dict[str, NDArray[Any]] = {"user_index": self.user_index}
         columns |= {name: self.scores[:, place] for place, name in enumerate(self.metrics)}
         table = pa.table(columns)
-        for name in ("ranking", "split"):
+        for name in ("ranking", "split") if self.domain is None else ("domain", "ranking", "split"):
             value = pa.array([getattr(self, name)] * len(table)).dictionary_encode()
             table = table.add_column(1, name, value.cast(pa.string()))
         return table
@@ -105,30 +110,66 @@ def embed_catalog(
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
+    items: NDArray[np.int32] | None = None,
 ) -> Tensor:
-    """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call."""
-    return normalize_rows_in_place(embed_as_served(encode, config, tokens, device, progress=progress))
+    """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call.
+
+    Args:
+        items: the only ones that are needed, sorted; the rows of the others are zero.
+    """
+    embeddings = normalize_rows_in_place(embed_as_served(encode, config, tokens, device, items, progress))
+    if items is None:
+        return embeddings
+    table = embeddings.new_zeros((tokens.num_items, embeddings.shape[1]))
+    table[torch.from_numpy(items.astype(np.int64)).to(device)] = embeddings
+    return table
 
 
 def score_split(
-    embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
+    embeddings: Tensor,
+    config: Config,
+    store: Store,
+    split: str,
+    *,
+    old_items: NDArray[np.bool_] | None = None,
+    full_catalog: bool = True,
 ) -> list[SplitScores]:
     """Score this rank's share of a split's users in every ranking of it. Not collective.
 
+    Of several domains each has scores of its own: a user's candidates are the items of its domain.
+
     Args:
+        old_items: bool (items,), which items an earlier run knew; given, these and the others are asked for apart, too.
         full_catalog: False leaves out all rankings but the first.
     """
     results: list[SplitScores] = []
-    for ranking, items in ranking_candidates(config, store, split, full_catalog=full_catalog).items():
+    for ranking, domain, items in ranking_candidates(config, store, split, full_catalog=full_catalog):
         ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        results.append(score_ranking(ranker, config, store, split, ranking))
+        results.append(score_ranking(ranker, config, store, split, ranking, domain))
+    if full_catalog:
+        results += _further_scores(embeddings, config, store, split, old_items)
+    return results
+
+
+def _further_scores(
+    embeddings: Tensor, config: Config, store: Store, split: str, old_items: NDArray[np.bool_] | None
+) -> list[SplitScores]:
+    """The main ranking once more: by prefixes of the embeddings, and of old items alone and new ones alone."""
+    main, metrics = rankings(config)[0], ranking_metrics(config)
+    tables = ((name, table, None) for name, table in prefixes(embeddings, config.train.matryoshka_dims, main))
+    groups = ((name, embeddings, group) for name, group in item_groups(old_items).items())
+    results: list[SplitScores] = []
+    for name, table, asked in chain(tables, groups):
+        for _, domain, items in ranking_candidates(config, store, split, full_catalog=False):
+            ranker = Ranker(table, items, metrics, items_per_block=config.evaluate.items_per_block)
+            results.append(score_ranking(ranker, config, store, split, name, domain, asked))
     return results
 
 
 def ranking_candidates(
     config: Config, store: Store, split: str, *, full_catalog: bool = True
-) -> dict[str, NDArray[np.int32]]:
-    """The items that each ranking of a split is among, sorted; the ranking that counts comes first.
+) -> Iterator[tuple[str, str | None, NDArray[np.int32]]]:
+    """Every ranking of a split, the one that counts first, of every domain: its items, sorted.
 
     - `held_out`: the split's own items; `item` splits.
     - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
@@ -137,30 +178,84 @@ def ranking_candidates(
 
     Args:
         full_catalog: False leaves out all but the first.
+
+    Yields:
+        ranking, domain (None where the store has one), int32 candidates.
     """
-    first = store.candidates(split)
+    for ranking in rankings(config, full_catalog=full_catalog):
+        within = store.items_within(split) if ranking == "filtered" else None
+        for domain in scored_domains(config, store):
+            inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
+            if ranking == "held_out":
+                items = store.candidates(split, domain)
+            elif within is None:
+                items = np.arange(inside.start, inside.stop, dtype=np.int32)
+            else:
+                items = within[(within >= inside.start) & (within < inside.stop)]
+            yield ranking, domain, items
+
+
+def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
+    """The rankings that are scored, the main one first."""
     if config.split.kind == "item":
-        candidates = {"held_out": first}
-        if config.evaluate.full_catalog and full_catalog:
-            candidates["catalog"] = np.arange(store.meta.num_items, dtype=np.int32)
-        return candidates
-    candidates = {"catalog": first}
-    if config.split.kind == "time" and config.evaluate.filtered and full_catalog:
-        candidates["filtered"] = store.items_within(split)
-    return candidates
+        return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
+    filtered = config.split.kind == "time" and config.evaluate.filtered and full_catalog
+    return ["catalog", *(["filtered"] if filtered else [])]
 
 
-def score_ranking(ranker: UserRanker, config: Config, store: Store, split: str, ranking: str) -> SplitScores:
-    """Score this rank's share of a split's users by one ranker. Not collective."""
-    users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block))
+def scored_domains(config: Config, store: Store) -> list[str | None]:
+    """The domains whose users are scored, one after the other; None stands for all of a store of one domain."""
+    if len(store.meta.domains) < 2:
+        return [None]
+    asked = config.evaluate.domains
+    return [name for name in store.meta.domains if asked is None or name in asked]
+
+
+def needed_items(config: Config, store: Store) -> NDArray[np.int32] | None:
+    """Items that may be ranked or are input when some domains alone are scored; None: all."""
+    domains = scored_domains(config, store)
+    if len(domains) == len(store.meta.domains):
+        return None
+    inside = [store.domain(name).item_range for name in domains if name is not None]
+    return np.concatenate([np.arange(one.start, one.stop, dtype=np.int32) for one in inside])
+
+
+def score_ranking(
+    ranker: UserRanker,
+    config: Config,
+    store: Store,
+    split: str,
+    ranking: str,
+    domain: str | None = None,
+    asked: NDArray[np.bool_] | None = None,
+) -> SplitScores:
+    """Score this rank's share of a split's users, of one domain if there are several, by one ranker. Not collective.
+
+    Args:
+        asked: bool (items,), the only ones that count as targets; users without one are left out.
+    """
+    blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
+    users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
     shown = ranker.exposure if isinstance(ranker, Ranker) else None
-    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), shown)
+    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), domain, shown)
 
 
-def mean_over_ranks(scores: SplitScores, device: torch.device) -> dict[str, float]:
-    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`. Every rank must call."""
-    sums = sum_over_ranks([float(len(scores.scores)), *scores.scores.sum(axis=0).tolist()], device)
-    return {name: value / max(1.0, sums[0]) for name, value in zip(scores.metrics, sums[1:], strict=True)}
+def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
+    """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`, and of each domain. Every rank must call.
+
+    Args:
+        scores: of one split and ranking, one a domain; the same domains on every rank.
+    """
+    width = 1 + len(scores[0].metrics)
+    local = [value for one in scores for value in (len(one.scores), *one.scores.sum(axis=0).tolist())]
+    sums = np.reshape(sum_over_ranks([float(value) for value in local], device), (len(scores), width))
+    labelled = [("", sums.sum(axis=0))]
+    labelled += [(f"{one.domain}/", row) for one, row in zip(scores, sums, strict=True) if one.domain is not None]
+    return {
+        f"{label}{name}": float(value / max(1.0, row[0]))
+        for label, row in labelled
+        for name, value in zip(scores[0].metrics, row[1:], strict=True)
+    }
 
 
 def score_splits(
@@ -171,26 +266,41 @@ def score_splits(
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
     keep: Callable[[Tensor], None] = lambda embeddings: None,
+    *,
+    embeddings: Tensor | None = None,
+    old_items: NDArray[np.bool_] | None = None,
+    whole: bool = False,
 ) -> tuple[list[SplitScores], dict[str, float]]:
     """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
 
     Args:
         keep: is handed the catalog's embeddings.
+        embeddings: of the whole catalog, row-normalised, if they are there already.
+        old_items: as `score_split`.
+        whole: embed the whole catalog, too, where not all domains are scored.
     """
     started = time.perf_counter()
-    embeddings = embed_catalog(encode, config, tokens, device, progress)
+    if embeddings is None:
+        needed = None if whole else needed_items(config, store)
+        embeddings = embed_catalog(encode, config, tokens, device, progress, needed)
     embedded = time.perf_counter()
     keep(embeddings)
-    results = score_embeddings(embeddings, config, store)
+    results = score_embeddings(embeddings, config, store, old_items)
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
 
 
-def score_embeddings(embeddings: Tensor, config: Config, store: Store) -> list[SplitScores]:
-    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call."""
+def score_embeddings(
+    embeddings: Tensor, config: Config, store: Store, old_items: NDArray[np.bool_] | None = None
+) -> list[SplitScores]:
+    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call.
+
+    Args:
+        old_items: as `score_split`.
+    """
     return [
         _summarise_exposure(scores, embeddings.device)
         for split in config.evaluate.splits
-        for scores in score_split(embeddings, config, store, split)
+        for scores in score_split(embeddings, config, store, split, old_items=old_items)
     ]
 
 
@@ -203,7 +313,7 @@ def _summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScore
 
 
 def _user_blocks(
-    store: Store, split: str, users_per_block: int
+    store: Store, split: str, users_per_block: int, domain: str | None
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]:
-    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size()):
+    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size(), domain=domain):
         yield block.user_index.astype(np.int64), block.history, block.targets

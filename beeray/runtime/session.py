@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from beeray.config import ClusterConfig, Config, StorageConfig
@@ -20,6 +21,11 @@ DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 
 
+ANSWER_S = 10.0
+"""What a cluster may take to accept a connection."""
+_NO_CLUSTER = (
+    "cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
+)
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job's driver what it was submitted with."""
 
@@ -67,10 +73,15 @@ def ray_session(
             ray.shutdown()
 
 
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The cluster that is to be joined, by the config or the environment; None: a Ray is started here."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bool) -> None:
     import ray
 
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
         arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
@@ -78,6 +89,8 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
     variables = _worker_variables(storage)
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}
+    if address and not _answers(address):
+        raise ClusterError(_NO_CLUSTER.format(address=address))
     try:
         ray.init(**arguments)
     except Exception as error:
@@ -93,9 +106,23 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
                 f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "
                 "token alike on both sides"
             ) from error
-        raise ClusterError(
-            f"cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
-        ) from error
+        raise ClusterError(_NO_CLUSTER.format(address=address)) from error
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at `host:port`; Ray itself would try for minutes. Of any other address: yes."""
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return True
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("127.0.0.1", "localhost", "::1"):  # a cluster may listen at the machine's outer address alone
+        hosts.append(ray.util.get_node_ip_address())
+    for one in hosts:
+        with suppress(OSError), socket.create_connection((one, int(port)), timeout=ANSWER_S):
+            return True
+    return False
 
 
 def _worker_variables(storage: StorageConfig) -> dict[str, str]:
@@ -125,18 +152,34 @@ def check_placement(
     Raises:
         ClusterError: says what is missing.
     """
-    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    joined = cluster_address(cluster) is not None
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
-    placeable, offered = _placeable_workers(cluster)
-    if joined and placeable < cluster.num_workers:
+    _, lacking = lacking_workers(cluster, keys)
+    if lacking and joined:
         _ask_to_grow(cluster)
-    while placeable < cluster.num_workers and time.monotonic() < deadline:
+    while lacking and time.monotonic() < deadline:
         time.sleep(1.0)
-        placeable, offered = _placeable_workers(cluster)
+        _, lacking = lacking_workers(cluster, keys)
+    if lacking:
+        raise ClusterError(lacking)
+
+
+def lacking_workers(
+    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
+) -> tuple[int, str]:
+    """How many of the workers asked for a cluster can place as it is now, and what it lacks for the others.
+
+    Args:
+        keys: as `check_placement`.
+
+    Returns:
+        (workers, error); the error is empty when all of them find a place.
+    """
+    placeable, offered = _placeable_workers(cluster)
     if placeable >= cluster.num_workers:
-        return
+        return cluster.num_workers, ""
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" + {cluster.gpus_per_worker:g} GPU" if cluster.use_gpu else "")
-    raise ClusterError(
+    return placeable, (
         f"{keys[0]} is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
         f"{DATA_CPUS:g} CPU left for streaming data) and lacks {cluster.num_workers - placeable}; it offers {offered}; "
         f"lower {keys[0]} or {keys[1]}, or add nodes"

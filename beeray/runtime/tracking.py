@@ -47,6 +47,13 @@ def tracking_uri(config: Config) -> str:
     return config.tracking.uri or os.environ.get(URI_VARIABLE) or local
 
 
+def tracking_key(config: Config) -> str | None:
+    """What names the MLflow of a config: `tracking.uri`, a variable of the environment, or nothing (a local file)."""
+    if config.tracking.uri is not None:
+        return "tracking.uri"
+    return URI_VARIABLE if os.environ.get(URI_VARIABLE) else None
+
+
 class Tracker:
     """Logs one run to MLflow in the background; use as a context.
 
@@ -63,10 +70,10 @@ class Tracker:
         self.config = config
         self.run_dir = run_dir
         self.parent = parent
-        self.uri = parent.uri if parent is not None else tracking_uri(config)
-        from_environment = config.tracking.uri is None and bool(os.environ.get(URI_VARIABLE))
-        self._is_local = parent is not None or (config.tracking.uri is None and not from_environment)
-        self._key = URI_VARIABLE if from_environment else "tracking.uri"
+        self.uri: str = parent.uri if parent is not None else tracking_uri(config)
+        named = tracking_key(config)
+        self._is_local = parent is not None or named is None
+        self._key = named or "tracking.uri"
         self.run_id: str | None = None
         self._opened = threading.Event()
         self._last_step = -1

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,24 @@ from beeray.core.encoder import Encoder
 from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
-from beeray.core.step import SCOPE, StepLoss, StepSettings, TrainingStep
+from beeray.core.step import SCOPE, StepLoss, TrainingStep
 from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
+from beeray.runtime.adaptation import adapt
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
-from beeray.runtime.feed import UserFeed
+from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
+from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
-from beeray.runtime.steps import plan_steps
+from beeray.runtime.step_settings import step_settings
+from beeray.runtime.steps import plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
-from beeray.runtime.worker import score, worker_ready
+from beeray.runtime.worker import embedding_progress, score, worker_ready
 
 TELL_EVERY_S = 0.2
 """Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
@@ -71,10 +75,10 @@ class _Training:
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
-        self.planner = StepPlanner(self.tokens, trainable, settings, device, group)
+        domains = scored_within(self.config, self.store)
+        self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
         self.feed = UserFeed(
-            ray.train.get_dataset_shard("users"),
-            num_users=task.num_users,
+            _streams(task),
             batch_size=self.config.train.batch_size // self.world_size,
             seed=self.config.seed,
             rank=self.rank,
@@ -86,25 +90,43 @@ class _Training:
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
         self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
-        encoder = Encoder(self._open_model(), self.config.train.precision)
+        self.original = Original()
+        model = self._open_model()
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        encoder = Encoder(model, self.config.train.precision)
         self.flops = count_flops(encoder, device)
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
-        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device)
+        frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
+        self.step = TrainingStep(
+            self.engine,
+            self.tokens,
+            trainable,
+            settings,
+            device,
+            item_domains=domains,
+            originals=self.original.embeddings,
+            frozen=frozen,
+        )
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
-            return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        progress = embedding_progress(self.task, "original")
+        self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
+        self.starts_with_head = self.task.needs_head(model)
+        if self.starts_with_head:
+            if ray.train.get_checkpoint() is not None:
+                return self.task.open_model(self.device)
+            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+            self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
 
     @property
     def _scores_original(self) -> bool:
         """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
         evaluate = self.config.evaluate
-        return evaluate.before and bool(evaluate.splits) and self.config.train.head is None
+        return evaluate.before and bool(evaluate.splits) and not self.starts_with_head
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -112,7 +134,8 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before", ORIGINAL if self._scores_original else None)
+            self._score("before", ORIGINAL if self._scores_original else None, embeddings=self.original.table)
+        self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
             self.task.send(
@@ -180,6 +203,7 @@ class _Training:
             self.engine.step()
         with record_function(f"{SCOPE}report"):
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
+            local += [] if step.forgetting is None else [step.forgetting.item()]
             totals = sum_over_ranks(local, self.device)
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
@@ -187,7 +211,7 @@ class _Training:
         return position.after(self.steps_per_epoch)
 
     def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
-        loss, num_padded, num_recomputed = totals
+        loss, num_padded, num_recomputed, *forgetting = totals
         loss /= self.world_size
         sent = gather.traffic.take()
         if self.rank == 0:
@@ -206,6 +230,7 @@ class _Training:
                     **seconds,
                     "mfu": tflops / (self.peak_tflops * self.world_size),
                     "sent_bytes": sum(sent.values()),
+                    **({"forgetting": forgetting[0] / self.world_size} if forgetting else {}),
                     "at": time.time(),
                 }
             )
@@ -240,7 +265,7 @@ class _Training:
 
     def _validate(self, position: Position) -> dict[str, float]:
         embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)[0]
+        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
         means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
         if self.rank == 0:
             self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
@@ -249,9 +274,9 @@ class _Training:
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
-        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
-        self._score("after", TRAINED)
-        if not self.config.evaluate.splits:
+        save_checkpoint(self.engine, position, {"step": position.step}, export=self._exported)
+        self._score("after", TRAINED, original=self.original.neighbours)
+        if not self.config.evaluate.splits and self.original.neighbours is None:
             self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
         if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
             original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
@@ -259,25 +284,29 @@ class _Training:
         dist.barrier()
         gc.collect()
 
-    def _score(self, when: str, keep_as: str | None) -> None:
+    def _exported(self, state: dict[str, torch.Tensor]) -> SentenceTransformer:
+        model = self.task.open_model()  # the live module may hold ZeRO-3 shards, so the weights go into a fresh copy
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        model.load_state_dict(state)
+        adaptation.merge()
+        return model
+
+    def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
         keep = partial(self.sample.keep, keep_as) if keep_as else lambda catalog: None
-        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep)
+        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 
-def step_settings(config: Config) -> StepSettings:
-    """The part of a config that `core` needs for a step."""
-    train = config.train
-    return StepSettings(
-        items=train.items,
-        max_output=None if train.max_output == "all" else train.max_output,
-        max_seq_length=config.encoder.max_seq_length,
-        relu=train.relu,
-        top_k=train.top_k,
-        token_budget=train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
-        activation_budget_bytes=int(train.activation_budget_gib * 2**30),
-        catalog_refresh=train.catalog_refresh,
-        seed=config.seed,
-    )
+def _streams(task: WorkerTask) -> list[UserStream]:
+    several = len(task.shares) > 1
+    return [
+        UserStream(
+            ray.train.get_dataset_shard(share.dataset),
+            share.num_users,
+            share.num_drawn,
+            (share.domain,) if several or share.num_drawn != share.num_users else (),
+        )
+        for share in task.shares
+    ]
 
 
 def _compute_type(config: Config) -> torch.dtype:

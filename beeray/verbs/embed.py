@@ -20,6 +20,7 @@ from beeray.config.credentials import redact_uri
 from beeray.console import Console
 from beeray.core.encoder import embedding_dim, encoder_source, load_encoder
 from beeray.core.fingerprint import model_fingerprint
+from beeray.data.domains import told_of
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
 from beeray.data.lease import leased
@@ -47,7 +48,21 @@ KEPT_RUN_DIRS = 60
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Embed a catalog and publish it; returns what was published."""
+    """Embed a catalog and publish it; returns what was published.
+
+    Of several domains each has a publication of its own, `<embed path>/<domain>`, in which ids are what they are.
+    """
+    configs = config.by_domain()
+    if None in configs:
+        return _embed(config, arguments, console)
+    records: dict[str, Any] = {}
+    for name, one in configs.items():
+        with told_of(name):
+            records[str(name)] = _embed(one, arguments, console)
+    return {"domains": records}
+
+
+def _embed(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     with storage_options(config.storage), publishing_alone(config, console):
         plan, embedder, tokenizer = plan_job(config, arguments.model, console)

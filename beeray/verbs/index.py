@@ -15,10 +15,24 @@ from beeray.data.embeddings import INDEXES
 from beeray.data.faiss_index import load_faiss, write_index
 from beeray.data.storage import join, resolve, storage_options
 from beeray.embeddings import open as open_embeddings
+from beeray.errors import ConfigError
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Index one version of the config's publication; leaves `<embed path>/indexes/<version>-<kind>/`."""
+    """Index one version of the config's publication; leaves `<embed path>/indexes/<version>-<kind>/`.
+
+    Of several domains each has a publication and an index of its own.
+    """
+    configs = config.by_domain()
+    if None in configs:
+        return _index(config, arguments, console)
+    if len(configs) > 1 and (arguments.version or config.index.path):
+        named = "--version" if arguments.version else "index.path"
+        raise ConfigError(f"{named} is of one publication, and each domain has its own: choose one with embed.domains")
+    return {"domains": {name: _index(one, arguments, console) for name, one in configs.items()}}
+
+
+def _index(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     load_faiss()
     settings = config.index

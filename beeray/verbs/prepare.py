@@ -15,7 +15,10 @@ from beeray.runtime.session import ray_session
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Prepare the store of a config, unless it is there and up to date; returns what was made."""
     started = time.monotonic()
-    console.line(f"prepare {config.name}: {config.data.source} → {config.store_path}")
+    sources = " + ".join(f"{one.domain} ({one.source})" for one in config.data.single_sources())
+    console.line(
+        f"prepare {config.name}: {sources if config.data.domains else config.data.source} → {config.store_path}"
+    )
     with ray_session(config.cluster, config.storage):
         store, prepared = prepared_store(config, console)
     return {
@@ -29,5 +32,6 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "items_by_split": store.meta.items,
         "interactions_by_split": store.meta.interactions,
         "dropped": store.meta.dropped,
+        **({"domains": store.meta.by_domain} if store.meta.by_domain else {}),
         "seconds": round(time.monotonic() - started, 1),
     }

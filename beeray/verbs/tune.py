@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from beeray.console import Console
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
-from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, prepared_store, token_store
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
@@ -54,7 +55,8 @@ from beeray.runtime.sweep.trial import (
     trial_config,
 )
 from beeray.runtime.tracking import Untracked
-from beeray.verbs.train import TrainInputs, train_run, users_per_rank
+from beeray.runtime.warm_start import find_warm_start
+from beeray.verbs.train import begin_run, check_peft, open_start, train_run
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""
@@ -74,6 +76,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     started = time.monotonic()
     config = measurable(config, console)
     check_sharing(largest_demand(config).cluster)
+    check_peft(config)
     folder = SweepFolder(config)
     with folder.locked(), storage_options(config.storage):
         if arguments.fresh:
@@ -117,7 +120,8 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
     with ray_session(config.cluster, config.storage, dashboard=True), _environment():
         _check_state_api(config)
         demand = largest_demand(config)
-        tokenizers = {key: open_tokenizer(variant) for key, variant in token_variants(config).items()}
+        warm = find_warm_start(config)
+        opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
         nodes = live_nodes()
         at_once = trials_at_once(nodes, demand)
@@ -126,10 +130,12 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         inputs = SweepInputs(
             store.path,
             {
-                (located_encoder(key[0]), key[1]): token_store(variant, store, tokenizers[key], console)
+                (located_encoder(key[0]), key[1]): token_store(variant, store, opened[key][0], console)
                 for key, variant in token_variants(config).items()
             },
             searched_metric(config),
+            warm,
+            next(fingerprint for _, fingerprint in opened.values()),
         )
         sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
         console.line(
@@ -231,10 +237,9 @@ def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: R
             if record["epoch"] < trial.train.epochs:
                 reports.epoch(record)
         if folder.finished() is None:
-            folder.claim(store.meta.fingerprint)
             handling = functools.partial(TrialEvents, reports.epoch)
-            train_inputs = TrainInputs(store, tokens, users_per_rank(trial, store), beside_others=True)
-            train_run(trial, folder, train_inputs, console, Startup(), Untracked, handling)
+            begun = begin_run(trial, folder, store, tokens, console, warm=inputs.warm, fingerprint=inputs.fingerprint)
+            train_run(trial, folder, replace(begun, beside_others=True), console, Startup(), Untracked, handling)
         reports.end(folder.validation()[-1])
 
 

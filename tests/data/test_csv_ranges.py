@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pytest
 
-from beeray.data import csv_ranges, tables
+from beeray.data import csv_ranges, table_files
 from beeray.data.tables import Table
 from beeray.errors import DataError
 
@@ -59,7 +58,7 @@ def test_small_files_and_compressed_ones_stay_in_one_piece(tmp_path: Path) -> No
 def test_a_value_that_fits_no_more_further_down_is_told_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "READ_CSV", pyarrow.csv.ReadOptions(block_size=1000))  # decides the columns' types
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)  # decides the columns' types
     table = write(tmp_path / "t.csv", [*ROWS[:250], "n,none,1,1.0", *ROWS[251:]])
     with pytest.raises(DataError, match=r"t\.csv: .*none"):
         rows_of(table)

@@ -34,6 +34,7 @@ from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import StepLoss, StepSettings, TrainingStep
 from beeray.core.traffic import Traffic, counted_collectives
 from beeray.core.user_items import UserItems
+from beeray.runtime.adaptation import adapt
 from beeray.runtime.engine import build_engine, full_state_dict
 
 NUM_ITEMS = 60
@@ -52,6 +53,8 @@ class Case:
     settings: StepSettings
     num_users: tuple[int, ...]
     activation_budget_bytes: int = 300_000  # about half of what all would take
+    domains: bool = False
+    """Two halves of the catalog that users keep to; on two ranks each has the users of one."""
 
 
 def _train(**changes: Any) -> TrainConfig:
@@ -70,6 +73,13 @@ CASES = {
     "clipped": Case(_train(optimizer="nadam", gradient_clipping=0.02), _settings(), (16, 16, 16), 0),
     "unclipped": Case(_train(optimizer="nadam"), _settings(), (16, 16, 16), 0),
     "catalog": Case(_train(optimizer="nadam"), _settings(items="catalog", catalog_refresh=2), (12, 13, 12)),
+    "softmax": Case(
+        _train(),
+        _settings(loss="sampled_softmax", temperature=0.3, matryoshka_dims=(8, 16), distill_weight=0.7),
+        (16, 13, 3),
+    ),
+    "adapted": Case(_train(lora={"rank": 4}, freeze_layers=1), _settings(loss="multinomial"), (16, 13, 3)),
+    "within": Case(_train(), _settings(), (16, 13, 3), domains=True),
 }
 
 
@@ -92,16 +102,30 @@ class Texts:
         return np.concatenate(flat), self.lengths(max_seq_length)[item_indices]
 
 
+def originals(case: Case) -> NDArray[np.float16] | None:
+    """Embeddings of another encoder, which this one is held near to, if the case asks for it."""
+    rows = np.random.default_rng(5).standard_normal((NUM_ITEMS, 16))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float16) if case.settings.distill_weight else None
+
+
 def trainable_items() -> NDArray[np.int32]:
     """Three of four items; the others stand for held-out ones, so that indices are not positions."""
     return np.array([item for item in range(NUM_ITEMS) if item % 4], dtype=np.int32)
 
 
-def global_batch(num_users: int, step: int) -> list[NDArray[np.int32]]:
+def item_domains() -> NDArray[np.int16]:
+    """The domain of every item: the first third and the rest."""
+    return (np.arange(NUM_ITEMS) >= NUM_ITEMS // 3).astype(np.int16)
+
+
+def global_batch(num_users: int, step: int, *, domains: bool = False) -> list[NDArray[np.int32]]:
     """Users of one step over all ranks; every third has two items, and mostly drops out when items are thinned."""
     generator = np.random.default_rng([17, step])
     sizes = [2 if user % 3 == 0 else int(generator.integers(4, 10)) for user in range(num_users)]
-    return [generator.choice(trainable_items(), size=size, replace=False) for size in sizes]
+    items = trainable_items()
+    theirs = [items[item_domains()[items] == user % 2] if domains else items for user in range(num_users)]
+    return [generator.choice(one, size=size, replace=False) for one, size in zip(theirs, sizes, strict=True)]
 
 
 def users_of_rank(batch: list[NDArray[np.int32]], rank: int, world_size: int) -> UserItems:
@@ -148,20 +172,26 @@ def plans(case: Case, training: TrainingStep, variant: str) -> Iterator[StepPlan
 
     def of(planner: StepPlanner) -> Iterator[StepPlan]:
         for step, num_users in enumerate(case.num_users):
-            yield planner.plan(users_of_rank(global_batch(num_users, step), rank, world_size), epoch=0, step=step)
+            users = users_of_rank(global_batch(num_users, step, domains=case.domains), rank, world_size)
+            yield planner.plan(users, epoch=0, step=step)
 
     if variant != "ahead":
         yield from of(training.planner)
         return
     group = dist.new_group(backend="gloo")
-    with Ahead(of(StepPlanner(Texts(), trainable_items(), training.settings, group=group)), depth=2) as made:
+    domains = training.planner.item_domains
+    planner = StepPlanner(Texts(), trainable_items(), training.settings, group=group, item_domains=domains)
+    with Ahead(of(planner), depth=2) as made:
         yield from made
 
 
 def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> dict[str, Any]:
     """Three steps: weights before and after (rank 0 only), and what each step took."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    encoder = Encoder(SentenceTransformer(encoder_folder, device="cpu"))
+    model = SentenceTransformer(encoder_folder, device="cpu")
+    adaptation = adapt(model, case.train, seed=3)
+    frozen = None if variant == "3" else adaptation.frozen
+    encoder = Encoder(model)
     start = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     budget = 2**40 if variant == "plain" else case.activation_budget_bytes // world_size
     settings = replace(case.settings, activation_budget_bytes=budget)
@@ -171,7 +201,15 @@ def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> d
     else:
         engine = build_engine(encoder, case.train, int(variant) if variant.isdigit() else 1, NUM_STEPS)
     step_module.gather_rows = _gather_detached if variant == "detached" else gather_rows
-    training = TrainingStep(engine, Texts(), trainable_items(), settings)
+    training = TrainingStep(
+        engine,
+        Texts(),
+        trainable_items(),
+        settings,
+        item_domains=item_domains() if case.domains else None,
+        originals=originals(case),
+        frozen=frozen,
+    )
     engine.train()
     gather.traffic.take()
     everything.take()

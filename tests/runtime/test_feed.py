@@ -11,7 +11,7 @@ import pytest
 
 from beeray.core.user_items import UserItems
 from beeray.runtime import feed as feed_module
-from beeray.runtime.feed import UserFeed
+from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.steps import steps_per_epoch
 
 
@@ -37,7 +37,7 @@ def user_items(user: int) -> list[int]:
 
 def make_feed(num_users: int, batch_size: int, *, seed: int = 7, rank: int = 0, rows_per_chunk: int = 1000) -> UserFeed:
     rows = Rows(num_users, rows_per_chunk=rows_per_chunk)
-    return UserFeed(rows, num_users=num_users, batch_size=batch_size, seed=seed, rank=rank)
+    return UserFeed([UserStream(rows, num_users, num_users)], batch_size=batch_size, seed=seed, rank=rank)
 
 
 def profiles(users: UserItems) -> list[list[int]]:
@@ -142,17 +142,108 @@ def test_one_feed_can_be_read_epoch_after_epoch_and_left_midway(window: int) -> 
 
 
 def test_a_stream_of_too_few_users_is_an_error_that_says_how_many_were_promised(window: int) -> None:
-    feed = UserFeed(Rows(64), num_users=65, batch_size=6, seed=7, rank=3)
+    feed = UserFeed([UserStream(Rows(64), 65, 65)], batch_size=6, seed=7, rank=3)
     with pytest.raises(RuntimeError, match=r"rank 3 .* 65 users"):
         list(feed.epoch(0))
 
 
 def test_an_empty_stream_is_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="65 users"):
-        list(UserFeed(Rows(0), num_users=65, batch_size=6, seed=7, rank=0).epoch(0))
+        list(UserFeed([UserStream(Rows(0), 65, 65)], batch_size=6, seed=7, rank=0).epoch(0))
 
 
 def test_users_beyond_the_promised_number_are_left_out_so_that_ranks_step_equally_often(window: int) -> None:
-    feed = UserFeed(Rows(70), num_users=65, batch_size=6, seed=7, rank=0)
+    feed = UserFeed([UserStream(Rows(70), 65, 65)], batch_size=6, seed=7, rank=0)
     flat = [user for batch in order(feed) for user in batch]
     assert len(flat) == 65 and len(set(flat)) == 65
+
+
+# --- several domains: films are users 0 … 39, books users 100 … 119 (told by their first item, as above)
+
+
+class Books(Rows):
+    """Users 100, 101, … of another domain."""
+
+    def __init__(self, num_users: int) -> None:
+        super().__init__(num_users)
+        items = [user_items(100 + user) for user in range(num_users)]
+        self.table = pa.table(
+            {
+                "user_index": pa.array(range(100, 100 + num_users), pa.int32()),
+                "item_indices": pa.array(items, pa.list_(pa.int32())),
+            }
+        )
+
+
+def mixed(films: float = 1.0, books: float = 1.0, *, batch_size: int = 6, rank: int = 0) -> UserFeed:
+    streams = [
+        UserStream(Rows(40), 40, round(40 * films), (0,)),
+        UserStream(Books(20), 20, round(20 * books), (1,)),
+    ]
+    return UserFeed(streams, batch_size=batch_size, seed=7, rank=rank)
+
+
+def test_with_weights_of_one_every_user_of_every_domain_comes_once_an_epoch(window: int) -> None:
+    flat = [user for batch in order(mixed()) for user in batch]
+    assert sorted(flat) == [*range(40), *range(100, 120)]
+
+
+def test_every_step_has_its_share_of_each_domain(window: int) -> None:
+    batches = order(mixed())
+    assert len(batches) == 10  # 60 users in batches of 6
+    assert [(sum(user < 100 for user in batch), sum(user >= 100 for user in batch)) for batch in batches] == [
+        (4, 2)
+    ] * 10
+    of_other_rank = order(mixed(0.55, 1.7, rank=1))
+    assert [len(batch) for batch in of_other_rank] == [len(batch) for batch in order(mixed(0.55, 1.7))]
+
+
+def test_a_weight_above_one_repeats_users_and_one_below_leaves_some_out(window: int) -> None:
+    flat = [user for batch in order(mixed(0.25, 2.5)) for user in batch]
+    films, books = [user for user in flat if user < 100], [user for user in flat if user >= 100]
+    assert len(films) == len(set(films)) == 10  # 0.25 · 40
+    times = [books.count(user) for user in range(100, 120)]
+    assert (len(books), sorted(times)) == (50, [2] * 10 + [3] * 10)  # 2.5 · 20: two whole passes, half of a third
+
+
+def test_which_users_a_weight_below_one_leaves_out_is_drawn_anew_each_epoch(window: int) -> None:
+    films = [{user for batch in order(mixed(0.25), epoch) for user in batch if user < 100} for epoch in range(8)]
+    assert len(set(map(frozenset, films))) == 8
+    assert len(set.union(*films)) > 30  # of 40; always the same ten would be 10
+
+
+def test_two_passes_of_an_epoch_are_not_shuffled_alike() -> None:
+    flat = [user for batch in order(mixed(books=2.0)) for user in batch if user >= 100]
+    assert flat[:20] != flat[20:] and sorted(flat[:20]) == sorted(flat[20:])
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 9])
+def test_a_resumed_epoch_of_several_domains_is_the_tail_of_the_whole_one(window: int, first_step: int) -> None:
+    whole = order(mixed(0.5, 2.5), epoch=2)
+    assert order(mixed(0.5, 2.5), epoch=2, first_step=first_step) == whole[first_step:]
+    assert order(mixed(0.5, 2.5), epoch=3) != whole
+
+
+def test_a_mixed_batch_keeps_each_user_s_own_items(window: int) -> None:
+    for batch in mixed(0.5, 2.5).epoch(0):
+        assert batch.indptr.dtype == np.int64 and batch.indices.dtype == np.int32
+        assert all(items == user_items(items[0] // 100) for items in profiles(batch))
+
+
+@pytest.mark.parametrize(("most", "num_passes"), [(20, [2, 1]), (10, [2, 6])])
+def test_a_short_stream_is_read_once_and_its_order_is_the_same(
+    most: int, num_passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "KEPT_USERS", most)
+    feed, begun = mixed(books=2.5), [0, 0]
+    for place, stream in enumerate(feed.streams):
+
+        def counted(read: Any = stream.rows.iter_batches, place: int = place, **how: Any) -> Any:
+            begun[place] += 1
+            return read(**how)
+
+        monkeypatch.setattr(stream.rows, "iter_batches", counted)
+    epochs = [order(feed, epoch) for epoch in range(2)]
+    assert begun == num_passes  # films are forty: longer than either limit
+    monkeypatch.setattr(feed_module, "KEPT_USERS", 0)
+    assert epochs == [order(mixed(books=2.5), epoch) for epoch in range(2)]

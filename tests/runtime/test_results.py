@@ -10,7 +10,9 @@ from beeray.runtime.results import (
     flat_means,
     headline,
     merge_ranks,
+    neighbours_line,
     scores_table,
+    summarise_neighbours,
     summarise_scores,
     summarise_training,
     summarise_workers,
@@ -24,9 +26,11 @@ def a_config(**train: bool) -> Config:
     return validate_config({"name": "mine", "data": {"source": "shop"}, "train": train})
 
 
-def scores(split: str, users: list[int], *rows: tuple[float, float], ranking: str = "held_out") -> SplitScores:
+def scores(
+    split: str, users: list[int], *rows: tuple[float, float], ranking: str = "held_out", domain: str | None = None
+) -> SplitScores:
     table = np.array(rows, dtype=np.float64).reshape(len(users), 2)
-    return SplitScores(split, ranking, ["recall@2", "ndcg@3"], np.array(users, dtype=np.int64), table, 7)
+    return SplitScores(split, ranking, ["recall@2", "ndcg@3"], np.array(users, dtype=np.int64), table, 7, domain)
 
 
 RANK_0 = [scores("test", [0, 2], (0.0, 0.25), (1.0, 0.75)), scores("validation", [2], (0.5, 0.5))]
@@ -94,6 +98,39 @@ def test_the_table_has_a_row_a_user_and_split() -> None:
     assert table["split"].to_pylist() == ["test"] * 4 + ["validation"]
 
 
+def test_several_domains_are_told_together_and_one_by_one() -> None:
+    ranks = [
+        scores("test", [0], (0.0, 0.25), domain="films"),
+        scores("test", [2, 4], (1.0, 0.5), (1.0, 0.75), domain="books"),
+        scores("test", [1], (1.0, 0.75), domain="films"),
+        scores("test", [], domain="books"),
+    ]
+    films, books = merge_ranks(ranks)
+    assert (films.domain, films.user_index.tolist(), books.user_index.tolist()) == ("films", [0, 1], [2, 4])
+    summary = summarise_scores([films, books], EVALUATE)
+    record = summary["test"]["held_out"]
+    assert (record["users"], record["candidates"]) == (4, 14)
+    assert record["recall@2"]["mean"] == 0.75  # (0 + 1 + 1 + 1) / 4, not the mean of 0.5 and 1
+    assert {name: one["recall@2"]["mean"] for name, one in record["domains"].items()} == {"films": 0.5, "books": 1.0}
+    assert record["domains"]["books"].keys() == {"users", "candidates", "recall@2", "ndcg@3"}
+    assert record["domains"]["books"]["candidates"] == 7
+    assert flat_means(summary) == {
+        "test/held_out/recall@2": 0.75,
+        "test/held_out/ndcg@3": 0.5625,
+        "test/held_out/films/recall@2": 0.5,
+        "test/held_out/films/ndcg@3": 0.5,
+        "test/held_out/books/recall@2": 1.0,
+        "test/held_out/books/ndcg@3": 0.625,
+    }
+    lines = headline(summary, a_config())
+    assert [line.partition(" users")[0] for line in lines] == ["test, 4", "test, films, 2", "test, books, 2"]
+    assert lines[0].startswith("test, 4 users, 14 held-out items of 2 domains: recall@2 0.7500 [")
+    assert lines[2].startswith("test, books, 2 users, 7 held-out items: recall@2 1.0000 [")
+    table = scores_table([films, books])
+    assert table["domain"].to_pylist() == ["films", "films", "books", "books"]
+    assert table.column_names == ["user_index", "split", "ranking", "domain", "recall@2", "ndcg@3"]
+
+
 def step(loss: float, items: int, tokens: int, step_s: float) -> dict[str, float]:
     return {
         "loss": loss,
@@ -142,3 +179,27 @@ def test_no_worker_that_reported_is_nothing_used() -> None:
         "peak_memory_bytes": 0,
         "peak_gpu_memory_bytes": 0,
     }
+
+
+def test_neighbours_kept_are_a_mean_over_items_with_its_interval_and_a_line() -> None:
+    summary = summarise_neighbours(np.array([1.0, 0.5, 0.0, 0.5]), EVALUATE, "mini", 7000)
+    assert (summary["k"], summary["items"], summary["mean"]) == (10, 4, 0.5)
+    assert 0 <= summary["low"] < 0.5 < summary["high"] <= 1
+    record = {"original": "mini", "k": 10, "among": 7000, "items": 2000, "mean": 0.5, "low": 0.25, "high": 0.75}
+    assert neighbours_line(record) == (
+        "semantic neighbours kept: 0.5000 [0.2500, 0.7500] of each item's 10 nearest among 7,000 under mini, 2,000 "
+        "items"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranking", "said"),
+    [
+        ("held_out@64", "7 held-out items, first 64 numbers"),
+        ("new_items", "7 candidates, only items that are new since the earlier run asked for"),
+        ("catalog@8", "7 items of the whole catalog, first 8 numbers"),
+    ],
+)
+def test_further_rankings_are_told_apart_in_words(ranking: str, said: str) -> None:
+    summary = summarise_scores([scores("test", [0], (1.0, 0.5), ranking=ranking)], EVALUATE)
+    assert headline(summary, a_config())[0].startswith(f"test, 1 users, {said}: recall@2 1.0000")

@@ -45,6 +45,10 @@ def open_source(config: DataConfig) -> RawTables:
         from beeray.data.sources.movielens import movielens_tables
 
         return movielens_tables(config)
+    if config.source == "amazon-books":
+        from beeray.data.sources.amazon_books import amazon_books_tables
+
+        return amazon_books_tables(config)
     if config.source == "shop":
         from beeray.data.sources.shop import open_shop
 

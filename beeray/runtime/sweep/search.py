@@ -20,6 +20,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -50,7 +51,7 @@ class Sweep:
         self._seed = config.seed if config.tune.seed is None else config.tune.seed
         self._asked: dict[int, optuna.trial.Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = "maximize" if config.tune.mode == "max" else "minimize"
+        direction = StudyDirection.MAXIMIZE if config.tune.mode == "max" else StudyDirection.MINIMIZE
         self._study = optuna.create_study(direction=direction)
         for trial in self.trials:
             if trial.over:

@@ -18,6 +18,7 @@ from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.sweep.folder import COMPLETE, SweepFolder, Trial, reported_metrics
 from beeray.runtime.sweep.resources import check_sharing
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE
+from beeray.runtime.warm_start import WarmStart
 
 OUTCOME, REASON, REPORTED, AT_EPOCH, AT_STEP = "outcome", "reason", "reported", "at_epoch", "at_step"
 """What results hold beside `OBJECTIVE` and `EPOCH`: how the trial ended, why it failed, all that an epoch reported."""
@@ -32,11 +33,15 @@ class SweepInputs:
         store_path: the prepared store.
         tokens: path of the token store by the encoder's name and prefix.
         metric: of an epoch's report, what is searched for.
+        warm: what `train.init_from` names.
+        fingerprint: of the encoder there.
     """
 
     store_path: str
     tokens: dict[tuple[str, str], str]
     metric: str
+    warm: WarmStart | None = None
+    fingerprint: str | None = None
 
 
 def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:
@@ -50,13 +55,14 @@ def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config:
         ConfigError: the trial's workers would share a card.
     """
     check_sharing(config.cluster)
+    only_validation = {"splits": ("validation",), "before": False, "neighbours": False}
     return config.model_copy(
         update={
             "name": trial.name,
             "runs_dir": str(folder.trials),
             "data": config.data.model_copy(update={"store": folder.config.store_path}),
             "encoder": config.encoder.model_copy(update={"name": located_encoder(config.encoder.name)}),
-            "evaluate": config.evaluate.model_copy(update={"splits": ("validation",), "before": False}),
+            "evaluate": config.evaluate.model_copy(update=only_validation),
             "report": config.report.model_copy(update={"enabled": False}),
             "cluster": config.cluster.model_copy(update={"threads_per_worker": threads}),
             "tune": TuneConfig(),

@@ -1,0 +1,68 @@
+"""The domains that a config mixes: each with its tables, its rules and its split, as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from beeray.config import Config, DataConfig, SplitConfig
+from beeray.data.sources import RawTables, open_source
+from beeray.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One data set of a store.
+
+    Attributes:
+        name: of the domain.
+        data: its source and rules, as a config of one source.
+        split: how its held-out data is chosen.
+        raw: its two tables.
+    """
+
+    name: str
+    data: DataConfig
+    split: SplitConfig
+    raw: RawTables
+
+
+def open_domains(config: Config) -> list[Domain]:
+    """Open every source that a config names; reads no more than small side files.
+
+    Raises:
+        DataError, ConfigError: as `open_source`, with the domain's name where there are several.
+    """
+    domains: list[Domain] = []
+    for data in config.data.single_sources():
+        with told_of(data.domain if config.data.domains else None):
+            raw = open_source(data)
+        domains.append(Domain(raw.domain, data, config.split_of(data.domain), raw))
+    return domains
+
+
+@contextmanager
+def told_of(domain: str | None) -> Iterator[None]:
+    """Put a domain's name before what is wrong with its tables; None changes nothing."""
+    try:
+        yield
+    except (DataError, ConfigError) as error:
+        if domain is None:
+            raise
+        kind = ConfigError if isinstance(error, ConfigError) else DataError
+        raise kind(f"data.domains.{domain}: {error}") from error
+
+
+def differ_in_type(domains: Sequence[Domain], column: str) -> bool:
+    """Whether the ids of some domains are integers and those of others strings.
+
+    Args:
+        column: `item_id` or `user_id`.
+    """
+    if len(domains) < 2:
+        return False
+    tables = [one.raw.catalog if column == "item_id" else one.raw.interactions for one in domains]
+    return len({pa.types.is_integer(table.check().field(column).type) for table in tables}) > 1
