@@ -181,6 +181,7 @@ def run_verb(
     execute: Execute | None = None,
     argv: Sequence[str] | None = None,
     exit_code: ExitCode = lambda record: 0,
+    log: Path | None = None,
 ) -> int:
     """Parse, load the config, execute quietly, print the result; returns the exit code.
 
@@ -190,6 +191,7 @@ def run_verb(
     Args:
         execute: what the verb does; `beeray.verbs.<verb>.execute` unless given.
         exit_code: of a verb that went well, by its record.
+        log: file of the libraries' chatter; one under `runs_dir` unless given.
 
     A `BeerayError` becomes one line on stderr and exit code 2, SIGINT and SIGTERM one line and 130 and 143. Anything
     else is a defect: its traceback goes to the log and its last line, with the log's path, to stderr; exit code 1.
@@ -203,7 +205,7 @@ def run_verb(
     work = execute or functools.partial(_execute, verb)
     if arguments.verbose:
         return _guarded(verb, lambda console: work(config, arguments, console), Console(), None, exit_code)
-    log_path = config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
+    log_path = log or config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,19 +1,25 @@
-"""What a verb needs before its own work: the prepared store, the encoder's tokenizer, the token store."""
+"""What a verb needs before its own work: the prepared store, the encoder's tokenizer, the token store.
+
+Preparing imports Ray Data, which takes a second, so whoever only locates an encoder does without it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beeray.config import Config
 from beeray.console import Console, StageReporter
-from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
-from beeray.data.tokens import ensure_tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     """The store of a config and whether it was made now, with progress. Ray must be running."""
+    from beeray.data.preparation import ensure_store
+
     with StageReporter(console) as reporter:
         store, prepared = ensure_store(config, reporter)
     meta = store.meta
@@ -30,14 +36,19 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     return store, prepared
 
 
-def open_tokenizer(config: Config) -> Any:
-    """The tokenizer of the config's encoder; raises EncoderError here and not on every worker."""
+def open_encoder(config: Config) -> SentenceTransformer:
+    """The config's encoder, on the driver; raises EncoderError here and not on every worker."""
     from beeray.core.encoder import load_encoder
 
     encoder = config.encoder
     return load_encoder(
         encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
-    ).tokenizer
+    )
+
+
+def open_tokenizer(config: Config) -> Any:
+    """The tokenizer of the config's encoder; errors as `open_encoder`."""
+    return open_encoder(config).tokenizer
 
 
 def located_encoder(name: str) -> str:
@@ -47,6 +58,8 @@ def located_encoder(name: str) -> str:
 
 def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:
     """Path of the token store that training and evaluation read, made if it is not there. Ray must be running."""
+    from beeray.data.tokens import ensure_tokens
+
     with StageReporter(console) as reporter:
         return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
 

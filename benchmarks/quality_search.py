@@ -32,7 +32,7 @@ from beeray.core.step import TrainingStep
 from beeray.core.user_items import UserItems
 from beeray.data.store import Store
 from beeray.runtime.head_start import start_with_head, training_users
-from beeray.runtime.training import step_settings
+from beeray.runtime.step_settings import step_settings
 
 HERE = Path(__file__).resolve().parent
 

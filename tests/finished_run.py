@@ -60,7 +60,7 @@ def a_record(mean: float) -> dict[str, Any]:
         "training": training,
         "store_fingerprint": "store-a",
         "text_length": 384,
-        "neighbours_kept": {"k": 10, "mean": 0.42, "low": 0.4, "high": 0.44},
+        "neighbours_kept": {"k": 10, "among": 5000, "mean": 0.42, "low": 0.4, "high": 0.44},
     }
 
 

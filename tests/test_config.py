@@ -169,6 +169,12 @@ def test_a_value_of_the_wrong_type_or_range_is_named_with_its_rule(tree: dict[st
             with_section(data={"source": "tables"}),
             "data.catalog is required for source 'tables'",
         ),
+        (with_section(train={"loss": "multinomial", "top_k": 5}), "train.top_k is an option of train.loss: nmse, not"),
+        (with_section(train={"loss": "sampled_softmax", "relu": False}), "train.relu is an option of train.loss: nmse"),
+        (
+            with_section(train={"matryoshka_dims": [64, 32]}),
+            "train.matryoshka_dims is [64, 32]: give each once",
+        ),
         (with_section(split={"kind": "user", "reproduce": "beeformer"}), "split.reproduce: beeformer is an item split"),
         (
             with_section(split={"kind": "time", "test": 50}),
@@ -241,7 +247,7 @@ def test_a_key_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_the_result_digest_ignores_where_a_run_runs_and_what_is_measured() -> None:
     elsewhere = a_config(
         runs_dir="/other/runs",
-        evaluate={"num_bootstrap": 10},
+        evaluate={"num_bootstrap": 10, "neighbours": True},
         tracking={"experiment": "other"},
         cluster={
             "address": "ray://head:10001",
@@ -262,6 +268,9 @@ def test_the_result_digest_ignores_where_a_run_runs_and_what_is_measured() -> No
     [
         {"train": {"lr": 2e-5}},
         {"train": {"max_steps": 10}},
+        {"train": {"loss": "sampled_softmax"}},
+        {"train": {"init_from": "runs/yesterday"}},
+        {"train": {"lora": {}}},
         {"seed": 43},
         {"encoder": {"prefix": "query: "}},
         {"cluster": {"num_workers": 2}},

@@ -22,7 +22,7 @@ from tiny_encoder import build_tiny_encoder
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
 WITH_CONFIG = (
     *("prepare", "train", "evaluate", "baselines", "protocol", "tune", "embed", "index", "nightly", "demo"),
-    "report",
+    *("report", "doctor"),
 )
 WITHOUT_CONFIG = ("compare",)
 COMMANDS = [f"beeray.{verb}" for verb in WITH_CONFIG + WITHOUT_CONFIG]

@@ -24,14 +24,17 @@ from beeray.config.nightly import NightlyConfig
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
+from beeray.config.space import at_point, epoch_metrics, num_points, own_point, search_space, searched_metric
 from beeray.config.storage import StorageConfig
-from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, TrainConfig
+from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
+from beeray.config.tune import AshaConfig, Dimension, TuneConfig
 
 __all__ = [
     "BASELINES",
     "CONFIGS_DIR",
     "WITHOUT_TEXT",
+    "AshaConfig",
     "Baseline",
     "BaselinesConfig",
     "CatalogTable",
@@ -39,6 +42,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DeepSpeedConfig",
+    "Dimension",
     "DomainConfig",
     "EaseConfig",
     "ElsaConfig",
@@ -49,6 +53,7 @@ __all__ = [
     "IndexConfig",
     "InteractionsTable",
     "ItemKnnConfig",
+    "LoraConfig",
     "NightlyConfig",
     "ProtocolConfig",
     "ReportConfig",
@@ -58,8 +63,15 @@ __all__ = [
     "StorageConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
+    "at_point",
     "config_digest",
+    "epoch_metrics",
     "flatten_config",
     "load_config",
+    "num_points",
+    "own_point",
+    "search_space",
+    "searched_metric",
     "validate_config",
 ]

@@ -25,7 +25,7 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
         return f"unknown key {'.'.join(path)!r}; {hint}{more}"
     if first["type"] == "missing":
         return f"{'.'.join(path)}: required key is missing{more}"
-    path = [part for part in path if part.isidentifier()]
+    path = [part for part in path if part.replace(".", "").isidentifier()]  # a dotted key of tune.space is one part
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}{more}"

@@ -45,6 +45,18 @@ class HeadConfig(Section):
     """Dropout on the features while the head is trained alone."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) instead of the transformer's weights; needs `beeray[lora]`."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    """What an adapter adds is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On what goes into an adapter, while training."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Linear layers that get one, by the ends of their names, e.g. `[query, value]`."""
+
+
 class TrainConfig(Section):
     """The optimisation: objective, items and users of a step, schedule, precision."""
 
@@ -70,9 +82,24 @@ class TrainConfig(Section):
     """Several domains: a user's items stand against those of its own domain alone, or against all items of the step."""
     catalog_refresh: int = Field(1, ge=1)
     """`items: catalog`: steps between two embeddings of the whole catalog."""
+    loss: Literal["nmse", "multinomial", "sampled_softmax"] = "nmse"
+    """What is minimised: see `core/losses.py`."""
+    temperature: float = Field(0.1, gt=0)
+    """`multinomial`, `sampled_softmax`: cosines are divided by it."""
     relu: bool = True
+    """`nmse`: drop negative scores."""
     top_k: int | None = Field(None, ge=1)
-    """Optimise only each user's k highest scores."""
+    """`nmse`: optimise only each user's k highest scores."""
+    matryoshka_dims: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Prefixes of the embedding that are to do by themselves, beside the whole one; scored after training, too."""
+    distill_weight: float = Field(0.0, ge=0)
+    """Weight of the loss that keeps items as alike as the original encoder held them; 0: none."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters, merged at export, instead of the transformer's weights; null: train the weights."""
+    freeze_layers: int = Field(0, ge=0)
+    """So many of the lowest transformer layers, and all below them, stay as they are, without dropout."""
+    init_from: str | None = None
+    """Begin with what another run, or the encoder in a folder, has learned: `runs/<name>` or a model's folder."""
     with_validation: bool | None = None
     """Train on validation data too; unset means only under `split.reproduce: beeformer`."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -89,6 +116,15 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     profile: bool = False
     """Leave a profiler's trace of a few steps of rank 0, and a page that sums it up, in the run's `profile/`."""
+
+    @model_validator(mode="after")
+    def _objective_fits_together(self) -> TrainConfig:
+        if self.loss != "nmse" and (self.top_k is not None or not self.relu):
+            key = "relu" if self.top_k is None else "top_k"
+            raise ValueError(f"train.{key} is an option of train.loss: nmse, not of {self.loss}; leave it out")
+        if list(self.matryoshka_dims) != sorted(set(self.matryoshka_dims)):
+            raise ValueError(f"train.matryoshka_dims is {list(self.matryoshka_dims)}: give each once, in rising order")
+        return self
 
     def micro_batch_tokens(self, *, use_gpu: bool) -> int:
         """Padded tokens of one micro-batch on this kind of device."""
@@ -112,6 +148,11 @@ class EvaluateConfig(Section):
     """`time` split: also rank among the items of the split's window alone, the figure that beeFormer reports."""
     before: bool = False
     """`train`: score the encoder before training, too."""
+    neighbours: bool | None = None
+    """Measure how many semantic neighbours of items in the whole catalog are kept; unset: where training embeds it with
+    the original anyway, and among the report's items elsewhere."""
+    neighbours_at: int = Field(10, ge=1)
+    """Nearest items of an item that count as its neighbours."""
     num_bootstrap: int = Field(1000, ge=2)
     users_per_block: int = Field(512, ge=1)
     items_per_block: int = Field(65536, ge=1)

@@ -20,8 +20,10 @@ from beeray.config.nightly import NightlyConfig
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
+from beeray.config.space import check_space
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
+from beeray.config.tune import TuneConfig
 
 
 class Config(Section):
@@ -45,6 +47,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +95,12 @@ class Config(Section):
                 f"train.batch_size is {self.train.batch_size}: it counts users over all workers, so it must be a "
                 f"multiple of cluster.num_workers ({self.cluster.num_workers})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _searches_what_there_is(self) -> Config:
+        if self.tune != TuneConfig():
+            check_space(self)
         return self
 
     def split_of(self, domain: str | None) -> SplitConfig:
@@ -159,6 +168,19 @@ class Config(Section):
             return self.train.with_validation
         return self.split.reproduce is not None
 
+    @property
+    def begins_with(self) -> str:
+        """The encoder before training, as it is named."""
+        return self.train.init_from or self.encoder.name
+
+    @property
+    def measures_neighbours(self) -> bool:
+        """Whether training measures the semantic neighbours that are kept."""
+        if self.evaluate.neighbours is not None:
+            return self.evaluate.neighbours
+        embeds_original = self.evaluate.before and self.train.head is None  # with a head, another one is scored
+        return embeds_original or self.train.distill_weight > 0
+
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""
         return _digest(self.result_keys())
@@ -166,7 +188,7 @@ class Config(Section):
     def result_keys(self) -> dict[str, Any]:
         """The dotted keys, with values, that decide what training computes."""
         elsewhere = {"name", "runs_dir", "storage", "evaluate", "tracking"}
-        elsewhere |= {"baselines", "protocol", "embed", "index", "nightly", "report"}  # what other verbs do
+        elsewhere |= {"baselines", "protocol", "embed", "index", "nightly", "report", "tune"}  # what other verbs do
         deciding = self.model_dump(mode="json", exclude=elsewhere)
         for key in ("address", "object_store_mib", "max_failures", "placement_timeout_s", "threads_per_worker"):
             deciding["cluster"].pop(key)

@@ -30,9 +30,18 @@ class ActivationBudget:
         self.bytes_per_token: float | None = None
         self._left = 0.0
 
-    def start_step(self) -> None:
-        """Forget what the last step used."""
-        self._left = float(self.budget_bytes)
+    def start_step(self, reserved_bytes: int = 0) -> bool:
+        """Forget what the last step used.
+
+        Args:
+            reserved_bytes: wanted for something else than activations.
+
+        Returns:
+            whether they are reserved: they may be as much as half of the budget, and are nothing otherwise.
+        """
+        reserved = 2 * reserved_bytes <= self.budget_bytes
+        self._left = float(self.budget_bytes - reserved * reserved_bytes)
+        return reserved
 
     def admits(self, num_padded_tokens: int) -> bool:
         """Whether a micro-batch's activations may be kept; if so they are counted as used."""

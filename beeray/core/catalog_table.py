@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from beeray.core.batching import Tokens
-from beeray.core.elsa import normalize_rows_in_place
+from beeray.core.elsa import normalize_rows, normalize_rows_in_place
 from beeray.core.embedding import Encode, embed_items
 
 if TYPE_CHECKING:
@@ -64,15 +64,24 @@ class CatalogTable:
         if isinstance(encode, nn.Module):
             encode.train(training)
 
-    def user_vectors(self, users: UserItems, drawn: NDArray[np.int32], enough: NDArray[np.bool_]) -> Tensor:
-        """Sums over each user's items that were *not* drawn; (users with `enough`, d), no gradient."""
+    def user_vectors(
+        self, users: UserItems, drawn: NDArray[np.int32], enough: NDArray[np.bool_], width: int | None = None
+    ) -> Tensor:
+        """Sums over each user's items that were *not* drawn; (users with `enough`, width), no gradient.
+
+        Args:
+            width: of rows cut to their first numbers and scaled to unit length again; all numbers unless given.
+        """
         assert self.embeddings is not None, "refresh comes first"
-        rows = np.searchsorted(self.trainable, users.indices)
+        embeddings = self.embeddings
+        rows = torch.from_numpy(np.searchsorted(self.trainable, users.indices).astype(np.int64)).to(self.device)
+        if width is not None and width < embeddings.shape[1]:  # of the users' items alone, however large the catalog
+            embeddings, rows = normalize_rows(embeddings[rows, :width]), torch.arange(len(rows), device=self.device)
         absent = np.isin(users.indices, drawn, invert=True)
         weights = torch.from_numpy(absent.astype(np.float32)).to(self.device)
         sums = functional.embedding_bag(
-            torch.from_numpy(rows.astype(np.int64)).to(self.device),
-            self.embeddings,
+            rows,
+            embeddings,
             torch.from_numpy(users.indptr[:-1]).to(self.device),
             mode="sum",
             per_sample_weights=weights,

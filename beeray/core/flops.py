@@ -8,6 +8,7 @@ waiting are not needed, so they lower it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 PROBE_TOKENS = 4
-BACKWARD_AND_FORWARD = 3
-"""A backward pass takes two products of matrices where forward takes one."""
+BACKWARD_AND_FORWARD = 3.0
+"""A backward pass takes two products of matrices where forward takes one, if all is trained."""
 MATMULS = 12
 """Products that the best rate is sought among: another thread may be at work during some."""
 
@@ -29,10 +30,12 @@ class EncoderFlops:
     Attributes:
         per_token: of products with weights.
         per_token_pair: of attention, for each pair of tokens of a text.
+        passes: what forward and backward take together, in forward passes; fewer where not all is trained.
     """
 
     per_token: float
     per_token_pair: float
+    passes: float = BACKWARD_AND_FORWARD
 
     def of_step(self, num_tokens: int, num_token_pairs: int) -> float:
         """Operations that a training step needs, forward and backward.
@@ -41,7 +44,7 @@ class EncoderFlops:
             num_tokens: real tokens of all texts.
             num_token_pairs: sum of the squared lengths of all texts.
         """
-        return BACKWARD_AND_FORWARD * (self.per_token * num_tokens + self.per_token_pair * num_token_pairs)
+        return self.passes * (self.per_token * num_tokens + self.per_token_pair * num_token_pairs)
 
 
 def count_flops(encode: nn.Module, device: torch.device | str = "cpu") -> EncoderFlops:
@@ -53,17 +56,27 @@ def count_flops(encode: nn.Module, device: torch.device | str = "cpu") -> Encode
     training = encode.training
     encode.eval()
     counts = [_count(encode, length * PROBE_TOKENS, device) for length in (1, 2, 3)]
+    trained = [parameter for parameter in encode.parameters() if parameter.requires_grad]
+    passes = BACKWARD_AND_FORWARD
+    if 0 < len(trained) < len(list(encode.parameters())):
+        passes = _count(encode, 3 * PROBE_TOKENS, device, trained) / counts[2]
     encode.train(training)
     per_pair = (counts[2] - 2 * counts[1] + counts[0]) / (2 * PROBE_TOKENS**2)
     per_token = (counts[1] - counts[0]) / PROBE_TOKENS - 3 * PROBE_TOKENS * per_pair
-    return EncoderFlops(per_token=per_token, per_token_pair=per_pair)
+    return EncoderFlops(per_token=per_token, per_token_pair=per_pair, passes=passes)
 
 
-@torch.no_grad()
-def _count(encode: nn.Module, num_tokens: int, device: torch.device | str) -> int:
+def _count(encode: nn.Module, num_tokens: int, device: torch.device | str, trained: Sequence[nn.Parameter] = ()) -> int:
+    """Operations of a forward pass; with what it takes to have the gradient of `trained`, if there are any."""
     ones = torch.ones((1, num_tokens), dtype=torch.int64, device=device)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not all counted
-        encode(ones, ones)
+    with (
+        torch.set_grad_enabled(bool(trained)),
+        sdpa_kernel(SDPBackend.MATH),  # fused kernels are not all counted
+        FlopCounterMode(display=False) as counter,
+    ):
+        embeddings = encode(ones, ones)
+        if trained:
+            torch.autograd.grad(embeddings.sum(), trained, allow_unused=True)
     return int(counter.get_total_flops())
 
 

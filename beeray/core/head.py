@@ -11,7 +11,7 @@ The head is made of sentence-transformers' own `Dense` modules, so an exported f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from beeray.core.elsa import normalize_rows
 from beeray.core.encoder import embedding_dim
 from beeray.core.gather import average_gradients, copy_from_first_rank, rank, world_size
 from beeray.core.optimizers import build_optimizer
@@ -43,6 +44,8 @@ class HeadSettings:
     lr: float = 1e-3
     dropout: float = 0.0
     seed: int = 42
+    objective: StepSettings = field(default_factory=StepSettings)
+    """What is to be learned; how items are drawn is the head's own."""
 
 
 class Head(nn.Module):
@@ -93,6 +96,16 @@ def append_head(model: SentenceTransformer, num_units: int) -> None:
         model.append(module.to(model.device))
 
 
+def head_units(model: SentenceTransformer) -> int | None:
+    """With how many units `append_head` put a head behind a model; None where it does not end in one."""
+    modules = [module for module in model.children() if not isinstance(module, Normalize)][-3:]
+    if len(modules) < 3 or not all(isinstance(module, Dense) for module in modules):
+        return None
+    shapes = [tuple(module.linear.weight.shape) for module in modules if isinstance(module, Dense)]
+    (out, dim), (wide, _), last = shapes
+    return wide - 2 * dim if out == dim and wide >= 2 * dim and last == (dim, wide) else None
+
+
 @torch.no_grad()
 def whiten(head: Head, features: Tensor) -> None:
     """Make the head's first module take away the features' mean and even out their variances (ZCA).
@@ -140,7 +153,11 @@ def train_head(
         return head(nn.functional.dropout(rows, settings.dropout))  # dropout: new texts are not quite like these
 
     every_row = np.arange(len(features), dtype=np.int32)
-    step = TrainingStep(encode, _Rows(len(features)), every_row, _step_settings(settings), features.device, domains)
+    objective = _step_settings(settings)
+    originals = normalize_rows(features).cpu().numpy() if objective.distill_weight else None
+    step = TrainingStep(
+        encode, _Rows(len(features)), every_row, objective, features.device, item_domains=domains, originals=originals
+    )
     head.whitening.requires_grad_(False)
     optimizer = build_optimizer(head, "adamw", lr=settings.lr, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -158,7 +175,8 @@ def train_head(
 
 
 def _step_settings(settings: HeadSettings) -> StepSettings:
-    return StepSettings(
+    return replace(
+        settings.objective,
         items="bounded",
         max_output=settings.max_output,
         max_seq_length=1,

@@ -1,4 +1,4 @@
-"""One training step: items → embeddings → ELSA loss, exact on any number of ranks.
+"""One training step: items → embeddings → loss, exact on any number of ranks.
 
 Non-reentrant activation checkpointing around each micro-batch, one differentiable all-gather and one
 backward *are* beeFormer's Algorithm 1 (arXiv 2409.10309): the first forward keeps no activations (its
@@ -15,20 +15,24 @@ Gradients are to be *averaged* over ranks, which is what DeepSpeed and DDP do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from beeray.core.activations import ActivationBudget
 from beeray.core.batching import MicroBatch, Tokens
 from beeray.core.catalog_table import CatalogTable
-from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
+from beeray.core.distillation import forgetting_per_item
+from beeray.core.elsa import normalize_rows
 from beeray.core.embedding import Encode
+from beeray.core.frozen_layers import FrozenLayers
 from beeray.core.gather import gather_rows, rank, world_size
+from beeray.core.losses import StepUsers, over_prefixes, user_loss
 from beeray.core.plan import Block, StepPlan, StepPlanner
 from beeray.core.user_items import UserItems, dense_user_items
 
@@ -44,8 +48,12 @@ class StepSettings:
     max_output: int | None = 10000
     """None encodes every trainable item."""
     max_seq_length: int = 384
+    loss: str = "nmse"
     relu: bool = True
     top_k: int | None = None
+    temperature: float = 0.1
+    matryoshka_dims: tuple[int, ...] = ()
+    distill_weight: float = 0.0
     token_budget: int = 8192
     activation_budget_bytes: int = 2**30
     catalog_refresh: int = 1
@@ -73,6 +81,8 @@ class StepLoss:
         num_tokens: real tokens of this rank's items.
         num_padded_tokens: rows × columns of this rank's micro-batches.
         num_recomputed_tokens: of those, the ones whose activations backward computes again.
+        forgetting: the part of `loss` that `distill_weight` put there, before it is weighted; its mean over ranks is
+            the mean over the step's items.
     """
 
     loss: Tensor
@@ -81,6 +91,7 @@ class StepLoss:
     num_tokens: int
     num_padded_tokens: int
     num_recomputed_tokens: int
+    forgetting: Tensor | None = None
 
 
 class TrainingStep:
@@ -93,6 +104,9 @@ class TrainingStep:
         settings: see `StepSettings`.
         device: where the encoder lives.
         item_domains: see `StepPlanner`.
+        originals: (catalog, d₀), row-normalised embeddings of the encoder before training, by item index; needed, and
+            read, with `settings.distill_weight`.
+        frozen: layers of the encoder that are held fixed and need not be recomputed; None where there are none.
     """
 
     def __init__(
@@ -103,8 +117,14 @@ class TrainingStep:
         settings: StepSettings,
         device: torch.device | str = "cpu",
         item_domains: NDArray[np.int16] | None = None,
+        originals: NDArray[np.floating] | None = None,
+        frozen: FrozenLayers | None = None,
     ) -> None:
+        assert originals is not None or not settings.distill_weight
         self.encode = encode
+        self.originals, self.frozen = originals, frozen
+        chosen = user_loss(settings.loss, relu=settings.relu, top_k=settings.top_k, temperature=settings.temperature)
+        self.user_loss = over_prefixes(chosen, settings.matryoshka_dims)
         self.settings = settings
         self.device = torch.device(device)
         self.planner = StepPlanner(tokens, trainable, settings, self.device, item_domains=item_domains)
@@ -136,9 +156,13 @@ class TrainingStep:
         with record_function(f"{SCOPE}gather"):
             embeddings = normalize_rows(gather_rows(rows, plan.shares.counts))
         with record_function(f"{SCOPE}loss"):
-            loss = self._loss_of_users(plan, embeddings)
+            loss, forgetting = self._loss_of_users(plan, embeddings), None
+            if self.settings.distill_weight:
+                forgetting = self._forgetting(plan, embeddings)
+                loss = loss + self.settings.distill_weight * forgetting
         return StepLoss(
             loss=loss,
+            forgetting=None if forgetting is None else forgetting.detach(),
             num_items=len(plan.items),
             num_users=plan.num_users,
             num_tokens=work.num_tokens,
@@ -150,10 +174,13 @@ class TrainingStep:
         """Embed this rank's items with gradient, recomputing what exceeds the activation budget."""
         work = _Work()
         rows: list[Tensor] = []
-        self.activations.start_step()
+        remembers = self._remembers_frozen(plan)
         for micro_batch, num_tokens in zip(plan.micro_batches, plan.shares.cut_tokens, strict=True):
             kept = self.activations.admits(num_tokens)
-            embeddings = self._encode_kept(micro_batch, num_tokens) if kept else self._encode_recomputed(micro_batch)
+            if kept:
+                embeddings = self._encode_kept(micro_batch, num_tokens)
+            else:
+                embeddings = self._encode_recomputed(micro_batch, remembers)
             rows.append(embeddings[: micro_batch.num_items])
             work.add(micro_batch, recomputed=not kept)
         return torch.cat(rows), work
@@ -163,9 +190,22 @@ class TrainingStep:
             lambda: self.encode(micro_batch.input_ids, micro_batch.attention_mask), num_tokens
         )
 
-    def _encode_recomputed(self, micro_batch: MicroBatch) -> Tensor:
+    def _remembers_frozen(self, plan: StepPlan) -> bool:
+        """Begin a step's budget; whether it has room for what frozen layers gave of all micro-batches."""
+        if self.frozen is None:
+            self.activations.start_step()
+            return False
+        padded = sum(micro_batch.num_padded_tokens for micro_batch in plan.micro_batches)
+        return self.activations.start_step(self.frozen.bytes_per_token * padded)
+
+    def _encode_recomputed(self, micro_batch: MicroBatch, remembers: bool) -> Tensor:
         embeddings = checkpoint(
-            self.encode, micro_batch.input_ids, micro_batch.attention_mask, use_reentrant=False, preserve_rng_state=True
+            self.encode,
+            micro_batch.input_ids,
+            micro_batch.attention_mask,
+            use_reentrant=False,
+            preserve_rng_state=True,
+            context_fn=self.frozen.contexts if remembers and self.frozen is not None else noop_context_fn,
         )
         assert isinstance(embeddings, Tensor)
         return embeddings
@@ -181,11 +221,19 @@ class TrainingStep:
         if block.items is not None:
             embeddings = embeddings[torch.from_numpy(block.items).to(self.device)]
         user_items = dense_user_items(plan.indptr, block.columns, block.users, len(embeddings), self.device)
-        vectors = user_items @ embeddings
+        elsewhere = None
         if self.table is not None:
-            vectors = vectors + self.table.user_vectors(plan.users, plan.items, block.users)
-        scores = elsa_scores(vectors, embeddings, user_items)
-        return nmse_per_user(scores, user_items, relu=self.settings.relu, top_k=self.settings.top_k)
+            elsewhere = partial(self.table.user_vectors, plan.users, plan.items, block.users)
+        return self.user_loss(embeddings, StepUsers(user_items, elsewhere))
+
+    def _forgetting(self, plan: StepPlan, embeddings: Tensor) -> Tensor:
+        """Of this rank's share of the items, so that the mean over ranks is the mean over the step's items."""
+        assert self.originals is not None
+        originals = torch.from_numpy(np.asarray(self.originals[plan.items], dtype=np.float32)).to(self.device)
+        counts = plan.shares.counts
+        mine = torch.arange(counts[rank()], device=self.device) + sum(counts[: rank()])
+        losses = forgetting_per_item(embeddings, originals, mine)
+        return losses.sum() * (world_size() / len(plan.items))
 
 
 @dataclass

@@ -98,7 +98,7 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
     fingerprint = store_fingerprint(config, domains)
     for domain in domains:
         with told_of(domain.name if config.data.domains else None):
-            _check_tables(domain)
+            check_tables(domain)
     set_up_ray_data()
     with Staging(config.store_path, META) as staging:
         meta = StoreMeta.of_domains(fingerprint, config.split.kind, _prepare(config, domains, staging.path, report))
@@ -111,7 +111,12 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
     return Store.open(config.store_path)
 
 
-def _check_tables(domain: Domain) -> None:
+def check_tables(domain: Domain) -> None:
+    """Open every file of a domain's tables, and refuse what preparing would refuse before it reads a row.
+
+    Raises:
+        DataError, ConfigError: a file or column is missing, or the split needs timestamps that are not there.
+    """
     if domain.split.kind == "time" and "timestamp" not in domain.raw.interactions.columns:
         raise ConfigError(
             "split.kind is 'time': the interactions have no timestamp; name the column, or choose item or user"

@@ -195,3 +195,20 @@ def _cut(text: str) -> str:
     beginning = text[: MAX_TEXT - 1]
     words, space, last = beginning.rpartition(" ")
     return (words if space and len(last) < LONGEST_WORD else beginning).rstrip() + "…"
+
+
+def read_embeddings(folder: Path, name: str, number: int) -> NDArray[np.float32] | None:
+    """Embeddings of a report's items, row-normalised; None where they were not kept, or are of other items.
+
+    Args:
+        folder: the run's `report/`.
+        name: `ORIGINAL` or `TRAINED`.
+        number: of items.
+    """
+    path = folder / f"{name}.npy"
+    if not path.is_file():
+        return None
+    rows = np.load(path, allow_pickle=False).astype(np.float32)
+    if len(rows) != number or not np.isfinite(rows).all():
+        return None
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)

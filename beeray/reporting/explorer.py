@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeray.data.report_items import ORIGINAL, TRAINED, ReportItems, read_items
+from beeray.data.report_items import ORIGINAL, TRAINED, ReportItems, read_embeddings, read_items
 from beeray.reporting.catalog_map import group, lay_out
 from beeray.reporting.neighbours import bought_together, nearest, users_in_common
 
@@ -29,7 +29,7 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
     layout_before: NDArray[np.float32] | None = None
     grouped: NDArray[np.float32] | None = None
     for name in (ORIGINAL, TRAINED):
-        embeddings = _embeddings(folder / f"{name}.npy", len(items))
+        embeddings = read_embeddings(folder, name, len(items))
         if embeddings is None:
             continue
         layout_before = places_on_map = lay_out(embeddings, layout, seed, layout_before)
@@ -59,13 +59,3 @@ def _columns(items: ReportItems) -> dict[str, Any]:
         "together_users": [[common for _, common, _ in row] for row in partners],
         "together_score": [[round(score, 3) for _, _, score in row] for row in partners],
     }
-
-
-def _embeddings(path: Path, number: int) -> NDArray[np.float32] | None:
-    """Embeddings of the items, row-normalised; None where they were not kept, or are of other items."""
-    if not path.is_file():
-        return None
-    rows = np.load(path, allow_pickle=False).astype(np.float32)
-    if len(rows) != number or not np.isfinite(rows).all():
-        return None
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -24,12 +24,19 @@ RANKINGS = {
     "held_out": "held-out items",
     "catalog": "whole catalog",
     "filtered": "whole catalog, absent items dropped afterwards",
-    "new_items": "whole catalog, new items asked for",
-    "old_items": "whole catalog, known items asked for",
+    "new_items": "only new items asked for",
+    "old_items": "only items known before asked for",
 }
 KINDS = ("baseline", "before", "other", "trained")
 """From the first row of a table to the last."""
 SHOWN = ("coverage", "gini", "popularity", "target_popularity")
+
+
+def described(ranking: str) -> str:
+    """A ranking in words; `held_out@64` is one by the first 64 numbers of the embeddings."""
+    name, _, width = ranking.partition("@")
+    where = RANKINGS.get(name, name)
+    return f"{where}, first {width} numbers of the embeddings" if width else where
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""Nearest neighbours among a report's items, and the items that users have together."""
+"""Nearest neighbours among a report's items, how many are kept, and the items that users have together."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from beeray.data.report_items import ORIGINAL, TRAINED, item_indices, read_embeddings
 
 ROWS_AT_ONCE = 1024
 SHRINKAGE = 10.0
@@ -32,6 +36,25 @@ def nearest(embeddings: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64],
         places.append(best[rows, order])
         cosines.append(block[rows, places[-1]])
     return np.concatenate(places), np.concatenate(cosines)
+
+
+def neighbours_kept(folder: Path, k: int) -> NDArray[np.float64] | None:
+    """Of each of a report's items, the share of its k nearest others that still are after training; float64 (items,).
+
+    Args:
+        folder: the run's `report/`.
+
+    Returns:
+        None where embeddings of either encoder were not kept.
+    """
+    items = item_indices(folder)
+    if items is None or len(items) < 2:
+        return None
+    before, after = (read_embeddings(folder, name, len(items)) for name in (ORIGINAL, TRAINED))
+    if before is None or after is None:
+        return None
+    (then, _), (now, _) = nearest(before, k), nearest(after, k)
+    return np.asarray((then[:, :, None] == now[:, None, :]).any(axis=2).mean(axis=1), dtype=np.float64)
 
 
 def bought_together(

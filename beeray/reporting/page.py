@@ -22,7 +22,7 @@ from beeray.config import Config
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.reporting.curves import training_curves, validation_curves
 from beeray.reporting.explorer import explorer_data
-from beeray.reporting.measurements import RANKINGS, Record, collect_measurements, rows
+from beeray.reporting.measurements import RANKINGS, Record, collect_measurements, described, rows
 from beeray.reporting.summary import facts, tiles
 
 SCRIPTS = ("theme.js", "measured.js", "curves.js", "explorer.js", "map.js", "start.js")
@@ -117,7 +117,7 @@ def _tables(measured: list[Record], *, trained_on_validation: bool) -> list[dict
     for (split, ranking, domain), members in groups.items():
         names = list(dict.fromkeys(name for row in members for name in row["metrics"]))
         seen = " (trained on)" if split == "validation" and trained_on_validation else ""
-        title = f"{split}{seen} · {RANKINGS.get(ranking, ranking)}{' · ' + domain if domain else ''}"
+        title = f"{split}{seen} · {described(ranking)}{' · ' + domain if domain else ''}"
         best = {name: max(row["metrics"].get(name, [-1.0])[0] for row in members) for name in names}
         lengths = {row["shown"]["k"] for row in members if "k" in row["shown"]}
         tables.append(

@@ -46,6 +46,10 @@ def facts(config: Config, record: Record | None) -> list[tuple[str, str]]:
         ("split", config.split.kind),
         ("text length", f"{config.served_seq_length} tokens"),
     ]
+    begun = (record or {}).get("init_from")
+    if begun is not None:
+        counts = f": {begun['old_items']:,} items known, {begun['new_items']:,} new" if "new_items" in begun else ""
+        found.insert(1, ("begun with", f"{begun['folder']}{counts}"))
     if record is not None and "training" in record:
         found += _training(config, record)
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from beeray.core.encoder import save_encoder
 from beeray.runtime.engine import full_state_dict
@@ -50,15 +51,15 @@ def save_checkpoint(
     position: Position,
     metrics: Mapping[str, Any],
     *,
-    export: Callable[[], SentenceTransformer] | None = None,
+    export: Callable[[dict[str, Tensor]], SentenceTransformer] | None = None,
 ) -> None:
     """Save every rank's state and report it to Ray Train. Every rank must call.
 
     Args:
         position: where to go on from.
         metrics: what to report with it.
-        export: opens the untrained encoder; given, the trained weights are also written as a
-            SentenceTransformer folder.
+        export: makes a model of the trained weights, named as in the model that was trained; given, it is also written
+            as a SentenceTransformer folder.
     """
     with tempfile.TemporaryDirectory(prefix="beeray-checkpoint-") as folder:
         engine.save_checkpoint(folder, tag=TAG, client_state={"position": asdict(position)})
@@ -78,10 +79,7 @@ def load_checkpoint(engine: DeepSpeedEngine) -> Position:
     return Position(**client_state["position"])
 
 
-def _export(engine: DeepSpeedEngine, open_encoder: Callable[[], SentenceTransformer], folder: Path) -> None:
+def _export(engine: DeepSpeedEngine, export: Callable[[dict[str, Tensor]], SentenceTransformer], folder: Path) -> None:
     state = full_state_dict(engine)
-    if engine.global_rank != 0:
-        return
-    model = open_encoder()  # the live module may hold ZeRO-3 shards, so the weights go into a fresh copy
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
-    save_encoder(model, folder)
+    if engine.global_rank == 0:
+        save_encoder(export({name.removeprefix("model."): value for name, value in state.items()}), folder)

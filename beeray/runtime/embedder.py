@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from beeray.data.embedding_format import EmbeddingFormat, calibrate
 from beeray.data.embedding_units import tokenise
 from beeray.data.streaming import find_cause
 from beeray.errors import RunError
+from beeray.runtime.cores import share_cores
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Embedder:
         self.device = "cuda" if task.use_gpu else "cpu"
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
         actors_here = math.ceil(task.num_actors / max(1, nodes))
-        torch.set_num_threads(task.threads or max(1, (os.cpu_count() or 1) // actors_here))
+        share_cores(task.threads, actors_here)
         model = load_encoder(
             task.model,
             max_seq_length=task.max_seq_length,

@@ -31,7 +31,13 @@ def deepspeed_config(train: TrainConfig, stage: int) -> dict[str, Any]:
     }
 
 
-def build_engine(encoder: Encoder, train: TrainConfig, stage: int, num_steps: int) -> DeepSpeedEngine:
+def build_engine(
+    encoder: Encoder,
+    train: TrainConfig,
+    stage: int,
+    num_steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> DeepSpeedEngine:
     """Wrap the encoder. Every rank must call, after the process group is up.
 
     Args:
@@ -39,12 +45,13 @@ def build_engine(encoder: Encoder, train: TrainConfig, stage: int, num_steps: in
         train: optimizer, lr, schedule, clipping.
         stage: ZeRO stage, 0 to 3.
         num_steps: length of the lr schedule.
+        optimizer: over the encoder's parameters; the one that `train` names unless given.
     """
     import deepspeed
 
     # without CUDA, DeepSpeed would compile a C++ all-reduce first: a minute, and a compiler that may not be there
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = build_optimizer(
+    optimizer = optimizer or build_optimizer(
         encoder,
         train.optimizer,
         lr=train.lr,

@@ -13,16 +13,20 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.tracking import Tracker
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from beeray.runtime.scoring import SplitScores
 
 STEP_METRICS = (
     *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),
-    *("plan_s", "mfu", "sent_bytes"),
+    *("plan_s", "mfu", "sent_bytes", "forgetting"),
 )
 LABELS = {
     "before": "score before",
     "after": "score after",
     "model": "score",
+    "original": "embed original",
     "untouched": "score untouched",
     "frozen_head": "score frozen_head",
 }
@@ -83,6 +87,7 @@ class EventHandler:
         self.head: dict[str, Any] | None = None
         self._workers: dict[int, dict[str, Any]] = {}
         self._scores: dict[str, dict[int, list[SplitScores]]] = {}
+        self._kept: dict[int, NDArray[np.float64]] = {}
         self._bar: Progress | None = None
         self._bar_label = ""
         self._num_steps = 0
@@ -107,6 +112,16 @@ class EventHandler:
         if self._scores.get(when) and len(self._scores[when]) < self.num_ranks:
             raise RunError(f"{LABELS[when]}: a worker's scores were lost with its node; run the same command again")
         return merge_ranks(one for rank in sorted(self._scores.get(when, {})) for one in self._scores[when][rank])
+
+    def neighbours_kept(self) -> NDArray[np.float64] | None:
+        """Of each sampled item, the share of its original neighbours that it has now; None where it is not measured."""
+        if not self._kept:
+            return None
+        if len(self._kept) < self.num_ranks:
+            raise RunError("neighbours: a worker's were lost with its node; run the same command again")
+        import numpy as np
+
+        return np.concatenate([self._kept[rank] for rank in sorted(self._kept)])
 
     def workers(self) -> list[dict[str, Any]]:
         """What each worker of the last attempt used."""
@@ -165,6 +180,9 @@ class EventHandler:
         self.timings[event["when"]] = event["timings"]
         if len(self._scores[event["when"]]) == self.num_ranks:
             self.scored(event["when"])
+
+    def _on_neighbours(self, event: dict[str, Any]) -> None:
+        self._kept[event["rank"]] = event["kept"]
 
     def _on_worker(self, event: dict[str, Any]) -> None:
         self._workers[event["rank"]] = event

@@ -63,6 +63,6 @@ def _put_through_head(task: WorkerTask, store: Store, encoder: Encoder, features
 def _score(task: WorkerTask, store: Store, embeddings: Tensor, when: str, timings: dict[str, Any]) -> None:
     started = time.perf_counter()
     normalize_rows_in_place(embeddings)
-    scores = score_embeddings(embeddings, task.config, store)
+    scores = score_embeddings(embeddings, task.config, store, task.known_items())
     timings = {**timings, "rank_s": time.perf_counter() - started}
     task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)

@@ -25,6 +25,7 @@ from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems, concatenate_users
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
+from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import scored_within, user_shares
 
 MAX_ITEMS = 200_000
@@ -106,18 +107,19 @@ def train_alone(
     if users.num_users and settings.steps:
         within = scored_within(config, store)
         domains = None if within is None else within[items]
-        train_head(head, features, users, _settings(settings, config.seed), progress, domains=domains)
+        train_head(head, features, users, _settings(settings, config), progress, domains=domains)
     return losses
 
 
-def _settings(head: HeadConfig, seed: int) -> HeadSettings:
+def _settings(head: HeadConfig, config: Config) -> HeadSettings:
     return HeadSettings(
         steps=head.steps,
         batch_size=head.batch_size,
         max_output=head.max_output,
         lr=head.lr,
         dropout=head.dropout,
-        seed=seed,
+        seed=config.seed,
+        objective=step_settings(config),
     )
 
 

@@ -25,28 +25,43 @@ from beeray.runtime.task import WorkerTask
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+READERS_BESIDE_OTHERS = 2
+"""Tasks of one run that read users at once, where no CPUs bound them."""
 
-def user_datasets(store: Store, shares: Sequence[UserShare], with_validation: bool) -> dict[str, ray.data.Dataset]:
-    """Each domain's users with their trainable items, streamed."""
+
+def user_datasets(
+    store: Store, shares: Sequence[UserShare], with_validation: bool, *, beside_others: bool = False
+) -> dict[str, ray.data.Dataset]:
+    """Each domain's users with their trainable items, streamed.
+
+    Args:
+        beside_others: other runs stream at the same time. Ray Data deals the CPUs that are left to the datasets that
+            are being read, in whole ones, and reads nothing of one whose part is 0; so nothing is asked for then.
+    """
     set_up_ray_data()
-    return {share.dataset: _user_dataset(store, share.domain, with_validation) for share in shares}
+    return {
+        share.dataset: _user_dataset(store, share.domain, with_validation, beside_others=beside_others)
+        for share in shares
+    }
 
 
-def _user_dataset(store: Store, domain: int, with_validation: bool) -> ray.data.Dataset:
+def _user_dataset(store: Store, domain: int, with_validation: bool, *, beside_others: bool) -> ray.data.Dataset:
     """One domain's users; kept in order so that a split is repeatable."""
+    asking: dict[str, float] = {"num_cpus": 0, "concurrency": READERS_BESIDE_OTHERS} if beside_others else {}
     paths = store.user_paths(store.meta.domains[domain])
     users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
         [resolve(path)[1] for path in paths],
         filesystem=resolve(store.path)[0],
         columns=["user_index", *INTERACTION_COLUMNS],
         override_num_blocks=len(paths),
+        **asking,
     )
     return users.map_batches(
         training_rows,
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"with_validation": with_validation},
-        num_cpus=0.25,
+        **(asking or {"num_cpus": 0.25}),
     )
 
 
@@ -57,22 +72,20 @@ def launch_scoring(
     tokens_path: str,
     model: str,
     console: Console,
-    *,
-    run_dir: str = "",
-    keep_as: str = "",
+    **given: Any,
 ) -> EventHandler:
     """Have workers that only score do so; returns what they sent.
 
     Args:
         loop: as `launch` takes it.
-        model, run_dir, keep_as: as `WorkerTask`.
+        model, given: as `WorkerTask`.
 
     Raises:
         BeerayError: as `launch`.
     """
     handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
     with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
-        task = WorkerTask(config, store.path, tokens_path, monitor, model, run_dir=run_dir, keep_as=keep_as)
+        task = WorkerTask(config, store.path, tokens_path, monitor, model, **given)
         launch(loop, task, storage=Path(storage), name="scoring")
     handler.close()
     return handler

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from beeray.config import Config, EvaluateConfig
 
@@ -20,6 +21,8 @@ CANDIDATES = {
     "held_out": "held-out items",
     "catalog": "items of the whole catalog",
     "filtered": "items of its window (filtered)",
+    "old_items": "candidates, only items that the earlier run knew asked for",
+    "new_items": "candidates, only items that are new since the earlier run asked for",
 }
 """What is ranked, by name of the ranking."""
 
@@ -141,10 +144,40 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
             f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
             for name, value in _metrics(record).items()
         ]
-        where = CANDIDATES.get(ranking, ranking)
+        where = _described(ranking)
         where += f" of {len(record['domains'])} domains" if "domains" in record else ""
         said = "  ".join(shown) or "no user has a target"
         trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
         whose = f"{split}{trained_on}{f', {domain}' if domain else ''}"
         lines.append(f"{whose}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines
+
+
+def _described(ranking: str) -> str:
+    """What is ranked, in words; `…@64` is a prefix of the embeddings."""
+    name, _, width = ranking.partition("@")
+    where = CANDIDATES.get(name, name)
+    return f"{where}, first {width} numbers" if width else where
+
+
+def summarise_neighbours(kept: NDArray[np.float64], evaluate: EvaluateConfig, original: str, among: int) -> Record:
+    """`{original, k, among, items, mean, low, high}`: the share of neighbours kept, with a 95 % interval over items.
+
+    Args:
+        kept: of each item, the share of the `evaluate.neighbours_at` nearest before that is among the nearest after.
+        original: the encoder before.
+        among: number of items that neighbours were sought among.
+    """
+    from beeray.core.metrics import bootstrap_interval
+
+    interval = bootstrap_interval(kept, num_bootstrap=evaluate.num_bootstrap)
+    figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"original": original, "k": evaluate.neighbours_at, "among": among, "items": len(kept), **figures}
+
+
+def neighbours_line(record: Record) -> str:
+    """The same in words."""
+    return (
+        f"semantic neighbours kept: {record['mean']:.4f} [{record['low']:.4f}, {record['high']:.4f}] of each item's "
+        f"{record['k']} nearest among {record['among']:,} under {record['original']}, {record['items']:,} items"
+    )

@@ -3,6 +3,9 @@
 runs/<name>/config.yaml      the config as resolved; `--config` takes it
 runs/<name>/run.json         digest of what decides the result, fingerprint of the store
 runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
+runs/<name>/items.parquet    ids of the store's items, by which a later run tells old ones from new
+runs/<name>/old_items.npy    which items the run that this one began with knew, with train.init_from
+runs/<name>/original/        which items the encoder held alike before training, where that is measured
 runs/<name>/before.json      metrics of the encoder before training, if asked for
 runs/<name>/validation.jsonl one line an epoch, where validation is scored while training
 runs/<name>/profile/         a trace of a few steps and a page that sums it up, with train.profile
@@ -41,8 +44,12 @@ if TYPE_CHECKING:
 
 CONFIG, RUN, STEPS = "config.yaml", "run.json", "steps.jsonl"
 BEFORE, VALIDATION = "before.json", "validation.jsonl"
+ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
+ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 REPORT = "report.html"
+SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
+"""What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 SHOWN_KEYS = 6
 
 
@@ -86,6 +93,9 @@ class RunFolder:
         self.model = self.path / MODEL
         self.metrics = self.path / METRICS
         self.scores = self.path / SCORES
+        self.items = self.path / ITEMS
+        self.old_items = self.path / OLD_ITEMS
+        self.original_embeddings = self.path / ORIGINAL / ORIGINAL_EMBEDDINGS
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,9 +110,14 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Remove all that an earlier run of this name left."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Remove all that an earlier run of this name left; what a sweep left stays."""
+        left = list(self.path.iterdir()) if self.path.exists() else []
+        if not {entry.name for entry in left} & set(SWEEP_FILES):
+            shutil.rmtree(self.path, ignore_errors=not left)
+            return
+        for entry in left:
+            if entry.name not in SWEEP_FILES:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def check_config(self) -> None:
         """Refuse a config that would compute something else than the run that is in the folder.
@@ -152,15 +167,39 @@ class RunFolder:
                     "with --fresh, or give beeray.evaluate --model PATH"
                 )
 
-    def claim(self, store_fingerprint: str) -> None:
-        """Make the folder this run's; errors as `check_store`."""
+    def claim(self, store_fingerprint: str, init_fingerprint: str | None = None) -> None:
+        """Make the folder this run's; errors as `check_store`.
+
+        Args:
+            init_fingerprint: of the encoder that `train.init_from` names, which must not change either.
+        """
         self.check_store(store_fingerprint)
+        self._check_init(init_fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         _write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
         record = {"config_digest": self.config.result_digest(), "store_fingerprint": store_fingerprint}
+        if init_fingerprint is not None:
+            record["init_fingerprint"] = init_fingerprint
         _write_whole(self.path / RUN, json.dumps(record, indent=2))
+
+    def _check_init(self, init_fingerprint: str | None) -> None:
+        marker = self.path / RUN
+        kept = json.loads(marker.read_text()).get("init_fingerprint") if marker.is_file() else init_fingerprint
+        if kept != init_fingerprint:
+            raise RunError(
+                f"run {self.config.name!r} in {self.path} was started from encoder {kept}, in train.init_from "
+                f"{self.config.train.init_from!r} there is now {init_fingerprint}; choose another name=… or start "
+                "over with --fresh"
+            )
+
+    def old_items_of(self, store_fingerprint: str) -> str:
+        """File that tells old items of a store from new ones; empty where the run did not begin with another."""
+        marker = self.path / RUN
+        if not (self.old_items.is_file() and marker.is_file()):
+            return ""
+        return str(self.old_items) if json.loads(marker.read_text())["store_fingerprint"] == store_fingerprint else ""
 
     def finished(self) -> dict[str, Any] | None:
         """What the finished run measured; None while there is something to do."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from beeray.core.exposure import Exposure
 from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class SplitScores:
 
     Attributes:
         split: `validation` or `test`.
-        ranking: which candidates; see `ranking_candidates`.
+        ranking: which candidates; see `ranking_candidates`. `held_out@64` and such: with a prefix of the embeddings;
+            `old_items`, `new_items`: asked for are only items that an earlier run knew, or did not.
         metrics: names of the columns of `scores`.
         user_index: int64 (users,).
         scores: float64 (users, metrics).
@@ -123,19 +126,43 @@ def embed_catalog(
 
 
 def score_split(
-    embeddings: Tensor, config: Config, store: Store, split: str, *, full_catalog: bool = True
+    embeddings: Tensor,
+    config: Config,
+    store: Store,
+    split: str,
+    *,
+    old_items: NDArray[np.bool_] | None = None,
+    full_catalog: bool = True,
 ) -> list[SplitScores]:
     """Score this rank's share of a split's users in every ranking of it. Not collective.
 
     Of several domains each has scores of its own: a user's candidates are the items of its domain.
 
     Args:
+        old_items: bool (items,), which items an earlier run knew; given, these and the others are asked for apart, too.
         full_catalog: False leaves out all rankings but the first.
     """
     results: list[SplitScores] = []
     for ranking, domain, items in ranking_candidates(config, store, split, full_catalog=full_catalog):
         ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
         results.append(score_ranking(ranker, config, store, split, ranking, domain))
+    if full_catalog:
+        results += _further_scores(embeddings, config, store, split, old_items)
+    return results
+
+
+def _further_scores(
+    embeddings: Tensor, config: Config, store: Store, split: str, old_items: NDArray[np.bool_] | None
+) -> list[SplitScores]:
+    """The main ranking once more: by prefixes of the embeddings, and of old items alone and new ones alone."""
+    main, metrics = rankings(config)[0], ranking_metrics(config)
+    tables = ((name, table, None) for name, table in prefixes(embeddings, config.train.matryoshka_dims, main))
+    groups = ((name, embeddings, group) for name, group in item_groups(old_items).items())
+    results: list[SplitScores] = []
+    for name, table, asked in chain(tables, groups):
+        for _, domain, items in ranking_candidates(config, store, split, full_catalog=False):
+            ranker = Ranker(table, items, metrics, items_per_block=config.evaluate.items_per_block)
+            results.append(score_ranking(ranker, config, store, split, name, domain, asked))
     return results
 
 
@@ -194,10 +221,21 @@ def needed_items(config: Config, store: Store) -> NDArray[np.int32] | None:
 
 
 def score_ranking(
-    ranker: UserRanker, config: Config, store: Store, split: str, ranking: str, domain: str | None = None
+    ranker: UserRanker,
+    config: Config,
+    store: Store,
+    split: str,
+    ranking: str,
+    domain: str | None = None,
+    asked: NDArray[np.bool_] | None = None,
 ) -> SplitScores:
-    """Score this rank's share of a split's users, of one domain if there are several, by one ranker. Not collective."""
-    users, scores = score_users(ranker, _user_blocks(store, split, config.evaluate.users_per_block, domain))
+    """Score this rank's share of a split's users, of one domain if there are several, by one ranker. Not collective.
+
+    Args:
+        asked: bool (items,), the only ones that count as targets; users without one are left out.
+    """
+    blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
+    users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
     shown = ranker.exposure if isinstance(ranker, Ranker) else None
     return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), domain, shown)
 
@@ -228,26 +266,41 @@ def score_splits(
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
     keep: Callable[[Tensor], None] = lambda embeddings: None,
+    *,
+    embeddings: Tensor | None = None,
+    old_items: NDArray[np.bool_] | None = None,
+    whole: bool = False,
 ) -> tuple[list[SplitScores], dict[str, float]]:
     """Embed the catalog and score every split that `evaluate.splits` names; with seconds taken. Collective.
 
     Args:
         keep: is handed the catalog's embeddings.
+        embeddings: of the whole catalog, row-normalised, if they are there already.
+        old_items: as `score_split`.
+        whole: embed the whole catalog, too, where not all domains are scored.
     """
     started = time.perf_counter()
-    embeddings = embed_catalog(encode, config, tokens, device, progress, needed_items(config, store))
+    if embeddings is None:
+        needed = None if whole else needed_items(config, store)
+        embeddings = embed_catalog(encode, config, tokens, device, progress, needed)
     embedded = time.perf_counter()
     keep(embeddings)
-    results = score_embeddings(embeddings, config, store)
+    results = score_embeddings(embeddings, config, store, old_items)
     return results, {"embed_s": embedded - started, "rank_s": time.perf_counter() - embedded}
 
 
-def score_embeddings(embeddings: Tensor, config: Config, store: Store) -> list[SplitScores]:
-    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call."""
+def score_embeddings(
+    embeddings: Tensor, config: Config, store: Store, old_items: NDArray[np.bool_] | None = None
+) -> list[SplitScores]:
+    """Score every split that `evaluate.splits` names, by the catalog's normalised embeddings. Every rank must call.
+
+    Args:
+        old_items: as `score_split`.
+    """
     return [
         _summarise_exposure(scores, embeddings.device)
         for split in config.evaluate.splits
-        for scores in score_split(embeddings, config, store, split)
+        for scores in score_split(embeddings, config, store, split, old_items=old_items)
     ]
 
 

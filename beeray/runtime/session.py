@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import os
+import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from beeray.config import ClusterConfig, Config, StorageConfig
@@ -21,6 +22,11 @@ DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 
 
+ANSWER_S = 10.0
+"""What a cluster may take to accept a connection."""
+_NO_CLUSTER = (
+    "cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
+)
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job's driver what it was submitted with."""
 
@@ -38,13 +44,18 @@ def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) -> Iterator[None]:
+def ray_session(
+    cluster: ClusterConfig, storage: StorageConfig | None = None, *, dashboard: bool = False
+) -> Iterator[None]:
     """A connected Ray: the one already joined, the one named, or a small one started here.
 
     A Ray started here ends with the context; a cluster that was joined goes on. Paths are reached as
     `storage` says, here until the context ends and in the workers of this session; those of a Ray that was
     joined before keep their own settings. Credentials are never sent to a cluster: its nodes have a role,
     a profile or an environment of their own. A Ray started here has this command's environment.
+
+    Args:
+        dashboard: start a Ray of our own with its dashboard, which the state API needs.
 
     Raises:
         ClusterError: the address does not answer, or the submitted job sets what `storage` sets.
@@ -56,23 +67,31 @@ def ray_session(cluster: ClusterConfig, storage: StorageConfig | None = None) ->
         if ray.is_initialized():
             yield
             return
-        _start_or_join(cluster, storage)
+        _start_or_join(cluster, storage, dashboard)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The cluster that is to be joined, by the config or the environment; None: a Ray is started here."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bool) -> None:
     import ray
 
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
         arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
+        arguments["include_dashboard"] = dashboard
     variables = _worker_variables(storage)
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}
+    if address and not _answers(address):
+        raise ClusterError(_NO_CLUSTER.format(address=address))
     try:
         with signals_kept():
             ray.init(**arguments)
@@ -89,9 +108,23 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig) -> None:
                 f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "
                 "token alike on both sides"
             ) from error
-        raise ClusterError(
-            f"cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
-        ) from error
+        raise ClusterError(_NO_CLUSTER.format(address=address)) from error
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at `host:port`; Ray itself would try for minutes. Of any other address: yes."""
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return True
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("127.0.0.1", "localhost", "::1"):  # a cluster may listen at the machine's outer address alone
+        hosts.append(ray.util.get_node_ip_address())
+    for one in hosts:
+        with suppress(OSError), socket.create_connection((one, int(port)), timeout=ANSWER_S):
+            return True
+    return False
 
 
 def _worker_variables(storage: StorageConfig) -> dict[str, str]:
@@ -121,18 +154,34 @@ def check_placement(
     Raises:
         ClusterError: says what is missing.
     """
-    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    joined = cluster_address(cluster) is not None
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
-    placeable, offered = _placeable_workers(cluster)
-    if joined and placeable < cluster.num_workers:
+    _, lacking = lacking_workers(cluster, keys)
+    if lacking and joined:
         _ask_to_grow(cluster)
-    while placeable < cluster.num_workers and time.monotonic() < deadline:
+    while lacking and time.monotonic() < deadline:
         time.sleep(1.0)
-        placeable, offered = _placeable_workers(cluster)
+        _, lacking = lacking_workers(cluster, keys)
+    if lacking:
+        raise ClusterError(lacking)
+
+
+def lacking_workers(
+    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
+) -> tuple[int, str]:
+    """How many of the workers asked for a cluster can place as it is now, and what it lacks for the others.
+
+    Args:
+        keys: as `check_placement`.
+
+    Returns:
+        (workers, error); the error is empty when all of them find a place.
+    """
+    placeable, offered = _placeable_workers(cluster)
     if placeable >= cluster.num_workers:
-        return
+        return cluster.num_workers, ""
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" + {cluster.gpus_per_worker:g} GPU" if cluster.use_gpu else "")
-    raise ClusterError(
+    return placeable, (
         f"{keys[0]} is {cluster.num_workers}: the cluster can place {placeable} of them ({each} each, "
         f"{DATA_CPUS:g} CPU left for streaming data) and lacks {cluster.num_workers - placeable}; it offers {offered}; "
         f"lower {keys[0]} or {keys[1]}, or add nodes"
@@ -164,20 +213,33 @@ def _ask_to_grow(cluster: ClusterConfig) -> None:
     request_resources(bundles=[each] * cluster.num_workers)
 
 
-def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
+def live_nodes() -> list[dict[str, float]]:
+    """The resources of every node of the cluster."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def workers_that_fit(nodes: Sequence[Mapping[str, float]], cluster: ClusterConfig) -> int:
+    """Workers that nodes with these resources (`CPU`, `GPU`) take at once, with CPUs left to Ray Data."""
     placeable = 0
     for node in nodes:
         fits = math.inf
         if cluster.cpus_per_worker:
             fits = node.get("CPU", 0.0) / cluster.cpus_per_worker
         if cluster.use_gpu:
-            fits = min(fits, node.get("GPU", 0.0) / cluster.gpus_per_worker)
+            share = cluster.gpus_per_worker
+            cards = node.get("GPU", 0.0)
+            fits = min(fits, cards * int(1 / share + 1e-9) if share < 1 else cards / share)  # a share is of one card
         placeable += int(min(fits, 2**31))
     if cluster.cpus_per_worker:
+        cpus = sum(node.get("CPU", 0.0) for node in nodes)
         placeable = min(placeable, int(max(0.0, cpus - DATA_CPUS) / cluster.cpus_per_worker))
+    return placeable
+
+
+def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
+    nodes = live_nodes()
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    placeable = workers_that_fit(nodes, cluster)
     return placeable, f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"

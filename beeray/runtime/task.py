@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from beeray.config import Config
 from beeray.runtime.steps import UserShare
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done")
+MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class WorkerTask:
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
         keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
+        old_items: file that tells the items an earlier run knew, bool (items,); empty where there was none.
+        original: the encoder whose neighbours `beeray.evaluate` compares with; empty where it does not.
+        original_tokens_path: the token store of that.
     """
 
     config: Config
@@ -43,11 +48,18 @@ class WorkerTask:
     shares: tuple[UserShare, ...] = ()
     run_dir: str = ""
     keep_as: str = ""
+    old_items: str = ""
+    original: str = ""
+    original_tokens_path: str = ""
 
     @property
     def num_users(self) -> int:
         """Users of one rank in an epoch."""
         return sum(share.num_drawn for share in self.shares)
+
+    def known_items(self) -> NDArray[np.bool_] | None:
+        """Which items the run that this one began with knew, (items,); None where it began with none."""
+        return np.load(self.old_items) if self.old_items else None
 
     def send(self, kind: str, **event: Any) -> None:
         """Tell the driver something; waits only for what must not be lost."""
@@ -58,22 +70,33 @@ class WorkerTask:
     def open_model(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """A model of the shape that training exports: the encoder, with a head that changes nothing if there is one."""
         model = self.open_encoder(device)
-        if self.config.train.head is not None:
+        if self.config.train.head is not None and self.needs_head(model):
             from beeray.core.head import append_head
 
             append_head(model, self.config.train.head.units)
         return model
 
-    def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
-        """The encoder before training."""
-        from beeray.core.encoder import load_encoder
+    def needs_head(self, model: SentenceTransformer) -> bool:
+        """Whether the encoder before training is to get a head: one that an earlier run gave it is kept."""
+        from beeray.core.head import head_units
 
-        encoder = self.config.encoder
-        return load_encoder(
-            self.model,
-            max_seq_length=self.config.served_seq_length,
-            prefix=encoder.prefix,
-            dropout=encoder.dropout,
-            attention=encoder.attention,
-            device=device,
-        )
+        train = self.config.train
+        return train.head is not None and not (train.init_from is not None and head_units(model) is not None)
+
+    def open_encoder(self, device: torch.device | str = "cpu", name: str = "") -> SentenceTransformer:
+        """The encoder before training, or the one named."""
+        return open_encoder(self.config, name or self.model, self.config.served_seq_length, device)
+
+
+def open_encoder(config: Config, name: str, max_seq_length: int, device: torch.device | str) -> SentenceTransformer:
+    """An encoder as workers train and score it: with the prefix, dropout and attention of a config."""
+    from beeray.core.encoder import load_encoder
+
+    return load_encoder(
+        name,
+        max_seq_length=max_seq_length,
+        prefix=config.encoder.prefix,
+        dropout=config.encoder.dropout,
+        attention=config.encoder.attention,
+        device=device,
+    )

@@ -47,25 +47,35 @@ def tracking_uri(config: Config) -> str:
     return config.tracking.uri or os.environ.get(URI_VARIABLE) or local
 
 
+def tracking_key(config: Config) -> str | None:
+    """What names the MLflow of a config: `tracking.uri`, a variable of the environment, or nothing (a local file)."""
+    if config.tracking.uri is not None:
+        return "tracking.uri"
+    return URI_VARIABLE if os.environ.get(URI_VARIABLE) else None
+
+
 class Tracker:
     """Logs one run to MLflow in the background; use as a context.
 
     Args:
         config: what `tracking` says, and the parameters to log.
         run_dir: keeps the run's id.
+        parent: the tracker of the run that this one is nested under; it must be in use.
 
     MLflow that fails while a run goes on does not stop the run: `trouble` says what happened. A record that it
     refuses is left out; once it does not answer, nothing more is attempted.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, parent: Tracker | None = None) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.uri = tracking_uri(config)
-        from_environment = config.tracking.uri is None and bool(os.environ.get(URI_VARIABLE))
-        self._is_local = config.tracking.uri is None and not from_environment
-        self._key = URI_VARIABLE if from_environment else "tracking.uri"
+        self.parent = parent
+        self.uri: str = parent.uri if parent is not None else tracking_uri(config)
+        named = tracking_key(config)
+        self._is_local = parent is not None or named is None
+        self._key = named or "tracking.uri"
         self.run_id: str | None = None
+        self._opened = threading.Event()
         self._last_step = -1
         self._queue: queue.Queue[tuple[Callable[[Any], None], bool] | None] = queue.Queue()
         self._refusal: Exception | None = None
@@ -168,6 +178,18 @@ class Tracker:
         """The trained encoder, as an MLflow model (registered when `tracking.registered_model` is set)."""
         self._put(lambda client: self._log_model(folder), upload=True)
 
+    def wait_for_id(self) -> str:
+        """The run's id, once MLflow has given it.
+
+        Raises:
+            RunError: MLflow refused or did not answer.
+        """
+        while not self._opened.wait(0.1):
+            if self._failure or not self._thread.is_alive():
+                raise RunError(self._failure or "the run was closed before MLflow gave it an id")
+        assert self.run_id is not None
+        return self.run_id
+
     def _put(self, task: Callable[[Any], None], *, upload: bool = False) -> None:
         self._queue.put((task, upload))
 
@@ -178,6 +200,7 @@ class Tracker:
                 continue
             try:
                 client = client or self._open()
+                self._opened.set()
             except Exception as error:
                 self._error = self._error or error
                 continue
@@ -223,7 +246,8 @@ class Tracker:
             self._last_step = int(kept.data.metrics.get("step", -1))
             self._log_params(client, known=kept.data.params)
             return client
-        run = client.create_run(self._experiment(client), run_name=self.config.name)
+        nested = {"mlflow.parentRunId": self.parent.wait_for_id()} if self.parent is not None else None
+        run = client.create_run(self._experiment(client), run_name=self.config.name, tags=nested)
         self.run_id = run.info.run_id
         record = {"run_id": self.run_id, "tracking_uri": redact_uri(self.uri)}
         (self.run_dir / ID_FILE).write_text(json.dumps(record))
@@ -291,6 +315,24 @@ class Tracker:
                 registered_model_name=self.config.tracking.registered_model,
                 pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them
             )
+
+
+class Untracked(Tracker):
+    """Drops what a run would log: the trials of a sweep are logged by its driver."""
+
+    def __enter__(self) -> Untracked:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def check(self) -> None:
+        """Nothing to wait for."""
+
+    def _put(self, task: Callable[[Any], None], *, upload: bool = False) -> None:
+        return
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,25 @@ from beeray.core.encoder import Encoder
 from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
-from beeray.core.step import SCOPE, StepLoss, StepSettings, TrainingStep
+from beeray.core.step import SCOPE, StepLoss, TrainingStep
 from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
+from beeray.runtime.adaptation import adapt
 from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
+from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
+from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import plan_steps, scored_within
 from beeray.runtime.stop import StopListener
 from beeray.runtime.task import WorkerTask
-from beeray.runtime.worker import score, worker_ready
+from beeray.runtime.worker import embedding_progress, score, worker_ready
 
 TELL_EVERY_S = 0.2
 """Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
@@ -88,25 +92,43 @@ class _Training:
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
         self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
-        encoder = Encoder(self._open_model(), self.config.train.precision)
+        self.original = Original()
+        model = self._open_model()
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        encoder = Encoder(model, self.config.train.precision)
         self.flops = count_flops(encoder, device)
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
-        self.step = TrainingStep(self.engine, self.tokens, trainable, settings, device, domains)
+        frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
+        self.step = TrainingStep(
+            self.engine,
+            self.tokens,
+            trainable,
+            settings,
+            device,
+            item_domains=domains,
+            originals=self.original.embeddings,
+            frozen=frozen,
+        )
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
-        if self.config.train.head is None or ray.train.get_checkpoint() is not None:
-            return self.task.open_model(self.device)
         model = self.task.open_encoder(self.device)
-        start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+        progress = embedding_progress(self.task, "original")
+        self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
+        self.starts_with_head = self.task.needs_head(model)
+        if self.starts_with_head:
+            if ray.train.get_checkpoint() is not None:
+                return self.task.open_model(self.device)
+            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+            self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
 
     @property
     def _scores_original(self) -> bool:
         """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
         evaluate = self.config.evaluate
-        return evaluate.before and bool(evaluate.splits) and self.config.train.head is None
+        return evaluate.before and bool(evaluate.splits) and not self.starts_with_head
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -114,7 +136,8 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before", ORIGINAL if self._scores_original else None)
+            self._score("before", ORIGINAL if self._scores_original else None, embeddings=self.original.table)
+        self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
             self.task.send(
@@ -132,14 +155,15 @@ class _Training:
                     plan, plan_s = next(plans)
                 position = self._train_step(plan, position, plan_s)
                 profiler.step_done()
-                if self.stopping and position.step < self.num_steps:
-                    self._checkpoint(position, {"step": position.step})
-                    return self._tell_stopped(position)
-                if position.step_in_epoch == 0 and position.step < self.num_steps:
+                if position.step == self.num_steps:
+                    break
+                if position.step_in_epoch == 0:
                     self._tell_all()
                     self._end_epoch(position)
-                elif position.step < self.num_steps and position.step % self._checkpoint_every == 0:
+                elif self.stopping or position.step % self._checkpoint_every == 0:
                     self._checkpoint(position, {"step": position.step})
+                if self.stopping:
+                    return self._tell_stopped(position)
         self._tell_all()
         self._finish(position)
 
@@ -185,6 +209,7 @@ class _Training:
             self.engine.step()
         with record_function(f"{SCOPE}report"):
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
+            local += [] if step.forgetting is None else [step.forgetting.item()]
             totals = self._sum(local)
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
@@ -202,7 +227,7 @@ class _Training:
             self.task.send("stopped", step=position.step)
 
     def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
-        loss, num_padded, num_recomputed = totals
+        loss, num_padded, num_recomputed, *forgetting = totals
         loss /= self.world_size
         sent = gather.traffic.take()
         if self.rank == 0:
@@ -221,6 +246,7 @@ class _Training:
                     **seconds,
                     "mfu": tflops / (self.peak_tflops * self.world_size),
                     "sent_bytes": sum(sent.values()),
+                    **({"forgetting": forgetting[0] / self.world_size} if forgetting else {}),
                     "at": time.time(),
                 }
             )
@@ -244,7 +270,7 @@ class _Training:
         if every and position.epoch % every == 0:
             metrics |= self._validate(position)
         every_steps = self.config.train.checkpoint_every_steps
-        if every_steps is None or position.step % every_steps == 0:
+        if self.stopping or every_steps is None or position.step % every_steps == 0:
             self._checkpoint(position, metrics)
         self.step_ended = time.perf_counter()
 
@@ -264,12 +290,12 @@ class _Training:
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
-        save_checkpoint(self.engine, position, {"step": position.step}, export=self.task.open_model)
+        save_checkpoint(self.engine, position, {"step": position.step}, export=self._exported)
         self._sum([])
         if self.stopping:
             return self._tell_stopped(position)
-        self._score("after", TRAINED)
-        if not self.config.evaluate.splits:
+        self._score("after", TRAINED, original=self.original.neighbours)
+        if not self.config.evaluate.splits and self.original.neighbours is None:
             self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
         if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
             original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
@@ -277,9 +303,16 @@ class _Training:
         dist.barrier()
         gc.collect()
 
-    def _score(self, when: str, keep_as: str | None) -> None:
+    def _exported(self, state: dict[str, torch.Tensor]) -> SentenceTransformer:
+        model = self.task.open_model()  # the live module may hold ZeRO-3 shards, so the weights go into a fresh copy
+        adaptation = adapt(model, self.config.train, self.config.seed)
+        model.load_state_dict(state)
+        adaptation.merge()
+        return model
+
+    def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
         keep = partial(self.sample.keep, keep_as) if keep_as else lambda catalog: None
-        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep)
+        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 
 def _streams(task: WorkerTask) -> list[UserStream]:
@@ -293,22 +326,6 @@ def _streams(task: WorkerTask) -> list[UserStream]:
         )
         for share in task.shares
     ]
-
-
-def step_settings(config: Config) -> StepSettings:
-    """The part of a config that `core` needs for a step."""
-    train = config.train
-    return StepSettings(
-        items=train.items,
-        max_output=None if train.max_output == "all" else train.max_output,
-        max_seq_length=config.encoder.max_seq_length,
-        relu=train.relu,
-        top_k=train.top_k,
-        token_budget=train.micro_batch_tokens(use_gpu=config.cluster.use_gpu),
-        activation_budget_bytes=int(train.activation_budget_gib * 2**30),
-        catalog_refresh=train.catalog_refresh,
-        seed=config.seed,
-    )
 
 
 def _compute_type(config: Config) -> torch.dtype:

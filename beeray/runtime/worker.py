@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
@@ -18,8 +19,10 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.cores import keep_deepspeed_on_cpu, share_cores
+from beeray.runtime.original import neighbours_kept, sampled_neighbours
 from beeray.runtime.report_sample import ReportSample
-from beeray.runtime.scoring import score_splits
+from beeray.runtime.scoring import embed_catalog, score_splits
 from beeray.runtime.task import WorkerTask
 
 
@@ -28,8 +31,15 @@ def evaluate_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
         store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
-        sample = ReportSample(task.run_dir if task.keep_as else "")
-        score(task, encoder, store, tokens, device, "model", keep=partial(sample.keep, task.keep_as))
+        original = None
+        if task.original:
+            theirs = TokenStore.open(task.original_tokens_path)
+            opened = Encoder(task.open_encoder(device, task.original), task.config.train.precision)
+            table = embed_catalog(opened, task.config, theirs, device, embedding_progress(task, "original"))
+            original = sampled_neighbours(table, task.config)
+            del opened, table
+        keep = partial(ReportSample(task.run_dir if task.keep_as else "").keep, task.keep_as)
+        score(task, encoder, store, tokens, device, "model", keep=keep, original=original)
         ray.train.report({})
 
 
@@ -43,10 +53,9 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
         device = get_device()
         torch.cuda.set_device(device)
     else:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it looks for CUDA's compiler otherwise
+        keep_deepspeed_on_cpu()
         device = torch.device("cpu")
-        cores = os.cpu_count() or 1
-        torch.set_num_threads(cluster.threads_per_worker or max(1, cores // context.get_local_world_size()))
+        share_cores(cluster.threads_per_worker, context.get_local_world_size())
     yield device
     usage = resource.getrusage(resource.RUSAGE_SELF)
     task.send(
@@ -67,16 +76,36 @@ def score(
     when: str,
     *,
     keep: Callable[[Tensor], None] = lambda catalog: None,
+    embeddings: Tensor | None = None,
+    original: NDArray[np.int32] | None = None,
 ) -> None:
     """Score every split asked for and send the driver this rank's users.
 
     Args:
         keep: is handed the catalog's embeddings.
+        embeddings: of the whole catalog, row-normalised, if they are there already.
+        original: neighbours of the sampled items before training; given, the driver is told how many are kept.
     """
-    if not task.config.evaluate.splits:
+    if not task.config.evaluate.splits and original is None:
         return
-    progress = embedding_progress(task, when)
-    scores, timings = score_splits(encode, task.config, store, tokens, device, progress, keep)
+
+    def take(catalog: Tensor) -> None:
+        keep(catalog)
+        if original is not None:
+            task.send("neighbours", rank=rank(), kept=neighbours_kept(original, catalog, task.config))
+
+    scores, timings = score_splits(
+        encode,
+        task.config,
+        store,
+        tokens,
+        device,
+        embedding_progress(task, when),
+        take,
+        embeddings=embeddings,
+        old_items=task.known_items(),
+        whole=original is not None,
+    )
     task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)
 
 

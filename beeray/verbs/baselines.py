@@ -77,6 +77,10 @@ def chosen(config: Config, only: str | None) -> list[Baseline]:
     return [name for name in BASELINES if name in names]
 
 
+OBJECTIVE = {"loss", "temperature", "relu", "top_k", "negatives", "matryoshka_dims", "distill_weight", "init_from"}
+"""What of `train` decides how a head on a frozen encoder is trained, and which rankings it is scored in."""
+
+
 def folder_of(name: Baseline, config: Config) -> Path:
     """Where a baseline's scores go."""
     return RunFolder(config).evaluations / _label(name)
@@ -99,7 +103,8 @@ def kept(name: Baseline, config: Config, fingerprint: str) -> dict[str, Any] | N
 
 def digest(name: Baseline, config: Config, fingerprint: str) -> str:
     """Digest of all that decides a baseline's scores."""
-    evaluate = config.evaluate.model_dump(mode="json", exclude={"users_per_block", "items_per_block", "before"})
+    irrelevant = {"users_per_block", "items_per_block", "before", "neighbours", "neighbours_at"}
+    evaluate = config.evaluate.model_dump(mode="json", exclude=irrelevant)
     deciding: dict[str, Any] = {
         "baseline": name,
         "settings": config.baselines.settings_of(name),
@@ -111,6 +116,8 @@ def digest(name: Baseline, config: Config, fingerprint: str) -> str:
     if name not in WITHOUT_TEXT:
         encoder = config.encoder.model_dump(mode="json", exclude={"dropout", "attention"})
         deciding |= {"encoder": encoder, "precision": config.train.precision}
+        rankings = {"matryoshka_dims", "init_from"}
+        deciding |= config.train.model_dump(mode="json", include=OBJECTIVE if name == "frozen_head" else rankings)
     return config_digest(deciding)
 
 
@@ -143,7 +150,9 @@ def _without_text(which: list[Baseline], config: Config, store: Store, console: 
 def _of_encoder(which: list[Baseline], config: Config, store: Store, tokens_path: str, console: Console) -> None:
     model = located_encoder(config.encoder.name)
     config = config.model_copy(update={"baselines": config.baselines.model_copy(update={"which": tuple(which)})})
-    handler = launch_scoring("beeray.runtime.frozen:frozen_worker", config, store, tokens_path, model, console)
+    old_items = RunFolder(config).old_items_of(store.meta.fingerprint)
+    loop = "beeray.runtime.frozen:frozen_worker"
+    handler = launch_scoring(loop, config, store, tokens_path, model, console, old_items=old_items)
     used = summarise_workers(handler.workers())
     for name in which:
         scores = handler.scores(name)

@@ -15,10 +15,18 @@ from beeray.core.encoder import encoder_source
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.storage import storage_options
+from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.launch import launch_scoring
-from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
+from beeray.runtime.results import (
+    headline,
+    neighbours_line,
+    scores_table,
+    summarise_neighbours,
+    summarise_scores,
+    summarise_workers,
+)
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.verbs.report import choose_report_items, refresh_report
@@ -53,6 +61,8 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             console,
             run_dir=str(config.run_dir),
             keep_as=keep_as,
+            old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
+            **_original(chosen, store, console),
         )
     scores = handler.scores("model")
     if not scores:
@@ -67,14 +77,29 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         **summarise_workers(handler.workers()),
         "seconds": round(time.monotonic() - started, 1),
     }
+    kept = handler.neighbours_kept()
+    if kept is not None:
+        record["neighbours_kept"] = summarise_neighbours(
+            kept, config.evaluate, chosen.encoder.name, store.meta.num_items
+        )
     label = f"{label}-{config.served_seq_length}"
     record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
     for line in headline(metrics, config):
         console.line(line)
+    if kept is not None:
+        console.line(neighbours_line(record["neighbours_kept"]))
     report = refresh_report(chosen, console)
     if report is not None:
         console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
+    """What workers need to tell how many neighbours under the config's own encoder are kept; nothing unless asked."""
+    if not chosen.evaluate.neighbours:
+        return {}
+    tokens_path = token_store(chosen, store, open_tokenizer(chosen), console)
+    return {"original": located_encoder(chosen.encoder.name), "original_tokens_path": tokens_path}
 
 
 def _kept_as(config: Config, label: str) -> str:

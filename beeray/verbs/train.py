@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from beeray.config import Config
 from beeray.console import Console
+from beeray.data.growth import growth_since, write_items
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
+from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import RunError
-from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.errors import ConfigError, RunError
+from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
+from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
-from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_training
+from beeray.runtime.results import (
+    flat_means,
+    headline,
+    neighbours_line,
+    scores_table,
+    summarise_neighbours,
+    summarise_scores,
+    summarise_training,
+)
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare, plan_steps, user_shares
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
+from beeray.runtime.warm_start import WarmStart, find_warm_start
 from beeray.verbs.report import choose_report_items, refresh_report
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
+    check_peft(config)
     folder, startup = RunFolder(config), Startup()
     startup.reached("imports")
     with folder.locked(), storage_options(config.storage):
@@ -47,43 +64,149 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
                 _show(console, finished, config)
                 return finished
-        opened = ThreadPoolExecutor(1).submit(open_tokenizer, config)  # imports torch, while Ray starts
+        warm = find_warm_start(config)
+        opened = ThreadPoolExecutor(1).submit(open_start, config, warm)  # imports torch, while Ray starts
         with ray_session(config.cluster, config.storage):
-            tokenizer = opened.result()  # what is wrong with the encoder is told before anything is prepared
+            tokenizer, fingerprint = opened.result()  # what is wrong with it is told before anything is prepared
             check_placement(config.cluster)
             startup.reached("ray")
             store, _ = prepared_store(config, console)
             startup.reached("store")
             tokens_path = token_store(config, store, tokenizer, console)
-            inputs = _Inputs(store, tokens_path, tuple(user_shares(config, store)))
             startup.reached("tokens")
-            if arguments.fresh:
-                folder.clear()
-            folder.claim(store.meta.fingerprint)
+            inputs = begin_run(
+                config, folder, store, tokens_path, console, warm=warm, fingerprint=fingerprint, fresh=arguments.fresh
+            )
             choose_report_items(config, store, console)
-            record = _train(config, folder, inputs, console, startup)
+            record = train_run(config, folder, inputs, console, startup)
         _show(console, record, config)
         return record
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class TrainInputs:
+    """What a run trains on.
+
+    Attributes:
+        store: the prepared store.
+        tokens_path: the token store of its encoder.
+        shares: what each domain gives to an epoch.
+        model: the encoder that is begun with.
+        init_from: of what `train.init_from` names, for the record.
+        beside_others: other runs stream their users at the same time.
+    """
+
     store: Store
     tokens_path: str
     shares: tuple[UserShare, ...]
+    model: str
+    init_from: dict[str, Any] | None = None
+    beside_others: bool = False
 
 
-def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console, startup: Startup) -> dict[str, Any]:
+def begin_run(
+    config: Config,
+    folder: RunFolder,
+    store: Store,
+    tokens_path: str,
+    console: Console,
+    *,
+    warm: WarmStart | None,
+    fingerprint: str | None,
+    fresh: bool = False,
+) -> TrainInputs:
+    """Claim a locked folder for a run, and note what it begins with.
+
+    Args:
+        warm: what `train.init_from` names.
+        fingerprint: of the encoder there.
+        fresh: clear the folder first.
+
+    Raises:
+        DataError: too few users for the workers; nothing was written or cleared.
+        RunError: the folder is another store's or another encoder's.
+    """
+    model = located_encoder(config.encoder.name) if warm is None else warm.model
+    inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store)), model)
+    if fresh:
+        folder.clear()
+    folder.claim(store.meta.fingerprint, fingerprint)
+    write_items(store, config.trains_on_validation, str(folder.items))
+    if warm is None:
+        return inputs
+    start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, store, folder, console)}
+    return replace(inputs, init_from=start)
+
+
+def check_peft(config: Config) -> None:
+    """Refuse `train.lora` where its library is missing, before anything is started."""
+    if config.train.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError("train.lora needs peft, which is not installed: pip install 'beeray[lora]', or leave it out")
+
+
+def open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]:
+    """Tokenizer of the encoder that training begins with, and the encoder's fingerprint where a run left it."""
+    from beeray.core.fingerprint import model_fingerprint  # both import torch
+    from beeray.runtime.adaptation import check_adaptation, check_head
+
+    model = open_encoder(config if warm is None else warm.start_of(config))
+    tokenizer, fingerprint = model.tokenizer, None if warm is None else model_fingerprint(model)
+    if warm is not None:
+        check_head(model, config.train)
+    check_adaptation(model, config.train)
+    return tokenizer, fingerprint
+
+
+def _compare(warm: WarmStart, store: Store, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Tell old items from new ones, for scoring; says so where there are held-out items that are not unseen."""
+    if warm.items is None:
+        console.line(f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new")
+        return {}
+    growth = growth_since(store, warm.items)
+    with open(folder.old_items, "wb") as file:
+        np.save(file, growth.known)
+    record = growth.record(store)
+    console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
+    if not record["old_items"]:
+        console.line(
+            f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
+            f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
+        )
+    seen = {name: number for name, number in record.get("held_out_but_trained_on_before", {}).items() if number}
+    if seen:
+        counts = ", ".join(f"{number:,} of {name}" for name, number in seen.items())
+        console.line(
+            f"warning: it was trained on items that are held out now ({counts}), which flatters held_out and "
+            "old_items; new_items is clean, and so is split.kind: time"
+        )
+    return record
+
+
+def train_run(
+    config: Config,
+    folder: RunFolder,
+    inputs: TrainInputs,
+    console: Console,
+    startup: Startup,
+    tracking: type[Tracker] = Tracker,
+    handling: Callable[..., EventHandler] = EventHandler,
+) -> dict[str, Any]:
+    """Train in a folder that was claimed, to the end; returns what was measured.
+
+    Args:
+        tracking: what logs the run.
+        handling: makes what hears of the workers' progress; takes the arguments of `EventHandler`.
+    """
     started = time.monotonic()
     per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares))
     console.line(
-        f"train {config.name}: {config.encoder.name}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
+        f"train {config.name}: {config.begins_with}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
         f"worker{'s' if config.cluster.num_workers > 1 else ''}, ZeRO-{config.deepspeed.stage}"
     )
-    with Tracker(config, folder.path) as tracker:
+    with tracking(config, folder.path) as tracker:
         tracker.check()
-        handler = EventHandler(
+        handler: EventHandler = handling(
             console,
             inputs.store.meta.num_items,
             config.cluster.num_workers,
@@ -103,12 +226,15 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
                     inputs.tokens_path,
                     monitor,
                     shares=inputs.shares,
-                    model=located_encoder(config.encoder.name),
+                    model=inputs.model,
                     run_dir=str(folder.path),
+                    old_items=folder.old_items_of(inputs.store.meta.fingerprint),
                 ),
                 storage=folder.path,
                 name=CHECKPOINTS,
-                users=user_datasets(inputs.store, inputs.shares, config.trains_on_validation),
+                users=user_datasets(
+                    inputs.store, inputs.shares, config.trains_on_validation, beside_others=inputs.beside_others
+                ),
                 keep_checkpoints=config.train.keep_checkpoints,
             )
         handler.close()
@@ -130,6 +256,7 @@ def _train(config: Config, folder: RunFolder, inputs: _Inputs, console: Console,
     if tracker.trouble:
         console.line(f"warning: {tracker.trouble}; what was measured is in {folder.metrics}")
     folder.finish(record)
+    folder.original_embeddings.unlink(missing_ok=True)  # as large as a catalog's embeddings, and not needed again
     return record
 
 
@@ -143,7 +270,7 @@ def _keep_before(config: Config, folder: RunFolder, handler: EventHandler) -> No
     folder.keep_before(summarise_scores(scores, config.evaluate))
 
 
-def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHandler) -> dict[str, Any]:
+def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: EventHandler) -> dict[str, Any]:
     after = handler.scores("after")
     if after:
         write_part(scores_table(after), str(folder.scores))
@@ -162,6 +289,11 @@ def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHa
     }
     if handler.profile is not None:
         record["profile"] = handler.profile
+    if inputs.init_from is not None:
+        record["init_from"] = inputs.init_from
+    kept = _neighbours_kept(config, folder, inputs, handler)
+    if kept is not None:
+        record["neighbours_kept"] = kept
     before, validation = folder.before(), folder.validation()
     if before is not None:
         record["metrics_before"] = before
@@ -170,9 +302,22 @@ def _report(config: Config, folder: RunFolder, inputs: _Inputs, handler: EventHa
     return record
 
 
+def _neighbours_kept(
+    config: Config, folder: RunFolder, inputs: TrainInputs, handler: EventHandler
+) -> dict[str, Any] | None:
+    """Of the whole catalog where that was measured; else among the report's items, whose embeddings are there."""
+    kept, among = handler.neighbours_kept(), inputs.store.meta.num_items
+    if kept is None and config.evaluate.neighbours is None:
+        kept = neighbours_kept(folder.path / REPORT_FOLDER, config.evaluate.neighbours_at)
+        among = 0 if kept is None else len(kept)
+    return None if kept is None else summarise_neighbours(kept, config.evaluate, config.begins_with, among)
+
+
 def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str, Any]) -> None:
     steps = record["training"]["steps"]
     tracker.log_metrics({f"final/{name}": value for name, value in flat_means(record["metrics"]).items()}, steps)
+    if "neighbours_kept" in record:
+        tracker.log_metrics({"final/neighbours_kept": record["neighbours_kept"]["mean"]}, steps)
     measured = {f"training/{name}": value for name, value in record["training"].items()}
     tracker.log_metrics({name: float(value) for name, value in measured.items()}, steps)
     tracker.log_artifact(folder.path / "config.yaml")
@@ -187,6 +332,8 @@ def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str
 def _show(console: Console, record: dict[str, Any], config: Config) -> None:
     for line in headline(record["metrics"], config):
         console.line(line)
+    if "neighbours_kept" in record:
+        console.line(neighbours_line(record["neighbours_kept"]))
     if "profile" in record:
         console.line(f"profile: {os.path.relpath(record['profile'])}")
     if "report" in record:

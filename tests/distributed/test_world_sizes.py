@@ -26,6 +26,8 @@ PROGRAM = Path(__file__).with_name("three_steps.py")
 WORLD_SIZES = (1, 2, 4)
 STAGES = ("0", "1", "2", "3")
 CASES = ("bounded", "clipped", "catalog")
+FURTHER_CASES = {"softmax": ("1", "3"), "adapted": ("2", "3")}
+"""Other objectives and adapted encoders, and the ZeRO stages that they are tried under on two ranks."""
 TOLERANCE = 1e-5
 JOBS = {
     1: [f"{case}:{variant}" for case in CASES for variant in ("plain", *STAGES)]
@@ -34,6 +36,8 @@ JOBS = {
     + ["bounded:muted", "bounded:detached", "within:1", "within:ahead"],
     4: [f"{case}:{stage}" for case in CASES for stage in (*STAGES, "ahead")],
 }
+JOBS[1] += [f"{case}:plain" for case in FURTHER_CASES]
+JOBS[2] += [f"{case}:{stage}" for case, stages in FURTHER_CASES.items() for stage in stages] + ["softmax:muted"]
 START_S = 240
 
 Result = dict[str, Any]
@@ -173,6 +177,35 @@ def test_the_gradient_clipping_that_worlds_agree_on_was_active(results: Results)
     clipped, unclipped = results("clipped", "plain", 1), results("unclipped", "plain", 1)
     difference = largest_difference(clipped["end"], unclipped["end"])
     assert difference[0] > 30 * TOLERANCE, difference
+
+
+@pytest.mark.parametrize("case", FURTHER_CASES)
+def test_prefixes_distillation_adapters_and_frozen_layers_on_two_ranks_end_as_on_one(
+    results: Results, case: str
+) -> None:
+    reference = results(case, "plain", 1)
+    assert largest_difference(reference["start"], reference["end"])[0] > 1e-3
+    found = {
+        stage: largest_difference(results(case, stage, 2)["end"], reference["end"]) for stage in FURTHER_CASES[case]
+    }
+    assert max(difference for difference, _ in found.values()) < TOLERANCE, found
+
+
+def test_a_rank_whose_users_and_items_count_nothing_gives_another_model_under_distillation_too(
+    results: Results,
+) -> None:
+    difference = largest_difference(results("softmax", "muted", 2)["end"], results("softmax", "plain", 1)["end"])
+    assert difference[0] > 100 * TOLERANCE, difference
+
+
+def test_frozen_layers_end_as_they_began_and_adapters_do_not(results: Results) -> None:
+    for found in (results("adapted", "plain", 1), results("adapted", "2", 2)):
+        moved = {
+            name
+            for name, value in found["end"].items()
+            if name in found["start"] and float((value - found["start"][name]).abs().max()) > 1e-6
+        }
+        assert moved and all("layer.1." in name and "lora_" in name for name in moved), moved
 
 
 @pytest.mark.parametrize("fault", ["muted", "detached"])

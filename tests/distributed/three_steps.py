@@ -34,6 +34,7 @@ from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import StepLoss, StepSettings, TrainingStep
 from beeray.core.traffic import Traffic, counted_collectives
 from beeray.core.user_items import UserItems
+from beeray.runtime.adaptation import adapt
 from beeray.runtime.engine import build_engine, full_state_dict
 
 NUM_ITEMS = 60
@@ -72,6 +73,12 @@ CASES = {
     "clipped": Case(_train(optimizer="nadam", gradient_clipping=0.02), _settings(), (16, 16, 16), 0),
     "unclipped": Case(_train(optimizer="nadam"), _settings(), (16, 16, 16), 0),
     "catalog": Case(_train(optimizer="nadam"), _settings(items="catalog", catalog_refresh=2), (12, 13, 12)),
+    "softmax": Case(
+        _train(),
+        _settings(loss="sampled_softmax", temperature=0.3, matryoshka_dims=(8, 16), distill_weight=0.7),
+        (16, 13, 3),
+    ),
+    "adapted": Case(_train(lora={"rank": 4}, freeze_layers=1), _settings(loss="multinomial"), (16, 13, 3)),
     "within": Case(_train(), _settings(), (16, 13, 3), domains=True),
 }
 
@@ -93,6 +100,13 @@ class Texts:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         flat = [np.empty(0, np.int64), *(self.texts[item][:max_seq_length] for item in item_indices)]
         return np.concatenate(flat), self.lengths(max_seq_length)[item_indices]
+
+
+def originals(case: Case) -> NDArray[np.float16] | None:
+    """Embeddings of another encoder, which this one is held near to, if the case asks for it."""
+    rows = np.random.default_rng(5).standard_normal((NUM_ITEMS, 16))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float16) if case.settings.distill_weight else None
 
 
 def trainable_items() -> NDArray[np.int32]:
@@ -174,7 +188,10 @@ def plans(case: Case, training: TrainingStep, variant: str) -> Iterator[StepPlan
 def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> dict[str, Any]:
     """Three steps: weights before and after (rank 0 only), and what each step took."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    encoder = Encoder(SentenceTransformer(encoder_folder, device="cpu"))
+    model = SentenceTransformer(encoder_folder, device="cpu")
+    adaptation = adapt(model, case.train, seed=3)
+    frozen = None if variant == "3" else adaptation.frozen
+    encoder = Encoder(model)
     start = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     budget = 2**40 if variant == "plain" else case.activation_budget_bytes // world_size
     settings = replace(case.settings, activation_budget_bytes=budget)
@@ -184,8 +201,15 @@ def run(case: Case, variant: str, encoder_folder: str, everything: Traffic) -> d
     else:
         engine = build_engine(encoder, case.train, int(variant) if variant.isdigit() else 1, NUM_STEPS)
     step_module.gather_rows = _gather_detached if variant == "detached" else gather_rows
-    domains = item_domains() if case.domains else None
-    training = TrainingStep(engine, Texts(), trainable_items(), settings, item_domains=domains)
+    training = TrainingStep(
+        engine,
+        Texts(),
+        trainable_items(),
+        settings,
+        item_domains=item_domains() if case.domains else None,
+        originals=originals(case),
+        frozen=frozen,
+    )
     engine.train()
     gather.traffic.take()
     everything.take()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from beeray.reporting.measurements import collect_measurements, rows
+from beeray.reporting.measurements import collect_measurements, described, rows
 from beeray.reporting.summary import tiles
 
 
@@ -92,3 +92,9 @@ def test_tiles_hold_the_run_against_before_and_the_best_baseline(tmp_path: Path)
     assert tile["note"] == "0.200 before training, × 2.50"
     assert tile["rival"] == "best baseline 0.400 (EASE)"
     assert tiles([]) == []
+
+
+def test_rankings_by_a_prefix_and_of_new_items_are_told_in_words() -> None:
+    assert described("held_out@64") == "held-out items, first 64 numbers of the embeddings"
+    assert described("new_items") == "only new items asked for"
+    assert described("own_idea") == "own_idea"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from finished_run import a_run
 from scipy import sparse
 
 from beeray.reporting import neighbours
-from beeray.reporting.neighbours import bought_together, nearest, users_in_common
+from beeray.reporting.neighbours import bought_together, nearest, neighbours_kept, users_in_common
 
 ANGLES = np.radians([0.0, 10.0, 30.0, 90.0])
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -27,6 +30,22 @@ def test_a_small_catalog_has_fewer_neighbours() -> None:
     places, _ = nearest(CIRCLE, 10)
     assert places.shape == (4, 3)
     assert [sorted([item, *row]) for item, row in enumerate(places.tolist())] == [[0, 1, 2, 3]] * 4
+
+
+def test_the_share_of_neighbours_kept_is_counted_on_what_the_run_left(tmp_path: Path) -> None:
+    folder = a_run(tmp_path).run_dir / "report"
+    before, after = (np.load(folder / f"{name}.npy").astype(np.float32) for name in ("original", "trained"))
+    before, after = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (before, after))
+    kept = neighbours_kept(folder, 5)
+    assert kept is not None
+    for item in range(len(before)):
+        closest = [np.argsort(-np.delete(rows @ rows[item], item), kind="stable")[:5] for rows in (before, after)]
+        assert kept[item] == pytest.approx(len(set(closest[0]) & set(closest[1])) / 5)
+    assert 0 < kept.mean() < 1
+    np.save(folder / "trained.npy", before.astype(np.float16))
+    assert neighbours_kept(folder, 5).tolist() == [1.0] * len(before)  # type: ignore[union-attr]
+    (folder / "original.npy").unlink()
+    assert neighbours_kept(folder, 5) is None
 
 
 def test_a_pair_with_one_shared_user_does_not_come_before_one_with_forty() -> None:

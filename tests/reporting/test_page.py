@@ -90,6 +90,7 @@ def test_tables_hold_every_model_split_and_domain(page: str) -> None:
         "validation|held_out|",
     ]
     assert "0.4000</span> <small>0.350–0.450</small>" in head
+    assert "10 nearest before training (among 5,000), 42%" in head
     assert "42%" in head and "40% – 44%" in head
     assert "1,234 users" in head
 

@@ -10,7 +10,9 @@ from beeray.runtime.results import (
     flat_means,
     headline,
     merge_ranks,
+    neighbours_line,
     scores_table,
+    summarise_neighbours,
     summarise_scores,
     summarise_training,
     summarise_workers,
@@ -177,3 +179,27 @@ def test_no_worker_that_reported_is_nothing_used() -> None:
         "peak_memory_bytes": 0,
         "peak_gpu_memory_bytes": 0,
     }
+
+
+def test_neighbours_kept_are_a_mean_over_items_with_its_interval_and_a_line() -> None:
+    summary = summarise_neighbours(np.array([1.0, 0.5, 0.0, 0.5]), EVALUATE, "mini", 7000)
+    assert (summary["k"], summary["items"], summary["mean"]) == (10, 4, 0.5)
+    assert 0 <= summary["low"] < 0.5 < summary["high"] <= 1
+    record = {"original": "mini", "k": 10, "among": 7000, "items": 2000, "mean": 0.5, "low": 0.25, "high": 0.75}
+    assert neighbours_line(record) == (
+        "semantic neighbours kept: 0.5000 [0.2500, 0.7500] of each item's 10 nearest among 7,000 under mini, 2,000 "
+        "items"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranking", "said"),
+    [
+        ("held_out@64", "7 held-out items, first 64 numbers"),
+        ("new_items", "7 candidates, only items that are new since the earlier run asked for"),
+        ("catalog@8", "7 items of the whole catalog, first 8 numbers"),
+    ],
+)
+def test_further_rankings_are_told_apart_in_words(ranking: str, said: str) -> None:
+    summary = summarise_scores([scores("test", [0], (1.0, 0.5), ranking=ranking)], EVALUATE)
+    assert headline(summary, a_config())[0].startswith(f"test, 1 users, {said}: recall@2 1.0000")

@@ -7,7 +7,6 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,23 +18,12 @@ from beeray.errors import RunError
 from beeray.runtime import tracking
 from beeray.runtime.tracking import Tracker, tracking_uri
 
+pytestmark = pytest.mark.usefixtures("no_tracking_variables")
+
 
 def a_config(folder: Path, **section: str) -> Config:
     tree = {"name": "tracked", "runs_dir": str(folder), "data": {"source": "shop"}, "train": {"lr": 3e-4}}
     return validate_config(tree | {"tracking": section})
-
-
-@pytest.fixture(autouse=True)
-def no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def mute_port() -> Iterator[int]:
-    """A port on loopback that accepts connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        yield server.getsockname()[1]
 
 
 @pytest.fixture

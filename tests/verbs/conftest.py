@@ -66,6 +66,21 @@ class World:
         pq.write_table(pa.table(some_interactions()).slice(0, num_rows), path)
         return path
 
+    def write_grown_tables(self, num_new: int) -> None:
+        """Both tables with so many items more, three of which every user has bought."""
+        draw = np.random.default_rng(8)
+        catalog, interactions = a_catalog(), some_interactions()
+        new = [f"item-{item:03d}" for item in range(NUM_ITEMS, NUM_ITEMS + num_new)]
+        texts = [f"{title} {SYLLABLES[place]}" for place, title in enumerate(catalog["title"][:num_new])]
+        table = {"sku": [*catalog["sku"], *new], "title": [*catalog["title"], *texts]}
+        pq.write_table(pa.table(table), self.folder / "grown-catalog.parquet")
+        pairs = [(f"user-{user:03d}", str(one)) for user in range(NUM_USERS) for one in draw.choice(new, 3, False)]
+        bought = {
+            "buyer": interactions["buyer"] + [user for user, _ in pairs],
+            "sku": interactions["sku"] + [item for _, item in pairs],
+        }
+        pq.write_table(pa.table(bought), self.folder / "grown.parquet")
+
     def start(self, verb: str, *arguments: str, config: str = "tiny.yaml") -> subprocess.Popen[str]:
         """Start `python -m beeray.<verb> --config <config> <arguments>` in a session of its own."""
         return subprocess.Popen(

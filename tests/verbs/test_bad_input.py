@@ -63,6 +63,12 @@ WITHOUT_RAY = [
     Mistake("out-of-range", ["deepspeed.stage is 4", "0, 1, 2 or 3"], ["deepspeed.stage=4"], verb="evaluate"),
     Mistake("no-config", ["--config 'nowhere.yaml': no such file", "goodbooks.yaml"], ["--config", "nowhere.yaml"]),
     Mistake(
+        "unknown-dimension",
+        ["tune.space has unknown key 'train.lrr'", "did you mean 'train.lr'?"],
+        ["tune.space={train.lrr: {choice: [1e-3]}}"],
+        verb="tune",
+    ),
+    Mistake(
         "uneven-batch",
         ["train.batch_size is 9", "multiple of cluster.num_workers (2)"],
         ["train.batch_size=9", "cluster.num_workers=2"],

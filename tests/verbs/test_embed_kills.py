@@ -25,7 +25,8 @@ def chaos(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Chaos:
     return Chaos(tmp_path_factory.mktemp("chaos"), num_items=3000)
 
 
-@pytest.mark.parametrize("kind", ["actor", pytest.param("task", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["actor", "task"])
 def test_a_job_that_loses_a_process_of_rays_goes_on_by_itself(chaos: Chaos, kind: str) -> None:
     played = chaos.play(kind, np.random.default_rng([1, len(kind)]), least_files=1)
     assert played.wrong == [], asdict(played)

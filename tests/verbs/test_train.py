@@ -35,6 +35,7 @@ OURS = [
     r"store (prepared|up to date): 150 users, 120 items, .*",
     r"train first: .*/encoder, 15 steps \(5 an epoch\) of 30 users and 60 items on 2 workers, ZeRO-1",
     r"(validation|test), \d+ users, \d+ (held-out items|items of the whole catalog): recall@5 .* ndcg@10 .*",
+    r"semantic neighbours kept: [\d.]+ \[[\d.]+, [\d.]+\] of each item's 10 nearest among 120 under .*, 120 items",
     r"report: runs/first/report.html",
     r"model: runs/first/model",
 ]
@@ -166,12 +167,14 @@ def sharded(world: World, trained: Done) -> Sharded:
     return Sharded(done, world.distance("first", "stage3"), steps)
 
 
+@pytest.mark.long
 def test_zero_3_and_an_encoder_folder_given_relative_train_the_same_weights(trained: Done, sharded: Sharded) -> None:
     assert sharded.distance < 1e-5
     ours, theirs = (one.record["metrics"]["test"]["catalog"]["ndcg@10"]["mean"] for one in (sharded.done, trained))
     assert ours == pytest.approx(theirs, abs=0.02)  # one rank more or less of near ties
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_due_at_the_end_of_an_epoch_too_and_the_last_two_are_kept(sharded: Sharded) -> None:
     assert sharded.checkpoints == [10, NUM_STEPS]
 

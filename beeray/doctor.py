@@ -1,0 +1,45 @@
+"""`python -m beeray.doctor --config C`: everything a run needs, tried in half a minute before it is paid for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from beeray.config import Config
+from beeray.console import EXIT_USER_ERROR, Console, run_verb, verb_parser
+
+TIMEOUT_S = 30.0
+
+
+def main() -> int:
+    """The command; 2 when a check failed, with the record on stdout all the same."""
+    parser = verb_parser("doctor", "Try everything that a run of a config needs; writes nothing but probes.")
+    parser.add_argument(
+        "--timeout-s", type=float, default=TIMEOUT_S, help="seconds a check may take, starting workers twice that"
+    )
+    log = Path(tempfile.mkdtemp(prefix="beeray-doctor-")) / "doctor.log"
+    passed = False
+
+    def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+        nonlocal passed
+        record: dict[str, Any] = importlib.import_module("beeray.verbs.doctor").execute(config, arguments, console)
+        passed = bool(record["passed"])
+        if not passed:
+            console.line(f"what the libraries said: {log}")
+        return record
+
+    code = run_verb("doctor", parser, execute, log=log)
+    if code == 0 and not passed:
+        return EXIT_USER_ERROR
+    if code in (0, EXIT_USER_ERROR):
+        shutil.rmtree(log.parent, ignore_errors=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

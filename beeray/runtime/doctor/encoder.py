@@ -1,0 +1,60 @@
+"""The config's encoder: loads on a worker, and embeds texts as it should."""
+
+from __future__ import annotations
+
+import torch
+
+from beeray.config import Config
+from beeray.core.encoder import Encoder, embedding_dim
+from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
+from beeray.runtime.task import open_encoder
+
+TEXTS = ("A studded winter tyre for bicycles", "A dock that charges phones without a cable")
+
+
+def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
+    """Load the encoder as training does and embed two texts.
+
+    Args:
+        name: of the encoder, as any worker understands it.
+
+    Raises:
+        EncoderError: it does not load.
+    """
+    model = open_encoder(config, name, config.longest_seq_length, device)
+    encoder = Encoder(model, config.train.precision).eval()
+    tokenizer = model.tokenizer
+    rows = [tokenizer(text, truncation=True, max_length=config.longest_seq_length)["input_ids"] for text in TEXTS]
+    with torch.no_grad():
+        first, second, again = (
+            encoder(ids, torch.ones_like(ids))[0]
+            for ids in (torch.tensor([row], device=device) for row in (rows[0], rows[1], rows[0]))
+        )
+    similarity = float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    measured = {"parameters": num_parameters, "dim": embedding_dim(model), "similarity": round(similarity, 4)}
+    trouble = judge_embeddings(first, second, again)
+    if trouble:
+        return Finding(FAILED, f"encoder.name {config.encoder.name!r}: {trouble}", measured)
+    said = (
+        f"{config.encoder.name}: {num_parameters:,} parameters, {measured['dim']} dimensions, "
+        f"{config.longest_seq_length} tokens, {config.train.precision} on {device.type}"
+    )
+    if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        slow = "train.precision is bf16, which this GPU computes slowly; set train.precision=fp32"
+        return Finding(WARNING, f"{slow} ({said})", measured)
+    return Finding(OK, said, measured)
+
+
+def judge_embeddings(first: torch.Tensor, second: torch.Tensor, again: torch.Tensor) -> str:
+    """What is wrong with the embeddings of a text, of another, and of the first again; empty when nothing is."""
+    if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
+        return (
+            "it embeds a text as numbers that are not finite; its weights are damaged or too large for "
+            "train.precision: download it again, or set train.precision=fp32"
+        )
+    if bool(torch.equal(first, second)):
+        return "it embeds two unlike texts alike; its tokenizer or weights are not its own: download it again"
+    if not bool(torch.allclose(first, again, rtol=1e-3, atol=1e-4)):
+        return "it embeds a text differently the second time; its dropout stays on: give an encoder that turns it off"
+    return ""

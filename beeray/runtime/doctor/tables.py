@@ -1,0 +1,52 @@
+"""What training reads: the prepared store when there is one, the raw tables when there is none."""
+
+from __future__ import annotations
+
+from beeray.config import Config
+from beeray.data.domains import open_domains, told_of
+from beeray.data.parts import read_part
+from beeray.data.preparation import check_tables, store_fingerprint
+from beeray.data.sources import open_catalog
+from beeray.data.storage import exists, join
+from beeray.data.store import META, Store
+from beeray.runtime.doctor.finding import OK, WARNING, Finding
+
+
+def check_data(config: Config) -> Finding:
+    """Read a little of all that training reads; nothing is prepared.
+
+    Raises:
+        BeerayError: something cannot be read, or breaks the data contract as far as was seen.
+    """
+    if config.data.source == "tables" and config.data.interactions is None:
+        table, _ = open_catalog(config.data, config.embed.catalog)
+        table.check()
+        return Finding(OK, f"catalog {config.data.catalog and config.data.catalog.path} is readable; no interactions")
+    if exists(join(config.store_path, META)):
+        return _check_store(config)
+    num_files = 0
+    domains = open_domains(config)
+    for domain in domains:
+        with told_of(domain.name if config.data.domains else None):
+            check_tables(domain)
+            for table in (domain.raw.catalog, domain.raw.interactions):
+                fragments = table.fragments()
+                num_files += len({fragment.path for fragment in fragments})
+                for fragment in fragments[:1]:
+                    next(fragment.read(), None)
+    names = ", ".join(domain.name for domain in domains)
+    return Finding(OK, f"no store yet; raw tables of {names} are readable ({num_files} files opened, first rows read)")
+
+
+def _check_store(config: Config) -> Finding:
+    store = Store.open(config.store_path)
+    meta = store.meta
+    read_part(store.user_paths()[0], ["user_index"])
+    said = f"store {store.path}: {meta.num_users:,} users, {meta.num_items:,} items"
+    if store_fingerprint(config) == meta.fingerprint:  # lists the raw tables, as training does
+        return Finding(OK, f"{said}, up to date")
+    return Finding(
+        WARNING,
+        f"{said}, prepared from other tables, rules or another split than the config's: train prepares it anew, and "
+        "refuses to resume runs of the old one; run beeray.prepare first, or name another data.store to keep this one",
+    )

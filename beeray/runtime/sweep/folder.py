@@ -1,0 +1,240 @@
+"""The sweep's part of a run folder: which trials there are and how each one ended.
+
+runs/<name>/best.yaml             the best trial's config; `beeray.train --config` takes it
+runs/<name>/trials.csv            all trials, the best first
+runs/<name>/sweep.html            parallel coordinates, and the metric of every epoch
+runs/<name>/trials/sweep.yaml     the config that the sweep was started with
+runs/<name>/trials/sweep.json     its MLflow run; there only when all is done, so a sweep that has it is finished
+runs/<name>/trials/trial-000/     an ordinary run folder, and in it
+    trial.json                    values, status, metric of every epoch; what a killed sweep goes on from
+    train.log                     what `beeray.train` would have shown
+
+`trial.json` is written before a trial starts and when it ends, by the driver alone and whole or not at all, so that
+the folder says the truth whenever the driver and Ray are killed. Nothing else is needed to go on: the search and the
+early stopping are told anew what is in the folders. The MLflow run is noted in it last, once it has everything.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beeray.config import Config, load_config, search_space, searched_metric
+from beeray.errors import ConfigError, RunError
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, SWEEP_FILES, RunFolder, locked_file
+
+RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
+STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
+CONFIG, TRIAL, DONE = "sweep.yaml", "trial.json", "sweep.json"
+TRIALS, BEST, TABLE, PAGE = SWEEP_FILES
+SHOWN_KEYS = 6
+
+
+@dataclass
+class Trial:
+    """One point of the space and what became of it.
+
+    Attributes:
+        number: from 0, in the order in which they were drawn.
+        values: dotted config keys.
+        status: one of `STATUSES`; `running` until it has ended, in this command or one that was killed.
+        epochs: the sweep's metric after each epoch that was reported.
+        metric: that of the whole run, where it came to its end; else of the last epoch that was reported.
+        reason: why it failed or is no valid config.
+        wall_s: from start to end, waiting for workers included; of the last command that ran it.
+        mlflow_run_id: its MLflow run, once that is closed and whole.
+    """
+
+    number: int
+    values: dict[str, Any]
+    status: str = RUNNING
+    epochs: dict[int, float] = field(default_factory=dict)
+    metric: float | None = None
+    reason: str | None = None
+    wall_s: float = 0.0
+    mlflow_run_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """E.g. `trial-003`."""
+        return f"trial-{self.number:03d}"
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.status != RUNNING
+
+    def heard(self, epoch: int, metric: float) -> None:
+        """Note the metric of an epoch."""
+        self.epochs[epoch] = metric
+        self.metric = metric
+
+
+class SweepFolder:
+    """The sweep that lives in `config.run_dir`, beside the run of that name if there is one."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.run_dir
+        self.trials, self.best, self.table, self.page = (self.path / name for name in SWEEP_FILES)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other sweeps of this name away until the context ends.
+
+        Raises:
+            RunError: another command is at work on this sweep.
+        """
+        lock = self.path.parent / "logs" / f"{self.config.name}-tune.lock"
+        said = f"sweep {self.config.name!r} in {self.trials} is being searched by another command"
+        with locked_file(lock, said, "wait for it, or choose another name=…"):
+            yield
+
+    def clear(self) -> None:
+        """Remove all that an earlier sweep of this name left; a run of the name stays."""
+        shutil.rmtree(self.trials, ignore_errors=True)
+        for file in (self.best, self.table, self.page):
+            file.unlink(missing_ok=True)
+
+    def check_config(self) -> None:
+        """Refuse to go on with a sweep that searched something else.
+
+        Raises:
+            RunError: names the keys that differ, with both values.
+        """
+        kept = self.trials / CONFIG
+        if not kept.is_file():
+            return
+        try:
+            theirs = _deciding(load_config(str(kept)))
+        except ConfigError as error:
+            raise RunError(
+                f"sweep {self.config.name!r}: {kept} is not a config of this version ({error}); "
+                "choose another name=… or start over with --fresh"
+            ) from None
+        ours = _deciding(self.config)
+        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if not changed:
+            return
+        shown = [f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}" for key in changed[:SHOWN_KEYS]]
+        more = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
+        raise RunError(
+            f"sweep {self.config.name!r} in {self.trials} was started with another config ({'; '.join(shown)}{more}); "
+            "choose another name=… or start over with --fresh"
+        )
+
+    def claim(self) -> None:
+        """Make the folder this sweep's."""
+        self.trials.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_whole(self.trials / CONFIG, text)
+
+    def run_dir(self, trial: Trial) -> Path:
+        """The run folder of a trial."""
+        return self.trials / trial.name
+
+    def run(self, trial: Trial) -> RunFolder:
+        """What a trial's run left."""
+        return RunFolder(self.config.model_copy(update={"name": trial.name, "runs_dir": str(self.trials)}))
+
+    def finish(self, mlflow_run_id: str | None) -> None:
+        """Note that all is done."""
+        write_whole(self.trials / DONE, json.dumps({"mlflow_run_id": mlflow_run_id}))
+
+    def finished(self) -> dict[str, Any] | None:
+        """What `finish` noted, unless more trials are wanted since."""
+        done = self.trials / DONE
+        trials = self.load()
+        if not done.is_file() or len(trials) < self.config.tune.num_trials or not all(one.over for one in trials):
+            return None
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+
+    def reopen(self) -> None:
+        """Note that there is something to do."""
+        (self.trials / DONE).unlink(missing_ok=True)
+
+    def load(self) -> list[Trial]:
+        """All trials there are, in the order in which they were drawn; running ones with the epochs they have done."""
+        found = []
+        for path in self.trials.glob(f"trial-*/{TRIAL}"):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            epochs = {int(epoch): metric for epoch, metric in record.pop("epochs").items()}
+            trial = Trial(**record, epochs=epochs)
+            if not trial.over:
+                for done in self.run(trial).validation():
+                    trial.heard(done["epoch"], done[searched_metric(self.config)])
+            found.append(trial)
+        return sorted(found, key=lambda trial: trial.number)
+
+    def save(self, trial: Trial) -> None:
+        """Write what is known of a trial."""
+        folder = self.run_dir(trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / TRIAL, json.dumps(asdict(trial), indent=2))
+
+    def remove_scratch(self, name: str) -> None:
+        """Remove a folder beside the trials' own."""
+        shutil.rmtree(self.trials / name, ignore_errors=True)
+
+    def tidy(self, trials: list[Trial], best: Trial | None) -> None:
+        """Remove checkpoints of trials that have ended, and the models that `tune.keep_models` does not keep."""
+        keep = self.config.tune.keep_models
+        for trial in trials:
+            if not trial.over:
+                continue
+            shutil.rmtree(self.run_dir(trial) / CHECKPOINTS, ignore_errors=True)
+            if keep == "none" or (keep == "best" and trial is not best):
+                shutil.rmtree(self.run_dir(trial) / MODEL, ignore_errors=True)
+
+
+def best_of(trials: list[Trial], mode: str) -> Trial | None:
+    """The best of the trials that ran to their end; the earlier of two equals."""
+    done = ranked([trial for trial in trials if trial.status == COMPLETE], mode)
+    return done[0] if done and done[0].metric is not None else None
+
+
+def ranked(trials: list[Trial], mode: str) -> list[Trial]:
+    """Trials by status and, within it, the best first; those without a metric last."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def place(trial: Trial) -> tuple[int, bool, float, int]:
+        no_metric = trial.metric is None or trial.metric != trial.metric
+        return STATUSES.index(trial.status), no_metric, 0.0 if no_metric else sign * (trial.metric or 0.0), trial.number
+
+    return sorted(trials, key=place)
+
+
+def reported_metrics(record: dict[str, Any]) -> dict[str, float]:
+    """The metrics in a record of a run's validation.jsonl."""
+    return {name: value for name, value in record.items() if name.startswith("validation/")}
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """What decides which trials there are and how they are measured, by dotted key."""
+    dimensions = {
+        f"tune.space.{key}": dimension.model_dump(mode="json", exclude_none=True)
+        for key, dimension in search_space(config).items()
+    }
+    others = config.tune.model_dump(mode="json", include={"metric", "mode", "asha", "random_trials", "seed"})
+    measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length"})
+    return (
+        config.result_keys()
+        | dimensions
+        | {f"tune.{key}": value for key, value in others.items()}
+        | {f"evaluate.{key}": value for key, value in measured.items()}
+        | {"train.evaluate_every_epochs": config.train.evaluate_every_epochs}
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,45 @@
+"""The config that a sweep goes by: its trials can be measured, and none is run twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beeray.config import Config, num_points, search_space
+from beeray.console import Console
+from beeray.errors import ConfigError
+from beeray.runtime.sweep.stopping import longest_epochs
+
+
+def measurable(config: Config, console: Console) -> Config:
+    """The config with validation held out and scored after every epoch, and no more trials than points.
+
+    Raises:
+        ConfigError: the config wants validation data trained on.
+    """
+    if config.train.with_validation:
+        raise ConfigError(
+            "train.with_validation is true, but a sweep is measured on validation data; set it to false here, and to "
+            "true for the last training of what was found"
+        )
+    update: dict[str, Any] = {}
+    if config.trains_on_validation:
+        console.line("validation data is held out in this sweep (split.reproduce would train on it)")
+        update["with_validation"] = False
+    if config.train.evaluate_every_epochs is None:
+        update["evaluate_every_epochs"] = 1
+    points = num_points(search_space(config)) or config.tune.num_trials
+    if points < config.tune.num_trials:
+        console.line(f"the space has {points} points, so there are as many trials, not {config.tune.num_trials}")
+    num_trials = min(points, config.tune.num_trials)
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=update),
+            "tune": config.tune.model_copy(update={"num_trials": num_trials}),
+        }
+    )
+    if config.tune.asha is not None and longest_epochs(config) <= config.tune.asha.grace_epochs:
+        console.line(
+            f"no trial can be stopped early: train.epochs is {longest_epochs(config)}, and tune.asha.grace_epochs "
+            f"{config.tune.asha.grace_epochs}"
+        )
+    return config

@@ -1,0 +1,159 @@
+"""What facts of nodes mean: versions, clocks, memory, disk. Nodes are made up, expectations worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from beeray.config import Config, validate_config
+from beeray.runtime.doctor.clocks import judge_clocks
+from beeray.runtime.doctor.facts import NodeFacts, read_facts
+from beeray.runtime.doctor.memory import GIB, judge_disk, judge_memory, state_bytes
+from beeray.runtime.doctor.versions import judge_versions
+
+VERSIONS = {
+    "python": "3.11.9",
+    "beeray": "0.1+aa",
+    "torch": "2.13.0",
+    "ray": "2.60.0",
+    "deepspeed": "0.19.8",
+    "numpy": "2.4.0",
+    "NVIDIA driver": "none",
+}
+MILLION = 1_000_000
+
+
+def a_node(
+    name: str = "a", free_gib: float = 8.0, disk_gib: float = 100.0, used: float = 0.5, **other: str
+) -> NodeFacts:
+    return NodeFacts(name, VERSIONS | other, 8, int(16 * GIB), int(free_gib * GIB), int(disk_gib * GIB), used)
+
+
+def a_config(**changes: Any) -> Config:
+    return validate_config({"name": "examined", "data": {"source": "shop"}, **changes})
+
+
+HERE = a_node("this command")
+
+
+def test_facts_of_this_machine_are_its_own() -> None:
+    facts = read_facts("me")
+    assert (facts.versions["torch"], facts.versions["ray"]) == (version("torch"), version("ray"))
+    assert facts.name == "me"
+    assert 0 < facts.free_memory_bytes <= facts.memory_bytes
+    assert facts.free_disk_bytes > 0 and 0 < facts.disk_used < 1
+    assert judge_versions(facts, [facts, replace(facts, name="other")]).status == "ok"
+
+
+def test_versions_alike_pass_and_drivers_are_compared_among_the_nodes_alone() -> None:
+    nodes = [a_node(name, **{"NVIDIA driver": "580.1"}) for name in "ab"]
+    finding = judge_versions(HERE, nodes)
+    assert finding.status == "ok"
+    assert finding.said == "alike on 2 nodes: Python 3.11.9, torch 2.13.0, ray 2.60.0, deepspeed 0.19.8, beeray 0.1+aa"
+
+
+@pytest.mark.parametrize("package", ["python", "beeray", "torch", "ray", "deepspeed"])
+def test_a_node_with_another_version_of_what_matters_fails_and_is_named(package: str) -> None:
+    finding = judge_versions(HERE, [a_node("a"), a_node("b", **{package: "9.9"}), a_node("c", **{package: "9.9"})])
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        f"{package} is {VERSIONS[package]} here and 9.9 on node b and 1 more; install the versions of constraints.txt, "
+        "and the same beeray, on every node (or use one image for all)"
+    )
+
+
+@pytest.mark.parametrize(("package", "shown"), [("numpy", "numpy is 2.4.0 here"), ("NVIDIA driver", "580.1 mostly")])
+def test_a_difference_that_mostly_does_no_harm_is_a_warning(package: str, shown: str) -> None:
+    driver = {"NVIDIA driver": "580.1"}
+    finding = judge_versions(
+        HERE, [a_node("a", **driver), a_node("b", **driver), a_node("c", **driver | {package: "9"})]
+    )
+    assert finding.status == "warning"
+    assert shown in finding.said and "9 on node c" in finding.said
+
+
+def test_a_node_that_cannot_run_beeray_is_named_with_what_to_do() -> None:
+    finding = judge_versions(HERE, [a_node("a")], {"b": "ModuleNotFoundError: No module named 'beeray'"})
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        "node b: beeray cannot be run there (ModuleNotFoundError: No module named 'beeray'); install beeray and "
+        "constraints.txt on every node, or submit the job with --working-dir . from the checkout"
+    )
+
+
+@pytest.mark.parametrize(
+    ("clock", "status", "said"),
+    [
+        (105.0, "ok", "within 2 s of each other"),  # anywhere between question and answer is right
+        (112.0, "ok", "within 2 s of each other"),
+        (
+            113.5,
+            "warning",
+            "the clock of node b is 3.5 s off this machine's (at most 2 s; records and leases go by it)",
+        ),
+        (1.0, "warning", "the clock of node b is 99.0 s off"),
+        (1010.0, "FAILED", "object stores refuse requests of a wrong clock); run chrony or ntpd on every node"),
+    ],
+)
+def test_clocks(clock: float, status: str, said: str) -> None:
+    finding = judge_clocks([("a", 100.0, 100.2, 100.1), ("b", 100.0, 110.0, clock)])
+    assert finding.status == status
+    assert said in finding.said
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_workers", "expected"),
+    [(0, 4, 16), (1, 4, 8 + 3), (2, 4, 4 + 4), (3, 4, 5), (1, 1, 20), (3, 1, 20)],  # bytes a parameter
+)
+def test_state_of_a_worker_by_zero_stage(stage: int, num_workers: int, expected: int) -> None:
+    assert state_bytes(MILLION, stage, num_workers) == expected * MILLION
+
+
+def test_memory_that_is_short_names_the_node_its_need_and_what_to_turn() -> None:
+    config = a_config(
+        cluster={"num_workers": 4}, train={"batch_size": 4, "activation_budget_gib": 2.0}, deepspeed={"stage": 0}
+    )
+    # two workers a node, each 0.8 GiB for the process, 16 bytes a parameter (1 GiB), 2 GiB of activations: 7.6 GiB
+    parameters = 2**26
+    judged = {free: judge_memory(config, parameters, [a_node("a", 64), a_node("b", free)]) for free in (7.5, 8.0, 10.0)}
+    assert [judged[free].status for free in (7.5, 8.0, 10.0)] == ["FAILED", "warning", "ok"]
+    assert judged[7.5].said == (
+        "node b has 7.5 GiB free, and training takes at least 7.6 GiB there (2 workers of 67 M parameters, ZeRO-0, "
+        "train.activation_budget_gib 2); lower train.activation_budget_gib, raise deepspeed.stage, lower "
+        "cluster.num_workers or give larger machines"
+    )
+
+
+def test_on_gpus_the_state_is_theirs_and_the_nodes_need_only_the_processes() -> None:
+    config = a_config(cluster={"use_gpu": True}, deepspeed={"stage": 0})
+    small = [("worker 0 on node a", int(1.5 * GIB))]
+    finding = judge_memory(config, 2**26, [a_node("a", 3.0)], small)  # 1 GiB of state and 1 of activations
+    assert finding.status == "FAILED"
+    assert "GPU of worker 0 on node a has 1.5 GiB free, and training takes at least 2.0 GiB there" in finding.said
+    assert judge_memory(config, 2**26, [a_node("a", 3.0)], [("worker 0 on node a", int(3 * GIB))]).status == "ok"
+
+
+def test_disk_that_is_short_names_the_folder_and_its_need() -> None:
+    config = a_config(train={"keep_checkpoints": 2}, runs_dir="/shared/runs")
+    # three checkpoints of 16 bytes a parameter and two exports of 4: 56 bytes, 3.5 GiB
+    parameters = 2**26
+    finding = judge_disk(config, parameters, [a_node("a")], int(3.4 * GIB))
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        "runs_dir '/shared/runs' has 3.4 GiB free, and a run takes 3.5 GiB there for checkpoints; free some of it, "
+        "lower train.keep_checkpoints, or choose another disk (runs_dir, TMPDIR of the nodes)"
+    )
+    assert judge_disk(config, parameters, [a_node("a")], int(4 * GIB)).status == "warning"
+    assert judge_disk(config, parameters, [a_node("a")], int(5 * GIB)).status == "ok"
+    on_node = judge_disk(config, parameters, [a_node("a"), a_node("b", disk_gib=1.0)], int(5 * GIB))
+    assert on_node.status == "FAILED"
+    assert on_node.said.startswith("the temporary folder of node b has 1.0 GiB free, and a run takes 1.2 GiB there")
+
+
+def test_a_disk_so_full_that_ray_makes_no_objects_fails_however_large_it_is() -> None:
+    finding = judge_disk(a_config(), MILLION, [a_node("a", used=0.96)], int(100 * GIB))
+    assert finding.status == "FAILED"
+    assert "96% full: Ray creates no objects from 95% on" in finding.said

@@ -1,0 +1,147 @@
+"""Probe files: where they cannot be written, where they are not seen, and that none is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beeray.config import Config, validate_config
+from beeray.data.storage import write_json
+from beeray.data.store_meta import StoreMeta
+from beeray.errors import ConfigError, DataError, StoreError
+from beeray.runtime.doctor.probe import Here
+from beeray.runtime.doctor.storage import Place, check_storage, nearest_folder, places_of
+from beeray.runtime.doctor.tables import check_data
+
+
+class Elsewhere:
+    """A node on which a folder is another one: its disk is not shared."""
+
+    name = "node b"
+
+    def __init__(self, folder: Path, theirs: Path) -> None:
+        self.folder, self.theirs = str(folder), str(theirs)
+
+    def call(self, work: Callable[..., str], *arguments: str) -> Callable[[], str]:
+        result = work(*(self.theirs if one == self.folder else one for one in arguments))
+        return lambda: result
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def a_config(folder: Path, **data: Any) -> Config:
+    return validate_config(
+        {"name": "probed", "runs_dir": str(folder / "runs"), "data": {"source": "shop", "store": str(folder / "store")}}
+        | data
+    )
+
+
+def test_folders_that_do_not_exist_are_probed_where_they_would_be_made_and_nothing_is_left(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    places = places_of(config)
+    assert [(place.key, place.folder) for place in places] == [
+        ("runs_dir", str(tmp_path)),
+        ("data.store", str(tmp_path)),
+    ]
+    finding = check_storage(places, [Here(), Here()])
+    assert finding.status == "ok", finding.said
+    assert str(tmp_path / "runs") in finding.said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_key_and_what_to_do(tmp_path: Path) -> None:
+    finding = check_storage([Place("runs_dir", "/proc/runs", nearest_folder("/proc/runs"))], [Here()])
+    assert finding.status == "FAILED"
+    assert finding.said.startswith("runs_dir '/proc/runs': this command cannot write there (/proc/.beeray-doctor-")
+    assert finding.said.endswith(
+        "give this command the right to write there, or set runs_dir to a folder that every node can write to"
+    )
+
+
+def test_a_node_that_lacks_the_folder_cannot_write_there(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    finding = check_storage([Place("runs_dir", str(tmp_path), str(tmp_path))], [Here(), Elsewhere(tmp_path, theirs)])
+    assert finding.status == "FAILED"
+    assert f"node b cannot write there ({theirs} is not there); give node b the right to write there" in finding.said
+    assert files(tmp_path) == []
+
+
+def test_a_folder_of_the_same_name_on_another_disk_is_found_out(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    finding = check_storage([Place("runs_dir", str(ours), str(ours))], [Here(), Elsewhere(ours, theirs)])
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        f"runs_dir {str(ours)!r}: what node b writes there is not seen by this command, so the folder is not shared; "
+        "give runs_dir a folder on a disk that all nodes mount"
+    )
+    assert files(tmp_path) == []
+
+
+def test_a_prepared_store_that_may_not_be_written_is_only_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    write_json(str(tmp_path / "store" / "meta.json"), {})
+    store = places_of(a_config(tmp_path))[1]
+    assert not store.must_be_written
+    refused = Place(store.key, "/proc/store", "/proc", store.must_be_written)
+    finding = check_storage([refused], [Here()])
+    assert finding.status == "warning"
+    assert "it can be read, but tokens of another encoder cannot be added" in finding.said
+
+
+def tables(folder: Path, **section: Any) -> Config:
+    catalog, interactions = folder / "catalog.parquet", folder / "interactions.parquet"
+    pq.write_table(pa.table({"sku": ["a", "b"], "title": ["ba", "bo"]}), catalog)
+    pq.write_table(pa.table({"buyer": ["x", "y"], "sku": ["a", "b"]}), interactions)
+    source = {
+        "source": "tables",
+        "catalog": {"path": str(catalog), "item_id": "sku", "template": "{title}"},
+        "interactions": {"path": str(interactions), "user_id": "buyer", "item_id": "sku"},
+        "store": str(folder / "store"),
+    }
+    return a_config(folder, data=source, **section)
+
+
+def test_raw_tables_are_read_where_there_is_no_store_and_nothing_is_prepared(tmp_path: Path) -> None:
+    finding = check_data(tables(tmp_path))
+    assert finding.said == "no store yet; raw tables of items are readable (2 files opened, first rows read)"
+    assert files(tmp_path) == ["catalog.parquet", "interactions.parquet"]
+
+
+def test_raw_tables_that_preparing_would_refuse_are_refused(tmp_path: Path) -> None:
+    config = tables(tmp_path)
+    (tmp_path / "interactions.parquet").rename(tmp_path / "moved.parquet")
+    with pytest.raises(DataError, match=r"interactions.parquet: no such file"):
+        check_data(config)
+    config = tables(tmp_path, split={"kind": "time"})
+    with pytest.raises(ConfigError, match="the interactions have no timestamp; name the column"):
+        check_data(config)
+    (tmp_path / "catalog.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DataError, match=r"catalog.parquet"):
+        check_data(tables_without_writing(tmp_path))
+
+
+def tables_without_writing(folder: Path) -> Config:
+    kept = (folder / "catalog.parquet").read_bytes()
+    config = tables(folder)
+    (folder / "catalog.parquet").write_bytes(kept)
+    return config
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    counts = dict.fromkeys(("num_items", "num_users", "num_interactions"), 0)
+    more: dict[str, Any] = {name: {} for name in ("items", "users", "interactions", "training_users")}
+    meta = StoreMeta("f", "item", ["items"], **counts, **more, schema_version=99)
+    write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
+    with pytest.raises(StoreError, match="schema_version is 99, this beeray reads 1; update beeray"):
+        check_data(a_config(tmp_path))

@@ -1,0 +1,111 @@
+"""What `train.init_from` may name, each refusal in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beeray.config import Config, validate_config
+from beeray.errors import BeerayError
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.warm_start import WarmStart, find_warm_start
+
+
+def a_config(folder: Path, name: str = "today", **train: Any) -> Config:
+    return validate_config({"name": name, "runs_dir": str(folder), "data": {"source": "shop"}, "train": train})
+
+
+def finished(folder: Path, name: str = "yesterday") -> Path:
+    run = RunFolder(a_config(folder, name))
+    run.claim("store")
+    run.model.mkdir()
+    (run.model / "modules.json").write_text("[]")
+    run.items.write_bytes(b"")
+    run.finish({})
+    return run.path
+
+
+def test_a_run_its_model_and_any_encoders_folder_may_be_begun_with(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    expected = (str(run / "model"), str(run / "items.parquet"))
+    for given in (run, run / "model"):
+        found = find_warm_start(a_config(tmp_path, init_from=str(given)))
+        assert found is not None and (found.model, found.items) == expected
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "modules.json").write_text("[]")
+    plain = str(tmp_path / "plain")
+    assert find_warm_start(a_config(tmp_path, init_from=plain)) == WarmStart(plain, plain, None)
+    assert find_warm_start(a_config(tmp_path)) is None
+
+
+def test_the_encoder_that_is_begun_with_stands_in_the_encoders_place(tmp_path: Path) -> None:
+    config = a_config(tmp_path, init_from=str(finished(tmp_path)))
+    found = find_warm_start(config)
+    assert found is not None and found.start_of(config).encoder.name == found.model != config.encoder.name
+    assert found.start_of(config).encoder.max_seq_length == config.encoder.max_seq_length
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("begun", r"that run is not finished; finish it first, or name another"),
+        ("today", r"is this run's own folder"),
+        ("nowhere", r"neither a run nor an encoder is there; give the folder of a finished run"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_refused(tmp_path: Path, given: str, expected: str) -> None:
+    RunFolder(a_config(tmp_path, "begun")).claim("store")
+    with pytest.raises(BeerayError, match=expected) as caught:
+        find_warm_start(a_config(tmp_path, init_from=str(tmp_path / given)))
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("train.init_from ")
+
+
+@pytest.mark.parametrize(
+    ("saved", "prefix", "fits"),
+    [
+        ({}, "", True),
+        ({}, "passage: ", False),
+        ({"prompts": {"document": "passage: "}, "default_prompt_name": "document"}, "passage: ", True),
+        ({"prompts": {"document": "passage: "}, "default_prompt_name": "document"}, "", False),
+        ({"prompts": {"query": "query: "}, "default_prompt_name": None}, "", True),
+    ],
+)
+def test_a_run_goes_on_with_the_prefix_that_it_was_trained_with(
+    tmp_path: Path, saved: dict[str, Any], prefix: str, fits: bool
+) -> None:
+    run = finished(tmp_path)
+    (run / "model" / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    config = a_config(tmp_path, init_from=str(run))
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": prefix})})
+    if fits:
+        assert find_warm_start(config) is not None
+    else:
+        with pytest.raises(BeerayError, match=rf"encoder\.prefix is '{prefix}': what .* was trained with '.*'; set"):
+            find_warm_start(config)
+
+
+def test_an_encoders_folder_that_names_no_prefix_may_begin_with_any(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    config = a_config(tmp_path, init_from=str(tmp_path))
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": "passage: "})})
+    assert find_warm_start(config) is not None
+
+
+def test_a_run_whose_beginning_has_changed_since_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(a_config(tmp_path, init_from="runs/yesterday"))
+    folder.claim("store", "1234")
+    folder.claim("store", "1234")
+    with pytest.raises(BeerayError, match=r"was started from encoder 1234, in train\.init_from .* there is now 5678"):
+        folder.claim("store", "5678")
+
+
+def test_old_items_are_only_those_of_the_store_that_the_run_was_claimed_for(tmp_path: Path) -> None:
+    folder = RunFolder(a_config(tmp_path))
+    folder.claim("store")
+    assert folder.old_items_of("store") == ""
+    folder.old_items.write_bytes(b"")
+    assert folder.old_items_of("store") == str(folder.old_items)
+    assert folder.old_items_of("another") == ""

@@ -1,0 +1,86 @@
+"""What is kept of the encoder before training: embedded once, and found again by a run that goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tiny_encoder import SYLLABLES, ListTokens, build_tiny_encoder
+
+from beeray.config import Config, validate_config
+from beeray.core.encoder import load_encoder
+from beeray.core.neighbours import nearest_items
+from beeray.runtime.original import Original, keep_original, neighbours_kept
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_encoder(tmp_path_factory.mktemp("original") / "encoder", dropout=0.1)
+
+
+@pytest.fixture
+def model(folder: Path) -> SentenceTransformer:
+    return load_encoder(str(folder), max_seq_length=32)
+
+
+@pytest.fixture
+def tokens(folder: Path) -> Any:
+    catalog = ListTokens.of_texts(folder, [" ".join(SYLLABLES[item : item + 4]) for item in range(30)])
+    catalog.num_items = 30  # type: ignore[attr-defined]
+    return catalog
+
+
+def a_config(**sections: Any) -> Config:
+    tree = {"name": "a", "data": {"source": "shop"}, "encoder": {"max_seq_length": 32}}
+    return validate_config({**tree, **sections})
+
+
+def kept(config: Config, path: Path, model: SentenceTransformer, tokens: Any) -> tuple[Original, int]:
+    """What is kept, and how many items were embedded for it."""
+    told: list[int] = []
+    return keep_original(config, path, model, tokens, CPU, told.append), sum(told)
+
+
+def test_a_run_that_goes_on_finds_what_was_embedded_and_does_not_ask_the_encoder_again(
+    tmp_path: Path, model: SentenceTransformer, tokens: Any
+) -> None:
+    config = a_config(train={"distill_weight": 1.0}, evaluate={"neighbours_at": 3})
+    first, embedded = kept(config, tmp_path, model, tokens)
+    assert embedded == 30 and first.table is not None
+    assert first.embeddings is not None and first.embeddings.dtype == np.float16 and first.neighbours is not None
+    np.testing.assert_allclose(np.asarray(first.embeddings, np.float32), first.table.numpy(), atol=1e-3)
+    assert first.neighbours.tolist() == nearest_items(first.table, np.arange(30), 3).tolist()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    again, embedded = kept(config, tmp_path, model, tokens)
+    assert embedded == 0 and again.table is None
+    assert again.embeddings is not None and np.array_equal(again.embeddings, first.embeddings)
+    other, embedded = kept(config, tmp_path / "other", model, tokens)
+    assert embedded == 30 and not np.array_equal(np.asarray(other.embeddings), first.embeddings)
+    assert neighbours_kept(first.neighbours, first.table, config).tolist() == [1.0] * 30
+    assert other.table is not None and neighbours_kept(first.neighbours, other.table, config).mean() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "distilled", "compared"),
+    [
+        ({}, False, False),
+        ({"evaluate": {"before": True}}, False, True),
+        ({"evaluate": {"before": True, "neighbours": False}}, False, False),
+        ({"evaluate": {"neighbours": True}}, False, True),
+        ({"train": {"distill_weight": 0.5}, "evaluate": {"neighbours": False}}, True, False),
+    ],
+)
+def test_only_what_is_asked_for_is_embedded_and_kept(
+    tmp_path: Path, model: SentenceTransformer, tokens: Any, sections: Any, distilled: bool, compared: bool
+) -> None:
+    found, embedded = kept(a_config(**sections), tmp_path, model, tokens)
+    assert (found.embeddings is not None, found.neighbours is not None) == (distilled, compared)
+    assert embedded == (30 if distilled or compared else 0)
+    assert (tmp_path / "original").exists() == bool(embedded)

@@ -1,0 +1,209 @@
+"""Which trials there are: the same of the same seed, killed or not; and what is told to Optuna and to ASHA again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from beeray.config import Config, Dimension, num_points, validate_config
+from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
+from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
+from beeray.runtime.sweep.stopping import stopping
+
+SPACE = {"train.lr": {"loguniform": [1e-5, 1e-2]}, "train.max_output": {"choice": [50, 100, 200]}}
+
+
+def a_config(folder: Path, space: dict[str, Any] | None = None, **tune: Any) -> Config:
+    tune = {"space": space or SPACE, "num_trials": 12, "random_trials": 3} | tune
+    train = {"lr": 0.5, "batch_size": 32, "max_output": 100, "epochs": 8}
+    return validate_config(
+        {"name": "s", "runs_dir": str(folder), "data": {"source": "shop"}, "train": train, "tune": tune}
+    )
+
+
+def a_sweep(config: Config) -> Sweep:
+    return Sweep(config, SweepFolder(config), lambda trial, at_point: at_point)
+
+
+def quality(trial: Trial) -> float:
+    """A hill with its top at lr 1e-3 and the middle choice."""
+    lr, items = trial.values["train.lr"], trial.values["train.max_output"]
+    return float(1 / (1 + abs(lr - 1e-3) * 1e3) + (items == 100))
+
+
+def run(sweep: Sweep, num_trials: int) -> list[dict[str, Any]]:
+    """Go on with a sweep, one trial at a time; every third is stopped after its first epoch."""
+    for _ in range(num_trials):
+        following = sweep.next()
+        if following is None:
+            break
+        trial, _ = following
+        trial.heard(1, quality(trial))
+        trial.status = STOPPED if trial.number % 3 == 2 else COMPLETE
+        sweep.ended(trial)
+    return [trial.values for trial in sweep.trials]
+
+
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
+    folders = {"one": 1, "same": 1, "other": 2}
+    one, same, other = (run(a_sweep(a_config(tmp_path / name, seed=seed)), 12) for name, seed in folders.items())
+    assert len(one) == 12 and one == same
+    assert one != other
+
+
+def test_a_sweep_that_was_killed_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+    whole = run(a_sweep(a_config(tmp_path / "whole")), 12)
+    config = a_config(tmp_path / "killed")
+    run(a_sweep(config), 7)
+    assert a_sweep(config).num_left == 5
+    assert run(a_sweep(config), 12) == whole
+    assert a_sweep(config).next() is None
+
+
+def test_trials_differ_and_gather_where_it_is_better(tmp_path: Path) -> None:
+    trials = run(a_sweep(a_config(tmp_path, num_trials=40)), 40)
+    assert len({trial["train.lr"] for trial in trials}) == 40
+    late = [trial["train.max_output"] for trial in trials[20:]]
+    assert late.count(100) > 10
+
+
+def test_a_trial_that_was_running_is_the_first_to_go_on_with_its_values(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    killed = a_sweep(config)
+    run(killed, 4)
+    begun = killed.next()
+    assert begun is not None and begun[0].number == 4
+    begun[0].heard(1, 0.5)  # not in the folder: the driver writes a trial when it starts and when it ends
+
+    resumed = a_sweep(config)
+    assert [trial.status for trial in resumed.trials] == [COMPLETE, COMPLETE, STOPPED, COMPLETE, RUNNING]
+    again = resumed.next()
+    assert again is not None
+    assert (again[0].number, again[0].values, again[0].epochs) == (4, begun[0].values, {})
+    following = resumed.next()
+    assert following is not None and following[0].number == 5
+
+
+def test_the_configs_own_values_come_first_where_they_are_in_the_space(tmp_path: Path) -> None:
+    inside = a_config(tmp_path / "inside", SPACE | {"train.lr": {"loguniform": [1e-2, 0.5]}})
+    assert run(a_sweep(inside), 1) == [{"train.lr": 0.5, "train.max_output": 100}]
+    assert run(a_sweep(a_config(tmp_path / "outside")), 1)[0]["train.lr"] <= 1e-2
+
+
+def test_a_point_that_is_no_valid_config_is_noted_counts_and_the_next_is_drawn(tmp_path: Path) -> None:
+    space = {"train.batch_size": {"integer": [4, 60]}, "cluster.num_workers": {"choice": [1, 4]}}
+    sweep = a_sweep(a_config(tmp_path, space))
+    started = []
+    while (following := sweep.next()) is not None:
+        trial, config = following
+        assert config.train.batch_size % config.cluster.num_workers == 0
+        trial.heard(1, 0.5)
+        trial.status = COMPLETE
+        sweep.ended(trial)
+        started.append(trial.number)
+    invalid = [trial for trial in SweepFolder(sweep.config).load() if trial.status == INVALID]
+    assert invalid and started
+    assert sorted([*started, *(trial.number for trial in invalid)]) == list(range(12))
+    assert "must be a multiple of cluster.num_workers" in str(invalid[0].reason)
+
+
+def test_failed_trials_do_not_stop_the_search(tmp_path: Path) -> None:
+    sweep = a_sweep(a_config(tmp_path, num_trials=8, random_trials=1))
+    for _ in range(8):
+        following = sweep.next()
+        assert following is not None
+        following[0].status, following[0].reason = FAILED, "out of memory"
+        sweep.ended(following[0])
+    assert [trial.reason for trial in SweepFolder(sweep.config).load()] == ["out of memory"] * 8
+    assert sweep.next() is None
+
+
+def test_ray_tune_is_handed_number_and_config_and_told_when_there_are_enough(tmp_path: Path) -> None:
+    started: list[int] = []
+    search = SweepSearch(a_sweep(a_config(tmp_path, num_trials=1)), lambda trial, config: started.append(trial.number))
+    point = search.suggest("any")
+    assert isinstance(point, dict)
+    number, config = point_of(point)
+    assert number == 0 and started == [0]
+    assert config.train.max_output in (50, 100, 200) and 1e-5 <= config.train.lr <= 1e-2
+    assert search.suggest("other") == "FINISHED"
+
+
+def test_dimensions_become_optunas_distributions(tmp_path: Path) -> None:
+    space = {
+        "train.weight_decay": {"uniform": [0, 1]},
+        "train.lr": {"loguniform": [1e-5, 1e-2]},
+        "train.epochs": {"integer": [1, 4]},
+        "train.batch_size": {"loginteger": [8, 64]},
+        "train.scheduler": {"choice": ["constant", "cosine"]},
+    }
+    of = {key: distribution(one) for key, one in a_sweep(a_config(tmp_path, space)).space.items()}
+    ends = {key: (one.low, one.high, one.log) for key, one in of.items() if hasattr(one, "log")}
+    assert ends == {
+        "train.weight_decay": (0.0, 1.0, False),
+        "train.lr": (1e-5, 1e-2, True),
+        "train.epochs": (1, 4, False),
+        "train.batch_size": (8, 64, True),
+    }
+    assert getattr(of["train.scheduler"], "choices", None) == (0, 1)
+
+
+class Told:
+    """As much of Ray Tune's trial as a scheduler looks at."""
+
+    def __init__(self, number: int) -> None:
+        self.config = {"number": number}
+
+
+def decision(scheduler: TrialScheduler, epoch: int, metric: float, number: int = 99) -> str:
+    told = Told(number)
+    scheduler.on_trial_add(None, told)
+    return str(scheduler.on_trial_result(None, told, {EPOCH: epoch, OBJECTIVE: metric}))
+
+
+def test_early_stopping_is_told_again_of_trials_that_have_ended(tmp_path: Path) -> None:
+    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number, 2: 0.2 * number}) for number in range(1, 5)]
+    config = a_config(tmp_path, asha={"grace_epochs": 1, "reduction_factor": 2})
+    # the median of 0.1, 0.2, 0.3, 0.4 after epoch 1 is 0.25, of twice that after epoch 2 is 0.5
+    assert decision(stopping(config, trials), 1, 0.24) == TrialScheduler.STOP
+    assert decision(stopping(config, trials), 1, 0.26) == TrialScheduler.CONTINUE
+    assert decision(stopping(config, trials), 2, 0.49) == TrialScheduler.STOP
+    assert decision(stopping(config, trials), 2, 0.51) == TrialScheduler.CONTINUE
+    assert decision(stopping(config, trials), 3, 0.01) == TrialScheduler.STOP, "judged by the rung of epoch 2"
+    assert decision(stopping(config, []), 1, 0.0) == TrialScheduler.CONTINUE, "there is nothing to compare with"
+
+
+def test_smaller_is_better_where_the_mode_says_so_and_null_stops_nothing(tmp_path: Path) -> None:
+    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number}) for number in range(1, 5)]
+    assert decision(stopping(a_config(tmp_path, mode="min"), trials), 1, 0.26) == TrialScheduler.STOP
+    assert decision(stopping(a_config(tmp_path, mode="min"), trials), 1, 0.24) == TrialScheduler.CONTINUE
+    assert isinstance(stopping(a_config(tmp_path, asha=None), trials), FIFOScheduler)
+
+
+def test_no_trial_is_stopped_before_the_grace_epochs(tmp_path: Path) -> None:
+    config = a_config(tmp_path, asha={"grace_epochs": 3})
+    trials = [Trial(0, {}, COMPLETE, {1: 0.9, 2: 0.9, 3: 0.9})]
+    assert decision(stopping(config, trials), 2, 0.0) == TrialScheduler.CONTINUE
+    assert decision(stopping(config, trials), 3, 0.89) == TrialScheduler.STOP
+
+
+def test_a_trial_that_goes_on_is_not_judged_again_by_epochs_that_it_has_passed(tmp_path: Path) -> None:
+    trials = [Trial(number, {}, COMPLETE, {1: 0.8, 2: 0.9}) for number in range(4)]
+    trials.append(Trial(4, {}, RUNNING, {1: 0.5, 2: 0.6}))
+    scheduler = stopping(a_config(tmp_path), trials)
+    assert decision(scheduler, 1, 0.5, number=5) == TrialScheduler.STOP, "a new one as good as this would be stopped"
+    assert decision(scheduler, 1, 0.5, number=4) == TrialScheduler.CONTINUE
+    assert decision(scheduler, 2, 0.6, number=4) == TrialScheduler.STOP, "how its last epoch was judged is not known"
+
+
+def test_a_point_is_tried_once_while_there_are_others(tmp_path: Path) -> None:
+    space = {"train.max_output": {"choice": [50, 100]}, "train.lr": {"choice": [1e-5, 1e-4, 1e-3, 1e-2]}}
+    sweep = a_sweep(a_config(tmp_path, space, num_trials=9))
+    assert num_points(sweep.space) == 8
+    points = [tuple(values.values()) for values in run(sweep, 9)]
+    assert len(set(points[:8])) == 8
+    assert points[8] in points[:8], "when all have been tried, one is again"
+    assert num_points(sweep.space | {"train.epochs": Dimension(integer=(2, 4))}) == 24
+    assert num_points(a_sweep(a_config(tmp_path / "endless")).space) is None
