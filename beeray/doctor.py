@@ -23,20 +23,17 @@ def main() -> int:
         "--timeout-s", type=float, default=TIMEOUT_S, help="seconds a check may take, starting workers twice that"
     )
     log = Path(tempfile.mkdtemp(prefix="beeray-doctor-")) / "doctor.log"
-    passed = False
 
     def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-        nonlocal passed
         record: dict[str, Any] = importlib.import_module("beeray.verbs.doctor").execute(config, arguments, console)
-        passed = bool(record["passed"])
-        if not passed:
+        if not record["passed"] and log.is_file():
             console.line(f"what the libraries said: {log}")
         return record
 
-    code = run_verb("doctor", parser, execute, log=log)
-    if code == 0 and not passed:
-        return EXIT_USER_ERROR
-    if code in (0, EXIT_USER_ERROR):
+    code = run_verb(
+        "doctor", parser, execute, log=log, exit_code=lambda record: 0 if record["passed"] else EXIT_USER_ERROR
+    )
+    if code == 0 or not log.is_file():
         shutil.rmtree(log.parent, ignore_errors=True)
     return code
 
