@@ -113,6 +113,8 @@ class TrainConfig(Section):
     """Evaluate the validation split after every so many epochs; null: never while training."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; null: once an epoch."""
+    checkpoint_every_minutes: float | None = Field(10.0, gt=0)
+    """Minutes after which one is saved in any case; null: never by the clock."""
     keep_checkpoints: int = Field(2, ge=1)
     profile: bool = False
     """Leave a profiler's trace of a few steps of rank 0, and a page that sums it up, in the run's `profile/`."""

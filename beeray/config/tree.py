@@ -194,7 +194,13 @@ class Config(Section):
             deciding["cluster"].pop(key)
         for key in ("cpus_per_worker", "gpus_per_worker", "peak_tflops"):
             deciding["cluster"].pop(key)
-        for key in ("evaluate_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "profile"):
+        for key in (
+            "evaluate_every_epochs",
+            "checkpoint_every_steps",
+            "checkpoint_every_minutes",
+            "keep_checkpoints",
+            "profile",
+        ):
             deciding["train"].pop(key)
         deciding["served_seq_length"] = self.served_seq_length
         return dict(_flatten(deciding))

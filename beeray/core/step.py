@@ -129,6 +129,7 @@ class TrainingStep:
         self.device = torch.device(device)
         self.planner = StepPlanner(tokens, trainable, settings, self.device, item_domains=item_domains)
         self.activations = ActivationBudget(settings.activation_budget_bytes)
+        self._latest: tuple[StepPlan, Tensor] | None = None
         self.table: CatalogTable | None = None
         if settings.keeps_table:
             self.table = CatalogTable(tokens, trainable, settings.max_seq_length, settings.token_budget, self.device)
@@ -155,6 +156,7 @@ class TrainingStep:
             rows, work = self._embed(plan)
         with record_function(f"{SCOPE}gather"):
             embeddings = normalize_rows(gather_rows(rows, plan.shares.counts))
+        self._latest = plan, embeddings.detach()
         with record_function(f"{SCOPE}loss"):
             loss, forgetting = self._loss_of_users(plan, embeddings), None
             if self.settings.distill_weight:
@@ -169,6 +171,22 @@ class TrainingStep:
             num_padded_tokens=work.num_padded_tokens,
             num_recomputed_tokens=work.num_recomputed_tokens,
         )
+
+    @torch.no_grad()
+    def not_finite(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Of the step that was run last, what made its loss no number.
+
+        Returns:
+            item indices, of all ranks, whose embeddings are no numbers; places of this rank's users whose loss is none.
+        """
+        assert self._latest is not None
+        plan, embeddings = self._latest
+        items = plan.items[~torch.isfinite(embeddings).all(dim=1).cpu().numpy()]
+        users = [
+            np.flatnonzero(block.users)[~torch.isfinite(self._losses(plan, block, embeddings)).cpu().numpy()]
+            for block in plan.blocks()
+        ]
+        return items, np.sort(np.concatenate(users))
 
     def _embed(self, plan: StepPlan) -> tuple[Tensor, _Work]:
         """Embed this rank's items with gradient, recomputing what exceeds the activation budget."""

@@ -18,10 +18,12 @@ class UserItems:
     Attributes:
         indptr: int64 (users + 1,).
         indices: int32 (interactions,), distinct item indices of user `u` at `indptr[u]:indptr[u + 1]`.
+        user_index: int32 (users,), who they are in the store; None where that is not known.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
+    user_index: NDArray[np.int32] | None = None
 
     @property
     def num_users(self) -> int:
@@ -33,7 +35,13 @@ class UserItems:
         lengths = np.diff(self.indptr)[rows]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - self.indptr[:-1][rows], lengths)
-        return UserItems(indptr, self.indices[places])
+        return UserItems(indptr, self.indices[places], None if self.user_index is None else self.user_index[rows])
+
+    def slice(self, first: int, last: int) -> UserItems:
+        """Some of the users, one after the other."""
+        indptr = self.indptr[first : last + 1]
+        named = None if self.user_index is None else self.user_index[first:last]
+        return UserItems(indptr - indptr[0], self.indices[indptr[0] : indptr[-1]], named)
 
 
 def concatenate_users(parts: Sequence[UserItems]) -> UserItems:
@@ -43,7 +51,12 @@ def concatenate_users(parts: Sequence[UserItems]) -> UserItems:
         return parts[0]
     starts = np.cumsum([0] + [part.indptr[-1] for part in parts])
     indptr = np.concatenate([[0], *[part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]])
-    return UserItems(indptr, np.concatenate([part.indices for part in parts]))
+    named = [part.user_index for part in parts if part.user_index is not None]
+    return UserItems(
+        indptr,
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate(named) if len(named) == len(parts) else None,
+    )
 
 
 def restrict_columns(users: UserItems, items: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -47,6 +47,8 @@ from beeray.data.time_windows import NUM_BINS, SortedTimes
 from beeray.errors import ConfigError, DataError
 
 Report = Callable[[str, int, int | None], None]
+TRAINING_USERS = {"train": "trainable", "train+validation": "trainable_with_validation"}
+"""What `meta.json` calls the counts of a part."""
 NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_buckets"}
 """Keys of `data` that say where tables are (their own fingerprints tell what is in them) or how they are dealt."""
 
@@ -336,14 +338,16 @@ class _Preparation:
         task = {"item_index": ray.put(item_index), "plan": ray.put(plan), "place": self.place}
         parts = ray.data.from_items(work, override_num_blocks=len(work))
         written = parts.map_batches(finish_users, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
-        counted: Counter[str] = Counter()
+        rows: list[dict[str, int]] = []
         for table in drain(written):
-            for row in table.to_pylist():
-                counted.update(row)
-            self.report("write users", counted["users"], int(starts[-1]))
-        return self._meta(counted, plan)
+            rows += table.to_pylist()
+            self.report("write users", sum(row["users"] for row in rows), int(starts[-1]))
+        return self._meta(sorted(rows, key=lambda row: row["bucket"]), plan)
 
-    def _meta(self, counted: Counter[str], plan: SplitPlan) -> DomainMeta:
+    def _meta(self, rows: Sequence[Mapping[str, int]], plan: SplitPlan) -> DomainMeta:
+        counted: Counter[str] = Counter()
+        for row in rows:
+            counted.update(row)
         names = ("train", "validation", "test")
         interactions = {name: counted[name] for name in names}
         held_out = {"item": ("test",), "time": ("test",), "user": ("test",)}[plan.kind]
@@ -357,7 +361,8 @@ class _Preparation:
             items=label_counts(plan.items),
             users=label_counts(plan.users),
             interactions=interactions,
-            training_users={"train": counted["trainable"], "train+validation": counted["trainable_with_validation"]},
+            training_users={name: counted[key] for name, key in TRAINING_USERS.items()},
+            training_users_of_parts={name: [row[key] for row in rows] for name, key in TRAINING_USERS.items()},
             dropped=dict(self.dropped),
             time_boundaries=list(plan.boundaries) if plan.boundaries else None,
             first_item=self.place.first_item,

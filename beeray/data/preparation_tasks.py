@@ -145,7 +145,7 @@ def finish_catalog(batch: dict[str, Any], rows: Any, item_index: Any, labels: An
 
 
 def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, place: Place) -> Iterator[pa.Table]:
-    """A bucket's users as a part of the store, every interaction labelled; returns counts per label."""
+    """A bucket's users as a part of the store, every interaction labelled; returns its counts per label."""
     item_index, plan = ray.get([item_index, plan])
     for bucket, name, first_user in zip(batch["bucket"], batch["name"], batch["first_user"], strict=True):
         part = read_part(str(name))
@@ -168,7 +168,7 @@ def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, place: Place
             }
         )
         write_part(finished, join(place.folder, "users", user_part_name(place.number, int(bucket))))
-        counts = label_counts(labels) | {"users": part.num_rows}
+        counts = label_counts(labels) | {"users": part.num_rows, "bucket": int(bucket)}
         counts["trainable"] = training_rows(finished, False).num_rows
         counts["trainable_with_validation"] = training_rows(finished, True).num_rows
         yield pa.Table.from_pylist([counts])

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
@@ -132,6 +133,14 @@ class Store:
     def item_ids(self) -> pa.ChunkedArray:
         """Raw id of every item."""
         return self.catalog(["item_id"])["item_id"]
+
+    def user_ids(self, user_index: Sequence[int]) -> list[Any]:
+        """Raw ids of some users, in the order of their indices."""
+        wanted, found = pa.array(sorted(user_index), pa.int32()), []
+        for path in self.user_paths() if len(wanted) else ():
+            rows = read_part(path, ["user_index", "user_id"])
+            found += rows.filter(pc.is_in(rows["user_index"], wanted))["user_id"].to_pylist()
+        return found
 
     def item_labels(self) -> NDArray[np.int8]:
         """Label of every item: 0 train, 1 validation, 2 test; int8 (items,)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class DomainMeta:
     users: dict[str, int]
     interactions: dict[str, int]
     training_users: dict[str, int]
+    training_users_of_parts: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     time_boundaries: list[int] | None = None
     first_item: int = 0
@@ -49,6 +50,7 @@ class StoreMeta:
         domains: names, in the order of their indices.
         items, users, interactions: how many carry each label, e.g. `{"train": 6328, …}`.
         training_users: users with two or more trainable interactions, without and with validation's.
+        training_users_of_parts: the same of every users part, in order.
         dropped: what the rules removed, rule → how many.
         by_domain: one record a domain, `DomainMeta` as a mapping; empty where there is one domain.
     """
@@ -63,6 +65,7 @@ class StoreMeta:
     users: dict[str, int]
     interactions: dict[str, int]
     training_users: dict[str, int]
+    training_users_of_parts: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     time_boundaries: list[int] | None = None
     schema_version: int = SCHEMA_VERSION
@@ -83,6 +86,7 @@ class StoreMeta:
             users=_sum_counts([one.users for one in domains]),
             interactions=_sum_counts([one.interactions for one in domains]),
             training_users=_sum_counts([one.training_users for one in domains]),
+            training_users_of_parts={} if several else domains[0].training_users_of_parts,
             dropped=_sum_counts([one.dropped for one in domains]),
             time_boundaries=None if several else domains[0].time_boundaries,
             by_domain=[dataclasses.asdict(one) for one in domains] if several else [],

@@ -75,6 +75,13 @@ def build_engine(
     return engine
 
 
+def go_on_at(engine: DeepSpeedEngine, step: int) -> None:
+    """Have the schedule be where it is after so many steps."""
+    engine.lr_scheduler.last_epoch = step - 1
+    engine.lr_scheduler.step()
+    engine.global_steps = step
+
+
 def full_state_dict(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     """The encoder's whole weights on the CPU, on rank 0 (empty elsewhere). Every rank must call.
 

@@ -61,6 +61,7 @@ class EventHandler:
         startup: takes when workers were there and when the first step was done.
 
     Attributes:
+        not_finite: of the step whose loss is no number: item and user indices that made it so, and how many it had.
         saves_when_stopped: whether workers that are asked to stop have something to save: they are at their steps.
         stopped_after: steps done when the workers stopped because they were asked to, with a checkpoint; or None.
     """
@@ -79,6 +80,7 @@ class EventHandler:
         self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
+        self.not_finite: dict[str, Any] | None = None
         self.stopped_after: int | None = None
         self.saves_when_stopped = False
         self.profile: str | None = None
@@ -193,8 +195,17 @@ class EventHandler:
     def _on_profile(self, event: dict[str, Any]) -> None:
         self.profile = event["path"]
 
+    def _on_notice(self, event: dict[str, Any]) -> None:
+        self.close()
+        nodes = "a node is" if event["nodes"] == 1 else f"{event['nodes']} nodes are"
+        self.console.line(f"{nodes} being taken away: saved after step {event['step']:,}, training goes on meanwhile")
+
     def _on_stopped(self, event: dict[str, Any]) -> None:
         self.stopped_after = event["step"]
+
+    def _on_not_finite(self, event: dict[str, Any]) -> None:
+        earlier = self.not_finite["users"] if self.not_finite is not None else []
+        self.not_finite = event | {"users": sorted({*earlier, *event["users"]})}
 
     def _on_failed(self, event: dict[str, Any]) -> None:
         self.failure = event["message"]

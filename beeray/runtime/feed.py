@@ -1,8 +1,10 @@
-"""A rank's users, step by step, from Ray Data's streaming split.
+"""A rank's users, step by step, from Ray Data's streams.
 
-The split hands every rank the same rows in the same order each epoch (`preserve_order`). Rows are
-shuffled here, window by window, by a generator seeded with (seed, epoch, rank, window), so that an
-epoch's order is told by those numbers alone: a resumed run skips to where it was and goes on.
+A run's users are cut into shards when it begins, one for each worker, and stay so. A shard is a stream that has the
+same rows in the same order each epoch (`preserve_order`). Rows are shuffled here, window by window, by a generator
+seeded with (seed, epoch, shard, window), so that an epoch's order is told by those numbers alone: a resumed run skips to
+where it was and goes on. With other workers than it began with, a rank reads several shards, or a part of what one gives to a
+step (`runtime.steps.parts_of_rank`), and all ranks together have the users that they would have had.
 
 Several domains are several streams, each shuffled by itself. Every step takes its share of each, so the mix of a step
 is that of the epoch, on every rank, wherever in an epoch the step is. A domain's weight says how many of its users an
@@ -19,11 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from beeray.core.user_items import UserItems, concatenate_users
-from beeray.runtime.steps import steps_per_epoch
 
 WINDOW_USERS = 65536
 KEPT_USERS = 32768
-"""A rank that has no more users of a domain keeps them: Ray Data takes seconds to begin a pass anew."""
+"""Of a shard that has no more users of a domain they are kept: Ray Data takes seconds to begin a pass anew."""
 
 
 class RowStream(Protocol):
@@ -36,19 +37,29 @@ class RowStream(Protocol):
 
 @dataclass(frozen=True)
 class UserStream:
-    """A rank's users of one domain.
+    """A shard's users of one domain.
 
     Attributes:
         rows: stream of (user_index, item_indices) rows.
-        num_users: rows of this rank in a pass, the same on all ranks.
-        num_drawn: users of an epoch, the same on all ranks: fewer are drawn anew each epoch, more take further passes.
-        key: tells this stream's draws from another's; nothing where there is one.
+        num_users: rows in a pass, the same for all shards.
+        num_drawn: users of an epoch, the same for all shards: fewer are drawn anew each epoch, more take further
+            passes.
+        key: tells this domain's draws from another's; nothing where there is one.
+        shard: which.
+        part: first and last, of how many, of what the shard gives to a step is this rank's: (0, 1, 1) is all.
     """
 
     rows: RowStream
     num_users: int
     num_drawn: int
     key: tuple[int, ...] = ()
+    shard: int = 0
+    part: tuple[int, int, int] = (0, 1, 1)
+
+    def mine(self, users: UserItems) -> UserItems:
+        """Of a step's users of the shard, this rank's."""
+        first, last, of = self.part
+        return users.slice(first * users.num_users // of, last * users.num_users // of)
 
 
 class UserFeed:
@@ -57,27 +68,22 @@ class UserFeed:
     Every batch has each stream's share of users, to within one.
 
     Args:
-        streams: one a domain, in the same order on all ranks.
-        batch_size: users of a step on this rank.
+        streams: one a domain for each shard that this rank reads.
+        num_steps: of an epoch.
         seed: of the run.
-        rank: of this process.
     """
 
-    def __init__(self, streams: Sequence[UserStream], *, batch_size: int, seed: int, rank: int) -> None:
+    def __init__(self, streams: Sequence[UserStream], *, num_steps: int, seed: int) -> None:
         self.streams = streams
         self.seed = seed
-        self.rank = rank
+        self.num_steps = num_steps
         self._kept: dict[tuple[int, ...], list[UserItems]] = {}
-        self.num_steps = steps_per_epoch(sum(stream.num_drawn for stream in streams), batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[UserItems]:
         """The batches of an epoch, from `first_step` on."""
-        supplies = [_Supply(stream, self._windows(stream, epoch), self.rank) for stream in self.streams]
+        supplies = [_Supply(stream, self._windows(stream, epoch)) for stream in self.streams]
         for step in range(self.num_steps):
-            users = [
-                supply.take((step + 1) * drawn // self.num_steps - step * drawn // self.num_steps)
-                for supply, drawn in zip(supplies, [stream.num_drawn for stream in self.streams], strict=True)
-            ]
+            users = [supply.step(step, self.num_steps) for supply in supplies]
             if step >= first_step:
                 yield concatenate_users(users)
         for supply in supplies:
@@ -95,27 +101,26 @@ class UserFeed:
                 seen += len(order)
                 yield window.take(order[: last - first])
             if seen < stream.num_users:
-                raise RuntimeError(
-                    f"rank {self.rank} was given fewer than the {stream.num_users} users it was promised"
-                )
+                raise RuntimeError(_too_few(stream))
 
     def _read(self, stream: UserStream) -> Iterator[UserItems]:
-        """One pass over a stream, which all ranks begin together; of a short one the first alone is."""
-        if stream.key in self._kept:
-            yield from self._kept[stream.key]
+        """One pass over a stream; of a short one the first alone is."""
+        key = (stream.shard, *stream.key)
+        if key in self._kept:
+            yield from self._kept[key]
             return
         windows: list[UserItems] = []
         for table in stream.rows.iter_batches(batch_size=WINDOW_USERS, batch_format="pyarrow", prefetch_batches=1):
             window = _user_items(table)
             yield window
-            if stream.num_users <= KEPT_USERS:  # as was promised, so that no rank begins a pass without the others
+            if stream.num_users <= KEPT_USERS:
                 windows.append(window)
         if windows:
-            self._kept[stream.key] = windows
+            self._kept[key] = windows
 
     def _generator(self, stream: UserStream, epoch: int, window: int, turn: int) -> np.random.Generator:
         further = [*stream.key, turn] if stream.key else []
-        return np.random.default_rng([self.seed, epoch, self.rank, window, *further])
+        return np.random.default_rng([self.seed, epoch, stream.shard, window, *further])
 
 
 def _passes(stream: UserStream) -> list[int]:
@@ -127,27 +132,36 @@ def _passes(stream: UserStream) -> list[int]:
 class _Supply:
     """Hands out a stream's users of an epoch, some at a time."""
 
-    def __init__(self, stream: UserStream, windows: Iterator[UserItems], rank: int) -> None:
+    def __init__(self, stream: UserStream, windows: Iterator[UserItems]) -> None:
+        self.stream = stream
         self.windows = windows
         self.waiting = UserItems(np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32))
-        self.promised = f"rank {rank} was given fewer than the {stream.num_users} users it was promised"
 
-    def take(self, number: int) -> UserItems:
+    def step(self, step: int, num_steps: int) -> UserItems:
+        """This rank's users of a step; steps come one after the other."""
+        drawn = self.stream.num_drawn
+        return self.stream.mine(self._take((step + 1) * drawn // num_steps - step * drawn // num_steps))
+
+    def _take(self, number: int) -> UserItems:
         """The next users."""
         parts = [self.waiting]
         while sum(part.num_users for part in parts) < number:
             window = next(self.windows, None)
             if window is None:
-                raise RuntimeError(self.promised)
+                raise RuntimeError(_too_few(self.stream))
             parts.append(window)
         ready = concatenate_users(parts)
-        self.waiting = _slice(ready, number, ready.num_users)
-        return _slice(ready, 0, number)
+        self.waiting = ready.slice(number, ready.num_users)
+        return ready.slice(0, number)
 
     def drain(self) -> None:
-        """Read what is left of the stream, which nobody was promised: the next pass begins for all ranks at once."""
+        """Read what is left of the stream: a pass that is read to its end is kept."""
         for _ in self.windows:
             pass
+
+
+def _too_few(stream: UserStream) -> str:
+    return f"shard {stream.shard} has fewer than the {stream.num_users} users that it was promised"
 
 
 def _user_items(table: pa.Table) -> UserItems:
@@ -156,9 +170,5 @@ def _user_items(table: pa.Table) -> UserItems:
         column = pa.concat_arrays(column.chunks)
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)
-    return UserItems(offsets - offsets[0], values[offsets[0] : offsets[-1]].astype(np.int32, copy=False))
-
-
-def _slice(users: UserItems, first: int, last: int) -> UserItems:
-    indptr = users.indptr[first : last + 1]
-    return UserItems(indptr - indptr[0], users.indices[indptr[0] : indptr[-1]])
+    indices = values[offsets[0] : offsets[-1]].astype(np.int32, copy=False)
+    return UserItems(offsets - offsets[0], indices, table["user_index"].to_numpy().astype(np.int32, copy=False))

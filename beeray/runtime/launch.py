@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray.data
 import ray.train
 
 from beeray.config import ClusterConfig, Config
 from beeray.console import Console
-from beeray.data.storage import resolve
+from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.data.streaming import find_cause, set_up_ray_data
 from beeray.errors import RunError
@@ -25,44 +26,53 @@ from beeray.runtime.task import WorkerTask
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-READERS_BESIDE_OTHERS = 2
-"""Tasks of one run that read users at once, where no CPUs bound them."""
+READERS = 2
+"""Tasks that read users of a shard at once: no CPUs bound them."""
 
 
 def user_datasets(
-    store: Store, shares: Sequence[UserShare], with_validation: bool, *, beside_others: bool = False
+    store: Store, shares: Sequence[UserShare], num_shards: int, with_validation: bool
 ) -> dict[str, ray.data.Dataset]:
-    """Each domain's users with their trainable items, streamed.
+    """Each shard's users of each domain with their trainable items, streamed.
 
-    Args:
-        beside_others: other runs stream at the same time. Ray Data deals the CPUs that are left to the datasets that
-            are being read, in whole ones, and reads nothing of one whose part is 0; so nothing is asked for then.
+    Ray Data deals the CPUs that are left to the datasets that are being read, in whole ones, and reads nothing of one
+    whose part is 0; so nothing is asked for.
     """
     set_up_ray_data()
     return {
-        share.dataset: _user_dataset(store, share.domain, with_validation, beside_others=beside_others)
+        share.dataset_of(shard): _users_of_shard(store, share, shard, with_validation)
         for share in shares
+        for shard in range(num_shards)
     }
 
 
-def _user_dataset(store: Store, domain: int, with_validation: bool, *, beside_others: bool) -> ray.data.Dataset:
-    """One domain's users; kept in order so that a split is repeatable."""
-    asking: dict[str, float] = {"num_cpus": 0, "concurrency": READERS_BESIDE_OTHERS} if beside_others else {}
-    paths = store.user_paths(store.meta.domains[domain])
-    users = ray.data.read_parquet(  # blocks as the store has them: left to Ray Data, they follow the number of CPUs
-        [resolve(path)[1] for path in paths],
-        filesystem=resolve(store.path)[0],
-        columns=["user_index", *INTERACTION_COLUMNS],
-        override_num_blocks=len(paths),
-        **asking,
-    )
-    return users.map_batches(
-        training_rows,
-        batch_size=None,
-        batch_format="pyarrow",
+def _users_of_shard(store: Store, share: UserShare, shard: int, with_validation: bool) -> ray.data.Dataset:
+    """A range of a domain's training users, in the store's order; a task a part of the store that has some of them."""
+    domain = store.domains[share.domain]
+    counts = domain.training_users_of_parts["train+validation" if with_validation else "train"]
+    first, last = shard * share.num_users, (shard + 1) * share.num_users
+    ranges: list[dict[str, Any]] = []
+    begin = 0
+    for path, number in zip(store.user_paths(domain.name), counts, strict=True):
+        start, stop = max(first - begin, 0), min(last - begin, number)
+        if start < stop:
+            ranges.append({"path": path, "first": start, "last": stop})
+        begin += number
+    return ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
+        read_training_users,
+        batch_size=1,
+        batch_format="numpy",
         fn_kwargs={"with_validation": with_validation},
-        **(asking or {"num_cpus": 0.25}),
+        num_cpus=0,
+        concurrency=READERS,
     )
+
+
+def read_training_users(batch: dict[str, Any], with_validation: bool) -> Iterator[pa.Table]:
+    """Ranges of training users of the store's parts, as `training_rows`."""
+    for path, first, last in zip(batch["path"], batch["first"], batch["last"], strict=True):
+        rows = training_rows(read_part(str(path), ["user_index", *INTERACTION_COLUMNS]), with_validation)
+        yield rows.slice(int(first), int(last) - int(first))
 
 
 def launch_scoring(
@@ -107,15 +117,15 @@ def launch(
         task: handed to it.
         storage: folder that every node can write to; checkpoints go to `storage / name`. A name that has
             checkpoints resumes from the newest whole one.
-        users: training users, a dataset a domain, each split among the workers.
+        users: training users, a dataset a shard and domain; a worker reads those that it wants.
         keep_checkpoints: older ones are deleted.
 
     Raises:
         BeerayError: what a worker raised for the user, or that workers died too often.
     """
     cluster = task.config.cluster
-    split = ray.train.DataConfig(
-        datasets_to_split=list(users or {}),
+    in_order = ray.train.DataConfig(
+        datasets_to_split=[],
         execution_options=ray.data.ExecutionOptions(preserve_order=True),
     )
     trainer = _trainer_type()(
@@ -123,7 +133,7 @@ def launch(
         train_loop_config={"loop": loop, "task": task},
         scaling_config=scaling(cluster),
         datasets=dict(users or {}),
-        dataset_config=split,
+        dataset_config=in_order,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),

@@ -10,6 +10,7 @@ runs/<name>/before.json      metrics of the encoder before training, if asked fo
 runs/<name>/validation.jsonl one line an epoch, where validation is scored while training
 runs/<name>/profile/         a trace of a few steps and a page that sums it up, with train.profile
 runs/<name>/checkpoints/     Ray Train's: the newest whole one is what resumes
+runs/<name>/not_finite.json  ids of the items and users whose step ended in no number, if one did
 runs/<name>/model/           the trained encoder, there only when training is over
 runs/<name>/metrics.json     what was measured; written last, so a run that has it is finished
 runs/<name>/scores.parquet   per-user metrics of every split (scores-before.parquet: before training, if asked for)
@@ -48,6 +49,7 @@ ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
 ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 REPORT = "report.html"
+NOT_FINITE = "not_finite.json"
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 SHOWN_KEYS = 6
@@ -137,6 +139,7 @@ class RunFolder:
             ) from None
         ours = self.config.result_keys()
         changed = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        changed = [key for key in changed if key != "cluster.num_workers"]  # any number goes on with the same users
         if not changed:
             return
         shown = [f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}" for key in sorted(changed)[:SHOWN_KEYS]]
@@ -150,6 +153,13 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether a run has claimed the folder."""
         return (self.path / RUN).is_file()
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many shards the run's users were cut when it began: one for each worker that it began with."""
+        marker = self.path / RUN
+        kept = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        return int(kept.get("num_shards", self.config.cluster.num_workers))
 
     def check_store(self, store_fingerprint: str) -> None:
         """Refuse a store that has changed since the run in the folder began.
@@ -179,7 +189,11 @@ class RunFolder:
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         _write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
-        record = {"config_digest": self.config.result_digest(), "store_fingerprint": store_fingerprint}
+        record = {
+            "config_digest": self.config.result_digest(),
+            "store_fingerprint": store_fingerprint,
+            "num_shards": self.num_shards,
+        }
         if init_fingerprint is not None:
             record["init_fingerprint"] = init_fingerprint
         _write_whole(self.path / RUN, json.dumps(record, indent=2))
@@ -262,6 +276,21 @@ class RunFolder:
         """What the encoder scored before training, if it was measured."""
         path = self.path / BEFORE
         return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def keep_not_finite(self, found: dict[str, Any]) -> Path:
+        """Write what made a loss no number and return the file's path."""
+        path = self.path / NOT_FINITE
+        _write_whole(path, json.dumps(found, indent=2))
+        return path
+
+    def remove_unfinished_checkpoints(self) -> None:
+        """Remove what a killed run had begun to write: Ray Train does not know it, so nothing goes on from it."""
+        folder = self.path / CHECKPOINTS
+        known = folder / "checkpoint_manager_snapshot.json"
+        text = known.read_text(encoding="utf-8") if known.is_file() else ""
+        for one in folder.glob("checkpoint_*"):
+            if one.is_dir() and one.name not in text:
+                shutil.rmtree(one, ignore_errors=True)
 
     def keep_report(self, page: str) -> Path:
         """Write the report and return its path."""

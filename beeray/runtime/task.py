@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done", "neighbours")
+MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done", "neighbours", "not_finite")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class WorkerTask:
         config: the resolved config.
         store_path: the prepared store.
         tokens_path: the token store of this encoder.
-        shares: training users of one rank, domain by domain.
+        shares: training users of one shard, domain by domain.
+        num_shards: into how many the users were cut when the run began.
         run_dir: absolute folder of the run, which every node can write to; empty where nothing is left in it.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
@@ -46,6 +47,7 @@ class WorkerTask:
     monitor: Any
     model: str
     shares: tuple[UserShare, ...] = ()
+    num_shards: int = 1
     run_dir: str = ""
     keep_as: str = ""
     old_items: str = ""
@@ -54,7 +56,7 @@ class WorkerTask:
 
     @property
     def num_users(self) -> int:
-        """Users of one rank in an epoch."""
+        """Users of one shard in an epoch."""
         return sum(share.num_drawn for share in self.shares)
 
     def known_items(self) -> NDArray[np.bool_] | None:

@@ -35,18 +35,19 @@ from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
 from beeray.runtime.adaptation import adapt
-from beeray.runtime.checkpoints import Position, load_checkpoint, save_checkpoint
+from beeray.runtime.checkpoints import Checkpoints, Position
 from beeray.runtime.engine import build_engine
 from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
 from beeray.runtime.report_sample import ReportSample
+from beeray.runtime.run_folder import CHECKPOINTS
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.step_settings import step_settings
-from beeray.runtime.steps import plan_steps, scored_within
-from beeray.runtime.stop import StopListener
+from beeray.runtime.steps import parts_of_rank, plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
+from beeray.runtime.wishes import Wish, Wishes
 from beeray.runtime.worker import embedding_progress, score, worker_ready
 
 TELL_EVERY_S = 0.2
@@ -72,22 +73,19 @@ class _Training:
         self.world_size = ray.train.get_context().get_world_size()
         self.store = Store.open(task.store_path)
         self.tokens = TokenStore.open(task.tokens_path)
-        self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users)
+        self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users, task.num_shards)
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own
         domains = scored_within(self.config, self.store)
         self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
-        self.feed = UserFeed(
-            _streams(task),
-            batch_size=self.config.train.batch_size // self.world_size,
-            seed=self.config.seed,
-            rank=self.rank,
-        )
+        streams = _streams(task, self.rank, self.world_size)
+        self.feed = UserFeed(streams, num_steps=self.steps_per_epoch, seed=self.config.seed)
         self.sample = ReportSample(task.run_dir)
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
-        self.stop, self.stopping = StopListener(task.monitor if self.rank == 0 else None), False
+        self.wishes = Wishes(task.monitor if self.rank == 0 else None, self.config.train.checkpoint_every_minutes)
+        self.wish, self.nodes_going = Wish.NONE, set[str]()
         self.start: Future[Position] = Future()
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
@@ -100,6 +98,7 @@ class _Training:
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
         frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
+        self.checkpoints = Checkpoints(self.engine, Path(task.run_dir) / CHECKPOINTS)
         self.step = TrainingStep(
             self.engine,
             self.tokens,
@@ -132,7 +131,7 @@ class _Training:
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
-        position = load_checkpoint(self.engine)
+        position = self.checkpoints.load()
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
@@ -160,9 +159,9 @@ class _Training:
                 if position.step_in_epoch == 0:
                     self._tell_all()
                     self._end_epoch(position)
-                elif self.stopping or position.step % self._checkpoint_every == 0:
+                elif self._must_save(position) or position.step % self._checkpoint_every == 0:
                     self._checkpoint(position, {"step": position.step})
-                if self.stopping:
+                if Wish.STOP in self.wish:
                     return self._tell_stopped(position)
         self._tell_all()
         self._finish(position)
@@ -217,12 +216,28 @@ class _Training:
         return position.after(self.steps_per_epoch)
 
     def _sum(self, local: list[float]) -> list[float]:
-        """Sums over all ranks, which learn from each other in the same call whether to stop. Every rank must call."""
-        *totals, asked = sum_over_ranks([*local, float(self.stop.heard())], self.device)
-        self.stopping = asked > 0
+        """Sums over all ranks, which learn in the same call what rank 0 was asked. Every rank must call."""
+        *totals, wish = sum_over_ranks([*local, float(self.wishes.now())], self.device)
+        self.wish = Wish(int(wish))
         return totals
 
+    def _must_save(self, position: Position) -> bool:
+        """Whether a checkpoint is due beside those of steps and epochs. Every rank must call."""
+        return bool(self.wish & (Wish.STOP | Wish.SAVE)) or self._loses_a_node(position)
+
+    def _loses_a_node(self, position: Position) -> bool:
+        """Whether a node of this run has been given notice since the last look: a preempted or drained one."""
+        if Wish.LOOK not in self.wish:
+            return False
+        notice = ray.train.get_preemption_info()
+        going = set() if notice is None else set(notice.preempted_node_ids)
+        new, self.nodes_going = going - self.nodes_going, going
+        if new and self.rank == 0:
+            self.task.send("notice", step=position.step, nodes=len(new))
+        return bool(new)
+
     def _tell_stopped(self, position: Position) -> None:
+        self.checkpoints.wait()
         if self.rank == 0:
             self.task.send("stopped", step=position.step)
 
@@ -254,10 +269,25 @@ class _Training:
                 self._tell_all()
         if not math.isfinite(loss):
             self._tell_all()
+            self._blame(plan)
             raise DivergedError(
                 f"train.lr {self.config.train.lr:g}: the loss became {loss} at step {plan.step}, so training "
                 "stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
             )
+
+    def _blame(self, plan: StepPlan) -> None:
+        """Tell the driver which items and users made the loss no number. Every rank must call."""
+        items, rows = self.step.not_finite()
+        named = plan.users.user_index
+        self.task.send(
+            "not_finite",
+            step=plan.step,
+            items=items.tolist(),
+            users=[] if named is None else named[rows].tolist(),
+            num_items=len(plan.items),
+            num_users=plan.num_users,
+        )
+        sum_over_ranks([], self.device)  # so that all have told before rank 0 ends the run
 
     def _tell_all(self) -> None:
         if self.untold:
@@ -270,13 +300,14 @@ class _Training:
         if every and position.epoch % every == 0:
             metrics |= self._validate(position)
         every_steps = self.config.train.checkpoint_every_steps
-        if self.stopping or every_steps is None or position.step % every_steps == 0:
+        if every_steps is None or position.step % every_steps == 0 or self._must_save(position):
             self._checkpoint(position, metrics)
         self.step_ended = time.perf_counter()
 
     def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
         self._tell_all()
-        save_checkpoint(self.engine, position, metrics)
+        self.checkpoints.save(position, metrics, wait=Wish.STOP in self.wish)
+        self.wishes.saved()
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
     def _validate(self, position: Position) -> dict[str, float]:
@@ -290,9 +321,9 @@ class _Training:
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
             self._validate(position)
-        save_checkpoint(self.engine, position, {"step": position.step}, export=self._exported)
+        self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
-        if self.stopping:
+        if Wish.STOP in self.wish:
             return self._tell_stopped(position)
         self._score("after", TRAINED, original=self.original.neighbours)
         if not self.config.evaluate.splits and self.original.neighbours is None:
@@ -315,15 +346,18 @@ class _Training:
         score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 
-def _streams(task: WorkerTask) -> list[UserStream]:
+def _streams(task: WorkerTask, rank: int, world_size: int) -> list[UserStream]:
     several = len(task.shares) > 1
     return [
         UserStream(
-            ray.train.get_dataset_shard(share.dataset),
+            ray.train.get_dataset_shard(share.dataset_of(shard)),
             share.num_users,
             share.num_drawn,
             (share.domain,) if several or share.num_drawn != share.num_users else (),
+            shard,
+            part,
         )
+        for shard, part in parts_of_rank(rank, world_size, task.num_shards).items()
         for share in task.shares
     ]
 

@@ -93,15 +93,15 @@ class TrainInputs:
         shares: what each domain gives to an epoch.
         model: the encoder that is begun with.
         init_from: of what `train.init_from` names, for the record.
-        beside_others: other runs stream their users at the same time.
+        num_shards: into how many its users were cut when it began.
     """
 
     store: Store
     tokens_path: str
     shares: tuple[UserShare, ...]
     model: str
+    num_shards: int
     init_from: dict[str, Any] | None = None
-    beside_others: bool = False
 
 
 def begin_run(
@@ -127,7 +127,8 @@ def begin_run(
         RunError: the folder is another store's or another encoder's.
     """
     model = located_encoder(config.encoder.name) if warm is None else warm.model
-    inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store)), model)
+    num_shards = config.cluster.num_workers if fresh else folder.num_shards
+    inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store, num_shards)), model, num_shards)
     if fresh:
         folder.clear()
     folder.claim(store.meta.fingerprint, fingerprint)
@@ -198,7 +199,7 @@ def train_run(
         handling: makes what hears of the workers' progress; takes the arguments of `EventHandler`.
     """
     started = time.monotonic()
-    per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares))
+    per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares), inputs.num_shards)
     console.line(
         f"train {config.name}: {config.begins_with}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
@@ -215,6 +216,7 @@ def train_run(
             scored=lambda when: _keep_before(config, folder, handler) if when == "before" else None,
             startup=startup,
         )
+        folder.remove_unfinished_checkpoints()
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
         with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):
@@ -226,20 +228,19 @@ def train_run(
                     inputs.tokens_path,
                     monitor,
                     shares=inputs.shares,
+                    num_shards=inputs.num_shards,
                     model=inputs.model,
                     run_dir=str(folder.path),
                     old_items=folder.old_items_of(inputs.store.meta.fingerprint),
                 ),
                 storage=folder.path,
                 name=CHECKPOINTS,
-                users=user_datasets(
-                    inputs.store, inputs.shares, config.trains_on_validation, beside_others=inputs.beside_others
-                ),
+                users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
                 keep_checkpoints=config.train.keep_checkpoints,
             )
         handler.close()
         if handler.failure is not None:
-            raise RunError(handler.failure)
+            raise RunError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
         if handler.stopped_after is not None:
             raise Interrupted(stop.signum or signal.SIGTERM, _how_far(handler.stopped_after, num_steps))
         assert result.checkpoint is not None
@@ -258,6 +259,24 @@ def train_run(
     folder.finish(record)
     folder.original_embeddings.unlink(missing_ok=True)  # as large as a catalog's embeddings, and not needed again
     return record
+
+
+def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> str:
+    """Write down what made a loss no number, and say where; nothing where no loss did."""
+    if found is None:
+        return ""
+    path = folder.keep_not_finite(
+        {
+            "step": found["step"],
+            "item_ids": store.item_ids().take(found["items"]).to_pylist(),
+            "user_ids": store.user_ids(found["users"]),
+        }
+    )
+    return (
+        f". Embeddings of {len(found['items']):,} of its {found['num_items']:,} items are no numbers, and losses of "
+        f"{len(found['users']):,} of its {found['num_users']:,} users: {os.path.relpath(path)} has their ids. The "
+        "checkpoint before it is kept"
+    )
 
 
 def _how_far(step: int, num_steps: int) -> str:

@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: R
         if folder.finished() is None:
             handling = functools.partial(TrialEvents, reports.epoch)
             begun = begin_run(trial, folder, store, tokens, console, warm=inputs.warm, fingerprint=inputs.fingerprint)
-            train_run(trial, folder, replace(begun, beside_others=True), console, Startup(), Untracked, handling)
+            train_run(trial, folder, begun, console, Startup(), Untracked, handling)
         reports.end(folder.validation()[-1])
 
 

@@ -1,8 +1,9 @@
-"""A rank's users, step by step: every user once, in an order that seed, epoch and rank alone decide."""
+"""A rank's users, step by step: every user once, in an order that seed, epoch and shard alone decide."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from beeray.core.user_items import UserItems
 from beeray.runtime import feed as feed_module
 from beeray.runtime.feed import UserFeed, UserStream
-from beeray.runtime.steps import steps_per_epoch
+from beeray.runtime.steps import parts_of_rank, steps_per_epoch
 
 
 class Rows:
@@ -35,9 +36,15 @@ def user_items(user: int) -> list[int]:
     return list(range(100 * user, 100 * user + user % 4 + 1))
 
 
-def make_feed(num_users: int, batch_size: int, *, seed: int = 7, rank: int = 0, rows_per_chunk: int = 1000) -> UserFeed:
+def make_feed(
+    num_users: int, batch_size: int, *, seed: int = 7, shard: int = 0, rows_per_chunk: int = 1000
+) -> UserFeed:
     rows = Rows(num_users, rows_per_chunk=rows_per_chunk)
-    return UserFeed([UserStream(rows, num_users, num_users)], batch_size=batch_size, seed=seed, rank=rank)
+    return UserFeed(
+        [UserStream(rows, num_users, num_users, shard=shard)],
+        num_steps=steps_per_epoch(num_users, batch_size),
+        seed=seed,
+    )
 
 
 def profiles(users: UserItems) -> list[list[int]]:
@@ -72,8 +79,8 @@ def test_batches_differ_by_at_most_one_user_and_are_as_many_as_promised(window: 
     assert sorted(sizes) == [5] + [6] * 10
 
 
-def test_users_of_another_rank_are_cut_into_batches_of_the_same_sizes(window: int) -> None:
-    sizes = [[len(batch) for batch in order(make_feed(65, 6, rank=rank, seed=rank))] for rank in (0, 1)]
+def test_users_of_another_shard_are_cut_into_batches_of_the_same_sizes(window: int) -> None:
+    sizes = [[len(batch) for batch in order(make_feed(65, 6, shard=shard, seed=shard))] for shard in (0, 1)]
     assert sizes[0] == sizes[1]
 
 
@@ -100,7 +107,7 @@ def test_order_is_the_same_for_the_same_seed_epoch_and_rank(window: int) -> None
 
 
 @pytest.mark.parametrize(
-    "other", [{"epoch": 1}, {"seed": 8}, {"rank": 1}], ids=["another-epoch", "another-seed", "another-rank"]
+    "other", [{"epoch": 1}, {"seed": 8}, {"shard": 1}], ids=["another-epoch", "another-seed", "another-shard"]
 )
 def test_order_differs_in(window: int, other: dict[str, int]) -> None:
     epoch = other.get("epoch", 0)
@@ -142,18 +149,18 @@ def test_one_feed_can_be_read_epoch_after_epoch_and_left_midway(window: int) -> 
 
 
 def test_a_stream_of_too_few_users_is_an_error_that_says_how_many_were_promised(window: int) -> None:
-    feed = UserFeed([UserStream(Rows(64), 65, 65)], batch_size=6, seed=7, rank=3)
-    with pytest.raises(RuntimeError, match=r"rank 3 .* 65 users"):
+    feed = UserFeed([UserStream(Rows(64), 65, 65, shard=3)], num_steps=11, seed=7)
+    with pytest.raises(RuntimeError, match=r"shard 3 .* 65 users"):
         list(feed.epoch(0))
 
 
 def test_an_empty_stream_is_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="65 users"):
-        list(UserFeed([UserStream(Rows(0), 65, 65)], batch_size=6, seed=7, rank=0).epoch(0))
+        list(UserFeed([UserStream(Rows(0), 65, 65)], num_steps=11, seed=7).epoch(0))
 
 
-def test_users_beyond_the_promised_number_are_left_out_so_that_ranks_step_equally_often(window: int) -> None:
-    feed = UserFeed([UserStream(Rows(70), 65, 65)], batch_size=6, seed=7, rank=0)
+def test_users_beyond_the_promised_number_are_left_out_so_that_shards_step_equally_often(window: int) -> None:
+    feed = UserFeed([UserStream(Rows(70), 65, 65)], num_steps=11, seed=7)
     flat = [user for batch in order(feed) for user in batch]
     assert len(flat) == 65 and len(set(flat)) == 65
 
@@ -175,12 +182,13 @@ class Books(Rows):
         )
 
 
-def mixed(films: float = 1.0, books: float = 1.0, *, batch_size: int = 6, rank: int = 0) -> UserFeed:
+def mixed(films: float = 1.0, books: float = 1.0, *, batch_size: int = 6, shard: int = 0) -> UserFeed:
     streams = [
-        UserStream(Rows(40), 40, round(40 * films), (0,)),
-        UserStream(Books(20), 20, round(20 * books), (1,)),
+        UserStream(Rows(40), 40, round(40 * films), (0,), shard),
+        UserStream(Books(20), 20, round(20 * books), (1,), shard),
     ]
-    return UserFeed(streams, batch_size=batch_size, seed=7, rank=rank)
+    num_steps = steps_per_epoch(sum(stream.num_drawn for stream in streams), batch_size)
+    return UserFeed(streams, num_steps=num_steps, seed=7)
 
 
 def test_with_weights_of_one_every_user_of_every_domain_comes_once_an_epoch(window: int) -> None:
@@ -194,8 +202,8 @@ def test_every_step_has_its_share_of_each_domain(window: int) -> None:
     assert [(sum(user < 100 for user in batch), sum(user >= 100 for user in batch)) for batch in batches] == [
         (4, 2)
     ] * 10
-    of_other_rank = order(mixed(0.55, 1.7, rank=1))
-    assert [len(batch) for batch in of_other_rank] == [len(batch) for batch in order(mixed(0.55, 1.7))]
+    of_other_shard = order(mixed(0.55, 1.7, shard=1))
+    assert [len(batch) for batch in of_other_shard] == [len(batch) for batch in order(mixed(0.55, 1.7))]
 
 
 def test_a_weight_above_one_repeats_users_and_one_below_leaves_some_out(window: int) -> None:
@@ -247,3 +255,56 @@ def test_a_short_stream_is_read_once_and_its_order_is_the_same(
     assert begun == num_passes  # films are forty: longer than either limit
     monkeypatch.setattr(feed_module, "KEPT_USERS", 0)
     assert epochs == [order(mixed(books=2.5), epoch) for epoch in range(2)]
+
+
+# --- other numbers of workers than a run began with
+
+
+def with_ranks(num_ranks: int, num_shards: int, epoch: int = 1) -> list[list[list[int]]]:
+    """Users of each step, rank by rank; every shard has 65 users of its own."""
+    steps: list[list[list[int]]] = [[] for _ in range(11)]
+    for rank in range(num_ranks):
+        streams = [
+            UserStream(Numbered(shard), 65, 65, shard=shard, part=part)
+            for shard, part in parts_of_rank(rank, num_ranks, num_shards).items()
+        ]
+        for step, batch in enumerate(order(UserFeed(streams, num_steps=11, seed=7), epoch)):
+            steps[step].append(batch)
+    return steps
+
+
+class Numbered(Rows):
+    """65 users of a shard, told by their first items, 1000 · shard and on."""
+
+    def __init__(self, shard: int) -> None:
+        super().__init__(65)
+        items = [user_items(1000 * shard + user) for user in range(65)]
+        self.table = self.table.set_column(1, "item_indices", pa.array(items, pa.list_(pa.int32())))
+
+
+@pytest.mark.parametrize(
+    ("rank", "num_ranks", "num_shards", "parts"),
+    [
+        (1, 2, 2, {1: (0, 2, 2)}),
+        (0, 1, 2, {0: (0, 1, 1), 1: (0, 1, 1)}),
+        (1, 2, 1, {0: (1, 2, 2)}),
+        (3, 4, 2, {1: (2, 4, 4)}),
+        (1, 3, 2, {0: (2, 3, 3), 1: (0, 1, 3)}),  # a third of each
+        (1, 2, 3, {1: (1, 2, 2), 2: (0, 2, 2)}),  # half of the middle one and all of the last
+    ],
+)
+def test_which_parts_of_which_shards_a_rank_has(
+    rank: int, num_ranks: int, num_shards: int, parts: dict[int, tuple[int, int, int]]
+) -> None:
+    assert parts_of_rank(rank, num_ranks, num_shards) == parts
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 4])
+def test_any_number_of_ranks_has_the_same_users_at_every_step(num_ranks: int, num_shards: int) -> None:
+    as_begun = with_ranks(num_shards, num_shards)
+    otherwise = with_ranks(num_ranks, num_shards)
+    assert [list(chain(*ranks)) for ranks in otherwise] == [list(chain(*ranks)) for ranks in as_begun]
+    assert len({user for ranks in as_begun for batch in ranks for user in batch}) == 65 * num_shards
+    sizes = [[len(batch) for batch in ranks] for ranks in otherwise]
+    assert all(len(one) == num_ranks and max(one) - min(one) <= num_shards for one in sizes)

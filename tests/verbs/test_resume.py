@@ -13,6 +13,7 @@ import mlflow
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from beeray.config import load_config
 from beeray.runtime.run_folder import RunFolder
@@ -68,7 +69,12 @@ def interrupted(world: World, trained: Done) -> Interrupted:
     world.wait_until(lambda: beyond_a_checkpoint(world, "killed"), process)
     world.kill(process)
     newest = world.path("killed") / "checkpoints" / snapshot(world.path("killed"))["checkpoint_dir_name"]
-    state = torch.load(newest / "state" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    state = {
+        name.removeprefix("weights/"): tensor
+        for file in newest.glob("state-*.safetensors")
+        for name, tensor in load_file(file).items()
+        if name.startswith("weights/")
+    }
 
     kept = table.rename(world.folder / "kept.parquet")
     world.write_interactions("own", num_rows=1400)
