@@ -14,163 +14,25 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from doc_pages import (
-    FILES,
+from doc_mistakes import (
     KEY,
-    PROGRAMS,
-    ROOT,
-    SETTING,
-    Page,
-    commands,
-    config_mistake,
-    default_of,
-    is_key,
-    make_targets,
-    merged,
-    parse,
-    ray_mistake,
-    slug,
+    wrong_commands,
+    wrong_defaults,
+    wrong_flags,
+    wrong_keys,
+    wrong_links,
     yaml_mistake,
 )
+from doc_pages import ROOT, Page
 from test_troubleshooting_doc import is_said, quoted, said
 from tiny_encoder import build_tiny_encoder
 
-from beeray.config import load_config, validate_config
-from beeray.errors import BeerayError
-
 PAGES = [Page.of(path) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 OWN_DATA = Page.of(ROOT / "docs" / "own-data.md")
-THEIRS = re.compile(r"^\| `--.*?\|", re.MULTILINE)
-"""First cells of docs/coming-from-beeformer.md: another program's flags."""
 
 
 def by_name(page: Page) -> str:
     return page.name
-
-
-def wrong_commands(page: Page, folder: Path) -> list[str]:
-    """Commands that would be refused before they do anything."""
-    files = {name: text for one in (*linked(page), page) for name, text in one.files.items()}
-    wrong = []
-    for line in page.command_lines():
-        for words in commands(line):
-            mistake = wrong_command(words, files, folder)
-            wrong += [f"{line}: {mistake}"] if mistake else []
-    return wrong
-
-
-def linked(page: Page) -> list[Page]:
-    """Pages that a page sends its readers to."""
-    paths = [(page.folder / link.partition("#")[0]).resolve() for link in page.links]
-    return [Page.of(path) for path in paths if path.suffix == ".md" and path.is_file()]
-
-
-def wrong_command(words: list[str], files: dict[str, str], folder: Path) -> str:
-    program = words[0]
-    if program not in PROGRAMS:
-        return f"nobody checks {program!r}"
-    if program == "make":
-        unknown = set(words[1:]) - make_targets()
-        return f"no target {', '.join(sorted(unknown))}" if unknown else ""
-    if program == "ray":
-        return ray_mistake(words)
-    if program != "python" or words[1].startswith(("-", "<")) and words[1] != "-m":
-        return ""
-    arguments, refused = parse(words, folder)
-    if arguments is None:
-        return refused
-    reference = getattr(arguments, "config", None)
-    return config_mistake(reference, arguments.overrides, files, folder) if reference else ""
-
-
-def wrong_keys(page: Page) -> list[str]:
-    """Dotted keys of code spans that the config tree does not have, and settings with a value that it does not take."""
-    wrong = []
-    for span in page.spans:
-        if span.startswith(("python ", "ray ", "make ")):
-            continue
-        keys = [key for key in KEY.findall(span) if key.rpartition(".")[2] not in FILES]
-        wrong += [f"{key}: no such key" for key in keys if not is_key(re.sub(r"<\w+>", "name", key))]
-        setting = SETTING.fullmatch(span)
-        if setting and keys and not wrong and not re.search(r"[…|<{]", setting[2]):
-            mistake = yaml_mistake(_nested(setting[1], setting[2]))
-            wrong += [f"{span}: {mistake}"] if mistake else []
-    return wrong
-
-
-def _nested(key: str, value: str) -> str:
-    tree = yaml.safe_load(value)
-    for part in reversed(key.split(".")):
-        tree = {part: tree}
-    return yaml.safe_dump(tree)
-
-
-def wrong_defaults(page: Page) -> list[str]:
-    """Rows of tables of keys whose last cell is not the default; where the default is null, words explain it."""
-    wrong = []
-    rows = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in page.prose.splitlines() if line.startswith("| `")]
-    tables = re.findall(r"^\| key \|.*\| default \|\n\|.*\n((?:\|.*\n)+)", page.prose, re.MULTILINE)
-    inside = "".join(tables)
-    for row in rows:
-        keys = re.findall(r"`([\w.]+)`", row[0])
-        if f"| {row[0]} |" not in inside or not all(is_key(key) for key in keys):
-            continue
-        cells = row[-1].strip("`\" ").split(", ")
-        if len(cells) != len(keys):
-            cells = [row[-1]] * len(keys)
-        for key, cell in zip(keys, cells, strict=True):
-            default = default_of(key)
-            if default is not None and not _tells(cell.strip("\"` "), default):
-                wrong.append(f"{key}: the default is {default!r}, the page says {cell!r}")
-    return wrong
-
-
-def _tells(cell: str, default: object) -> bool:
-    told = "" if cell in ("–", "none") else yaml.safe_load(json.dumps(cell)) if isinstance(default, str) else cell
-    if isinstance(default, str):
-        return told == default or bool(told) and default.endswith(f"/{told}")
-    return validated(cell) == default
-
-
-def validated(cell: str) -> object:
-    value = yaml.safe_load(cell)
-    if isinstance(value, str):
-        try:
-            return float(value)  # PyYAML reads 1e-5 as a string
-        except ValueError:
-            return value
-    return value
-
-
-def wrong_links(page: Page) -> list[str]:
-    """Links to files or headings that are not there."""
-    wrong = []
-    for link in page.links:
-        target, _, anchor = link.partition("#")
-        path = (page.folder / target).resolve() if target else None
-        if path is not None and not path.exists():
-            wrong.append(f"{link}: no such file")
-        elif anchor:
-            text = page.text if path is None else path.read_text(encoding="utf-8")
-            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-            wrong += [] if anchor in map(slug, headings) else [f"{link}: no such heading"]
-    return wrong
-
-
-def wrong_flags(page: Page) -> list[str]:
-    """Flags of code spans and of comments behind commands that no verb has."""
-    text = THEIRS.sub("|", page.prose)
-    comments = "\n".join(line.partition(" # ")[2] for line in page.text.splitlines() if line.startswith("    "))
-    spans = " ".join(re.findall(r"`(--[^`]+)`", text))
-    return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", f"{spans} {comments}")) - known_flags())
-
-
-def known_flags() -> set[str]:
-    """All options of beeray's commands, by their sources, and those of Ray's jobs."""
-    sources = [*(ROOT / "beeray").glob("*.py"), ROOT / "beeray" / "data" / "download.py"]
-    ours = {flag for path in sources for flag in re.findall(r'"(--[a-z][\w-]*)"', path.read_text())}
-    return ours | {"--no-wait", "--working-dir"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
@@ -211,7 +73,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 def test_what_the_pages_have_is_found() -> None:
     """Otherwise nothing would be checked."""
-    lines = [line for page in PAGES for line in page.command_lines()]
+    lines = [line for page in PAGES for line in [*page.command_lines(), *page.mentioned]]
     assert len(lines) > 80
     assert {"tiny-shop.yaml"} == set(OWN_DATA.files)
     assert "shop.yaml" in PAGES[0].files
@@ -232,6 +94,10 @@ def test_what_the_pages_have_is_found() -> None:
         ("    ray job submit --working-dir . -- python -m beeray.trian --config goodbooks\n", "no such verb"),
         ("    make demmo\n", "demmo"),
         ("Type `python -m beeray.train\n--config goodbuks` now.\n", "goodbuks"),
+        ("Type `python -m beeray.trian` now.\n", "beeray/trian.py"),
+        ("See `jobs/trian.py`.\n", "jobs/trian.py"),
+        ("That is for `beeray.trian`.\n", "beeray/trian.py"),
+        ("    python -m beeray.train\n", "required: --config"),
         ("```bash\npithon -m beeray.train\n```\n", "nobody checks"),
         ("    python benchmarks/scaling_model.py --mfuu 0.3\n", "--mfuu"),
     ],
@@ -299,4 +165,37 @@ def test_lines_that_the_page_on_own_data_quotes_are_said_by_the_code() -> None:
     text = re.sub(r"^```.*?^```$", "", OWN_DATA.text, flags=re.MULTILINE | re.DOTALL)
     lines = quoted(text)
     assert len(lines) > 12
-    assert [line for line in lines if not is_said(line, said())] == []
+    texts = said()
+    assert [line for line in lines if not is_said(line, texts)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_example_to_paste_runs_from_tables_to_published_embeddings(tmp_path: Path) -> None:
+    (example,) = [text for language, text in OWN_DATA.fenced if language == "bash"]
+    encoder = build_tiny_encoder(tmp_path / "encoder")
+    (theirs,) = re.findall(r"name: \"(\S+)\"", example)
+    done = subprocess.run(
+        ["bash", "-e", "-c", example.replace(theirs, str(encoder))],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=840,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    prepared, trained, untouched, embedded = (json.loads(line) for line in done.stdout.splitlines())
+    shop = tmp_path / "tiny-shop"
+    assert prepared["items"] == 120 and prepared["items_by_split"] == {"train": 96, "validation": 12, "test": 12}
+    assert prepared["dropped"]["interactions_below_min_value"] > 0 and prepared["dropped"]["interactions_repeated"] > 0
+    assert trained["training"]["steps"] > 20
+    assert (
+        untouched["metrics"]["test"]["held_out"]["ndcg@10"] == trained["metrics_before"]["test"]["held_out"]["ndcg@10"]
+    )
+    assert embedded["rows"] == 120 and embedded["model"]["name"] == str(shop / "runs" / "tiny-shop" / "model")
+    assert (shop / "runs" / "tiny-shop" / "report.html").is_file()
+    for said_to_be_there in re.findall(r"`((?:stores|runs|embeddings)/[^`]+)`", OWN_DATA.prose):
+        if "<" not in said_to_be_there:
+            assert (shop / said_to_be_there).is_dir(), said_to_be_there
