@@ -2,9 +2,9 @@
 
 A run's users are cut into shards when it begins, one for each worker, and stay so. A shard is a stream that has the
 same rows in the same order each epoch (`preserve_order`). Rows are shuffled here, window by window, by a generator
-seeded with (seed, epoch, shard, window), so that an epoch's order is told by those numbers alone: a resumed run skips to
-where it was and goes on. With other workers than it began with, a rank reads several shards, or a part of what one gives to a
-step (`runtime.steps.parts_of_rank`), and all ranks together have the users that they would have had.
+seeded with (seed, epoch, shard, window), so that an epoch's order is told by those numbers alone: a resumed run skips
+to where it was and goes on. With other workers than it began with, a rank reads several shards, or a part of what one
+gives to a step (`runtime.steps.parts_of_rank`), and all ranks together have the users that they would have had.
 
 Several domains are several streams, each shuffled by itself. Every step takes its share of each, so the mix of a step
 is that of the epoch, on every rank, wherever in an epoch the step is. A domain's weight says how many of its users an
