@@ -157,6 +157,20 @@ def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(wor
     assert len(lost_worker.out.splitlines()) == 1
 
 
+@pytest.mark.long
+def test_a_killed_run_goes_on_with_another_number_of_workers_to_the_same_weights(world: World) -> None:
+    typed = ("train", EVERY, "encoder.dropout=0.0", "deepspeed.stage=2")  # dropout's masks are drawn by rank
+    assert world.run(*typed, "name=whole").code == 0
+    process = world.start(*typed, "name=fewer")
+    world.wait_until(lambda: beyond_a_checkpoint(world, "fewer"), process)
+    world.kill(process)
+    resumed = world.run(*typed, "name=fewer", "cluster.num_workers=1")
+    assert resumed.code == 0, resumed.err
+    assert "resumed from the checkpoint after step" in resumed.err
+    assert world.distance("whole", "fewer") < 1e-5
+    assert json.loads((world.path("fewer") / "run.json").read_text())["num_shards"] == 2
+
+
 @pytest.mark.parametrize("name", ["first", "killed", "lost"])
 def test_mlflow_has_one_finished_run_with_every_step_once(
     world: World, trained: Done, interrupted: Interrupted, lost_worker: Done, name: str
