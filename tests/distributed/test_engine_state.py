@@ -34,7 +34,12 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize(
     ("stage", "optimizer"),
-    [(1, "adamw"), (2, "nadam"), pytest.param(0, "nadam", marks=pytest.mark.long), (3, "adamw")],
+    [
+        (1, "adamw"),
+        (2, "nadam"),
+        pytest.param(0, "nadam", marks=pytest.mark.long),
+        pytest.param(3, "adamw", marks=pytest.mark.long),
+    ],
 )
 def test_two_then_one_then_two_ranks_end_where_two_ranks_end(tmp_path: Path, stage: int, optimizer: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

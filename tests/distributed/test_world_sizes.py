@@ -23,7 +23,6 @@ from tiny_encoder import HIDDEN, build_tiny_encoder
 from beeray.core.traffic import embeddings_bytes, embeddings_gradient_bytes, indices_bytes, weights_bytes
 
 PROGRAM = Path(__file__).with_name("three_steps.py")
-WORLD_SIZES = (1, 2, 4)
 STAGES = ("0", "1", "2", "3")
 CASES = ("bounded", "clipped", "catalog")
 FURTHER_CASES = {"softmax": ("1", "3"), "adapted": ("2", "3")}
@@ -115,7 +114,7 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
     return differences[name], name
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", CASES)
 def test_any_world_size_and_zero_stage_ends_with_the_parameters_of_one_plain_process(
     results: Results, case: str, world_size: int
@@ -130,7 +129,7 @@ def test_any_world_size_and_zero_stage_ends_with_the_parameters_of_one_plain_pro
     assert max(difference for difference, _ in found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", CASES)
 def test_parameters_without_gradient_too_are_the_same_in_every_world_and_stage(
     results: Results, case: str, world_size: int
@@ -155,7 +154,7 @@ def test_three_steps_move_the_parameters_a_hundred_times_farther_than_worlds_may
     assert moved[0] > 1e-3 >= 100 * TOLERANCE, moved
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_compared_steps_recompute_part_of_their_work_and_lose_some_users(
     results: Results, stage: str, world_size: int

@@ -32,6 +32,7 @@ def statuses(record: dict[str, Any]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in record["checks"]}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_a_config_that_would_run_passes_every_check_and_nothing_is_left_behind(world: World) -> None:
     before = what_is_there(world)

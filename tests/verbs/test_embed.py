@@ -170,6 +170,7 @@ def test_files_are_plain_parquet_sorted_by_ids_of_their_own_type(
         assert ids == sorted(ids) and len(ids) == file.rows > 100
 
 
+@pytest.mark.long
 def test_a_csv_and_a_feather_catalog_give_the_same_files(jobs: Jobs, published: Embeddings, coded: Embeddings) -> None:
     ended = jobs.embed("data.catalog.path=catalog.csv", "embed.path=from-csv")
     assert ended.code == 0, ended.err[-3000:]

@@ -350,7 +350,7 @@ def empty_the_pointer(jobs: Jobs, night: Night) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [flip_a_vector, *(pytest.param(damage, marks=pytest.mark.long) for damage in (remove_a_file, empty_the_pointer))],
+    [pytest.param(damage, marks=pytest.mark.long) for damage in (flip_a_vector, remove_a_file, empty_the_pointer)],
 )
 def test_a_damaged_publication_is_published_over_and_its_damage_goes_nowhere(
     jobs: Jobs, damage: Callable[[Jobs, Night], str]

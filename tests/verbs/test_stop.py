@@ -81,6 +81,7 @@ def world_step_before(world: World, stopped: Stopped) -> int:
     return steps[steps.index(stopped.after - 1)] + 1
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_at_that_very_step_and_ctrl_c_stops_it_again(
     world: World, terminated: Stopped, interrupted: Stopped
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_same_command_goes_on_at_that_very_step_and_ctrl_c_stops_it_again(
     assert steps == list(range(interrupted.after)), "a step was computed twice, or lost"
 
 
+@pytest.mark.long
 def test_mlflow_says_killed_for_a_run_that_was_stopped(world: World, interrupted: Stopped) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{world.folder / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("beeray")
