@@ -1,7 +1,7 @@
 """Ray Data's part of preparing done in this process, one block after the other.
 
-Everything else is the real thing: tables, tasks, staging, the leakage check. A Ray dataset takes half a second to start, so
-hundreds of damaged inputs would take hours; `test_broken_tables.py` compares a store made this way with one that Ray made.
+Everything else is the real thing: tables, tasks, staging, the leakage check. A Ray dataset takes half a second to
+start, so hundreds of damaged inputs would take an hour; `test_prepare_store.py` has Ray itself.
 """
 
 from __future__ import annotations

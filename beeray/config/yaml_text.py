@@ -1,7 +1,7 @@
 """YAML from anybody: plain values only, every key once, and no more of them than a config can need.
 
-PyYAML's safe loader builds no objects, but takes the last of two equal keys without a word, and lets a few lines of aliases
-stand for billions of values, or for themselves.
+PyYAML's safe loader builds no objects, but takes the last of two equal keys without a word, and lets a few lines of
+aliases stand for billions of values, or for themselves.
 """
 
 from __future__ import annotations

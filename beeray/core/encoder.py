@@ -19,7 +19,8 @@ from beeray.core.cpu_kernels import CpuKernels
 from beeray.errors import EncoderError
 
 PROMPT_NAME = "document"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
+"""Weights in torch's old format, which is Python's pickle."""
 
 
 class Encoder(nn.Module):
@@ -87,24 +88,16 @@ def load_encoder(
             `max_seq_length` beyond what its positions allow.
     """
     source = encoder_source(name)
-    pinned: dict[str, Any] = {"code_revision": revision} if trust_remote_code else {}  # code of other repositories, too
-    model_kwargs: dict[str, Any] = {"use_safetensors": True, **pinned}
-    if attention != "auto":
-        model_kwargs["attn_implementation"] = attention
+    model_kwargs: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        model = SentenceTransformer(
-            source,
-            device=str(device),
-            model_kwargs=model_kwargs,
-            config_kwargs=pinned or None,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+        model = _open(source, str(device), model_kwargs, trust_remote_code, revision)
     except Exception as error:  # the hub and transformers raise a dozen unrelated types here
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        remedy = "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
+        if "trust_remote_code" in str(error):
+            remedy = "it brings code of its own: give another, or set encoder.trust_remote_code and encoder.revision"
         raise EncoderError(
-            f"encoder.name {name!r}: no sentence transformer could be loaded ({reason.strip()[:300]}); "
-            "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
+            f"encoder.name {name!r}: no sentence transformer could be loaded ({reason.strip()[:300]}); {remedy}"
         ) from error
     _check_widths(model, name)
     longest = _longest_sequence(model)
@@ -120,6 +113,20 @@ def load_encoder(
     if dropout is not None:
         set_dropout(model, dropout)
     return model
+
+
+def _open(
+    source: str, device: str, model_kwargs: dict[str, Any], trust_remote_code: bool, revision: str | None
+) -> SentenceTransformer:
+    pinned = {"code_revision": revision} if trust_remote_code else {}  # code that lies in other repositories, too
+    return SentenceTransformer(
+        source,
+        device=device,
+        model_kwargs={"use_safetensors": True, **pinned, **model_kwargs},
+        config_kwargs=dict(pinned) or None,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
 
 
 def encoder_source(name: str) -> str:
@@ -148,7 +155,7 @@ def encoder_source(name: str) -> str:
 
 def _refuse_pickles(folder: str) -> None:
     """Loading a pickle can run any code; of what each module of a folder offers, safetensors alone are read."""
-    for pickled in sorted(path for ending in PICKLES for path in Path(folder).glob(f"**/*{ending}")):
+    for pickled in sorted(path for name in PICKLES for path in Path(folder).glob(f"**/{name}")):
         if pickled.is_file() and not any(pickled.parent.glob("*.safetensors")):
             raise EncoderError(
                 f"encoder.name {folder!r}: {pickled.relative_to(folder)} is a pickle, which can run any code, and no "

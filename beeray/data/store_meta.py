@@ -87,7 +87,8 @@ class StoreMeta:
         if len(meta.domains) != (len(domains) or 1) or (domains and [one.name for one in domains] != meta.domains):
             raise ValueError(f"domains are {meta.domains}, by_domain holds {len(domains)}")
         counts = [meta.num_items, meta.num_users, meta.num_interactions]
-        for one in domains or [meta]:
+        counted: list[DomainMeta | StoreMeta] = [*domains] or [meta]
+        for one in counted:
             if any(number < 0 for number in (one.num_items, one.num_users, one.num_interactions)):
                 raise ValueError("a count is below zero")
             if one.time_boundaries is not None and len(one.time_boundaries) != 2:

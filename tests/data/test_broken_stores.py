@@ -1,4 +1,4 @@
-"""Stores and token stores that were damaged, mixed up or written by another version: refused in one line, left alone."""
+"""Stores and token stores that are damaged, mixed up or of another version: refused in one line, left alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tables damaged in hundreds of ways: one line that says what and where, or a counted row, and never half a store.
 
-Each case prepares whole tables, with Ray Data's part done in this process (`in_process_ray.py`): bytes are cut off, turned
-over, put in and taken out; values are what no contract allows. The same catalogs are dealt for the nightly job.
+Each case prepares whole tables, with Ray Data's part done in this process (`in_process_ray.py`): bytes are cut off,
+turned over, put in and taken out; values are what no contract allows. The same catalogs are dealt for the nightly job.
 """
 
 from __future__ import annotations
