@@ -49,6 +49,8 @@ def build_engine(
     """
     import deepspeed
 
+    from beeray.runtime.plain_checkpoints import PlainCheckpointEngine
+
     # without CUDA, DeepSpeed would compile a C++ all-reduce first: a minute, and a compiler that may not be there
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = optimizer or build_optimizer(
@@ -72,6 +74,7 @@ def build_engine(
         config=deepspeed_config(train, stage),
         dist_init_required=False,
     )
+    engine.checkpoint_engine = PlainCheckpointEngine(engine._config)
     return engine
 
 

@@ -32,7 +32,7 @@ from beeray.errors import BeerayError, DataError
 FORMATS = ("parquet", "csv", "feather")
 TABLES = ("catalog", "interactions")
 EXAMPLES = 60
-LONG_EXAMPLES = 3000
+LONG_EXAMPLES = 1000
 Damage = Callable[[bytes], bytes]
 
 
