@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beeray.config import Config, load_config
-from beeray.config.yaml_text import MOST_NODES, UnfitYamlError, parse_yaml
+from beeray.config.yaml_text import UnfitYamlError, parse_yaml
 from beeray.errors import BeerayError, ConfigError
 
 GOOD = "name: x\ndata: {source: shop}\n"
@@ -74,24 +74,25 @@ def test_yaml_that_is_no_config_is_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
-def test_what_aliases_and_merges_are_for_still_works(tmp_path: Path) -> None:
+def test_what_aliases_and_merges_are_for_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n") == {
         "a": {"x": 1},
         "b": {"x": 1, "y": 2},
         "c": [{"x": 1}, {"x": 1}],
     }
-    assert len(parse_yaml(f"[{','.join('1' for _ in range(MOST_NODES - 1))}]")) == MOST_NODES - 1
-    with pytest.raises(UnfitYamlError, match="more than 100,000"):
-        parse_yaml(f"[{','.join('1' for _ in range(MOST_NODES))}]")
+    monkeypatch.setattr("beeray.config.yaml_text.MOST_NODES", 7)
+    assert parse_yaml("a: &a [1]\nb: *a\n") == {"a": [1], "b": [1]}  # the whole, two keys, two lists, two numbers
+    with pytest.raises(UnfitYamlError, match="it stands for more than 7 values"):
+        parse_yaml("a: &a [1, 1]\nb: *a\n")
     (tmp_path / "c.yaml").write_text(GOOD, encoding="utf-8-sig")
     assert load_config(str(tmp_path / "c.yaml")).name == "x"
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=&a [*a]", f"seed={LAUGHS.replace(chr(10), ', ')}", "seed={a: 1, a: 2}", "seed=" + "[" * 3000]
+    "override", ["seed=&a [*a]", f"seed={{{LAUGHS.replace(chr(10), ', ')}}}", "seed={a: 1, a: 2}", "seed=" + "[" * 3000]
 )
 def test_overrides_are_held_to_the_same(tmp_path: Path, override: str) -> None:
-    assert "c.yaml" in refusal(tmp_path, GOOD, override) or "override of 'seed'" in refusal(tmp_path, GOOD, override)
+    assert refusal(tmp_path, GOOD, override).startswith("override of 'seed': ")
 
 
 @pytest.mark.parametrize(

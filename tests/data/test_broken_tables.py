@@ -395,7 +395,7 @@ def columns(draw: st.DrawFn, length: int) -> pa.Array:
 
 
 @pytest.mark.parametrize(("which", "column"), COLUMNS)
-@settings(QUICK, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(QUICK, max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(data=st.data(), split=st.sampled_from(["item", "time", "user"]), drop=st.booleans())
 def test_a_column_of_anything_is_refused_in_one_line_or_read(
     which: str, column: str, data: st.DataObject, split: str, drop: bool
