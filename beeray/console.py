@@ -208,9 +208,11 @@ def run_verb(
     log_path = log or config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.open("ab").close()
     except OSError as error:
         print(
-            f"beeray {verb}: runs_dir {config.runs_dir!r}: {error.strerror}; give a folder that can be made",
+            f"beeray {verb}: runs_dir {config.runs_dir!r}, name {config.name[:80]!r}: {error.strerror}; "
+            "give a folder and a name that a log can be written under",
             file=sys.stderr,
         )
         return EXIT_USER_ERROR

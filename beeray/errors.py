@@ -4,9 +4,21 @@ Every message names the field or file, the value found, the rule and the remedy.
 escapes a verb is a bug of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
 
 class BeerayError(ValueError):
-    """Something the user can put right; its text is the one line that they read."""
+    """Something the user can put right; its text is the one line that they read.
+
+    Names of columns, files and ids come from anywhere: line breaks and all else that cannot be printed is shown as
+    Python's `repr` shows it.
+    """
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        said = str(message)
+        if not said.isprintable():
+            said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in said)
+        super().__init__(said, *more)
 
 
 class ConfigError(BeerayError):

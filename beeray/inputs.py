@@ -42,7 +42,12 @@ def open_encoder(config: Config) -> SentenceTransformer:
 
     encoder = config.encoder
     return load_encoder(
-        encoder.name, max_seq_length=config.longest_seq_length, prefix=encoder.prefix, attention=encoder.attention
+        encoder.name,
+        max_seq_length=config.longest_seq_length,
+        prefix=encoder.prefix,
+        attention=encoder.attention,
+        trust_remote_code=encoder.trust_remote_code,
+        revision=encoder.revision,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+SHOWN = 200
+
 
 def explain(error: ValidationError, tree: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line; an unknown key with the nearest valid one.
@@ -29,7 +31,9 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}{more}"
-    return f"{'.'.join(path)} is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    return f"{'.'.join(path)} is {shown}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _keys_beside(path: Sequence[str], tree: type[BaseModel]) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from beeray.config.credentials import redact_uri
 from beeray.config.explain import explain
 from beeray.config.tree import Config
+from beeray.config.yaml_text import UnfitYamlError, UnparsedYamlError, parse_yaml
 from beeray.errors import ConfigError
 
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -30,9 +31,13 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = _find(reference)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not valid YAML: it is no UTF-8 text") from None
+    except UnfitYamlError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file that this user may read") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, must be a mapping of config keys")
     for override in overrides:
@@ -49,21 +54,13 @@ def validate_config(tree: Mapping[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}: {explain(error, Config)}") from None
 
 
-def _what_is_wrong(error: Exception) -> str:
-    """A YAML error without the piece of the file that PyYAML shows: it may hold a password."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it cannot be parsed"
-    problem = getattr(error, "problem", None) or "it cannot be parsed"
-    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
-
-
 def _find(reference: str) -> Path:
     names = (reference, f"{reference}.yaml")
     tried = [Path(reference), *(folder / name for folder in (Path("configs"), CONFIGS_DIR) for name in names)]
     for path in tried:
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name that no file can have
+            if path.is_file():
+                return path
     known = sorted(p.name for p in CONFIGS_DIR.glob("*.yaml"))
     raise ConfigError(
         f"--config {reference!r}: no such file, here or under configs/ (there are: {', '.join(known) or 'none'})"
@@ -75,9 +72,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {redact_uri(override)!r}: must be of the form key.sub=value, e.g. train.lr=2e-5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except UnparsedYamlError:
         value = text
+    except UnfitYamlError as error:
+        raise ConfigError(f"override of {redact_uri(key)!r}: {error}") from None
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         value = text  # `encoder.prefix=query: ` is a text that happens to look like YAML
     *parents, leaf = key.split(".")

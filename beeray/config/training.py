@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -12,18 +13,41 @@ TOKEN_BUDGET = {"fp32": 2048, "bf16": 4096, "gpu": 8192}
 """Padded tokens of a micro-batch unless `train.token_budget` says otherwise: what a CPU's caches hold in either
 precision (with 8,192 tokens of MiniLM a step is a fifth slower, and a small step has more padding)."""
 
+COMMIT = r"[0-9a-f]{40}"
+
 
 class EncoderConfig(Section):
     """The sentence transformer that is trained or evaluated."""
 
     name: str = "sentence-transformers/all-mpnet-base-v2"
     """Hub name, folder, or `package:<python package>/<folder inside it>`."""
+    revision: str | None = Field(None, min_length=1)
+    """Commit, tag or branch of a hub name; the newest unless set."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the encoder, as the user of the command and of every worker. Only with `revision`
+    as a full commit hash, so that what runs is what was read."""
     max_seq_length: int = Field(384, ge=8)
     prefix: str = ""
     """Put before every text; exported as the model's default prompt."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout probability while training; the encoder's own unless set."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+
+    @model_validator(mode="after")
+    def _trusts_one_commit(self) -> EncoderConfig:
+        if self.trust_remote_code and not (self.revision and re.fullmatch(COMMIT, self.revision)):
+            raise ValueError(
+                f"encoder.trust_remote_code is true and encoder.revision {self.revision!r}: it must be the full hash "
+                "(40 hex digits) of the commit whose code you have read; set it, or leave trust_remote_code out"
+            )
+        return self
+
+    def revision_of(self, name: str) -> str | None:
+        """The revision at which an encoder is opened: `revision` for the one that the config names.
+
+        Where its code is trusted, for every other one too: a commit names its content, so no other code can run.
+        """
+        return self.revision if self.trust_remote_code or name == self.name else None
 
 
 class HeadConfig(Section):

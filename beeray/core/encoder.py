@@ -19,6 +19,8 @@ from beeray.core.cpu_kernels import CpuKernels
 from beeray.errors import EncoderError
 
 PROMPT_NAME = "document"
+PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
+"""Weights in torch's old format, which is Python's pickle."""
 
 
 class Encoder(nn.Module):
@@ -67,6 +69,8 @@ def load_encoder(
     dropout: float | None = None,
     attention: str = "auto",
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> SentenceTransformer:
     """Open a sentence transformer and set it up for training or embedding.
 
@@ -76,20 +80,26 @@ def load_encoder(
         prefix: put before every text; kept as the model's default prompt so that `encode` uses it too.
         dropout: probability of every dropout layer while training; None keeps the model's own.
         attention: attention implementation asked of transformers, or `auto`.
+        trust_remote_code: run code that comes with the encoder; that from the hub only of the commit `revision`.
+        revision: commit, tag or branch of a hub name.
 
     Raises:
-        EncoderError: nothing loadable there, or `max_seq_length` beyond what its positions allow.
+        EncoderError: nothing loadable there, weights that are pickles, modules that do not fit together, or
+            `max_seq_length` beyond what its positions allow.
     """
     source = encoder_source(name)
     model_kwargs: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        model = SentenceTransformer(source, device=str(device), model_kwargs=model_kwargs)
+        model = _open(source, str(device), model_kwargs, trust_remote_code, revision)
     except Exception as error:  # the hub and transformers raise a dozen unrelated types here
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        remedy = "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
+        if "trust_remote_code" in str(error):
+            remedy = "it brings code of its own: give another, or set encoder.trust_remote_code and encoder.revision"
         raise EncoderError(
-            f"encoder.name {name!r}: no sentence transformer could be loaded ({reason.strip()[:300]}); "
-            "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
+            f"encoder.name {name!r}: no sentence transformer could be loaded ({reason.strip()[:300]}); {remedy}"
         ) from error
+    _check_widths(model, name)
     longest = _longest_sequence(model)
     if longest is not None and max_seq_length > longest:
         raise EncoderError(
@@ -103,6 +113,20 @@ def load_encoder(
     if dropout is not None:
         set_dropout(model, dropout)
     return model
+
+
+def _open(
+    source: str, device: str, model_kwargs: dict[str, Any], trust_remote_code: bool, revision: str | None
+) -> SentenceTransformer:
+    pinned = {"code_revision": revision} if trust_remote_code else {}  # code that lies in other repositories, too
+    return SentenceTransformer(
+        source,
+        device=device,
+        model_kwargs={"use_safetensors": True, **pinned, **model_kwargs},
+        config_kwargs=dict(pinned) or None,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
 
 
 def encoder_source(name: str) -> str:
@@ -125,7 +149,32 @@ def encoder_source(name: str) -> str:
             f"encoder.name {name!r}: the folder holds neither modules.json nor config.json, so it is no encoder; "
             "give a folder written by SentenceTransformer.save"
         )
+    _refuse_pickles(name)
     return name
+
+
+def _refuse_pickles(folder: str) -> None:
+    """Loading a pickle can run any code; of what each module of a folder offers, safetensors alone are read."""
+    for pickled in sorted(path for name in PICKLES for path in Path(folder).glob(f"**/{name}")):
+        if pickled.is_file() and not any(pickled.parent.glob("*.safetensors")):
+            raise EncoderError(
+                f"encoder.name {folder!r}: {pickled.relative_to(folder)} is a pickle, which can run any code, and no "
+                "safetensors stand beside it; where you trust it, open it with SentenceTransformer and save it anew"
+            )
+
+
+def _check_widths(model: SentenceTransformer, name: str) -> None:
+    """A head or another linear module takes what the module before it gives."""
+    width: int | None = None
+    for module in model.children():
+        taken = getattr(module, "in_features", None)
+        if taken is not None and width is not None and taken != width:
+            raise EncoderError(
+                f"encoder.name {name!r}: its module {type(module).__name__} takes {taken} dimensions and gets {width}: "
+                "the folder is damaged or put together of several; save the encoder again"
+            )
+        given = getattr(module, "get_embedding_dimension", None)
+        width = given() if callable(given) else width
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

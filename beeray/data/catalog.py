@@ -55,10 +55,19 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool 
         except pa.ArrowInvalid as error:
             raise DataError(f"{where}: an id does not fit 64 bits with sign ({error}); give ids as strings") from error
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
+        _require_utf8(array, f"{where}: an id")
         return array.cast(pa.string())
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
     raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers: cast the column")
+
+
+def _require_utf8(texts: pa.Array, what: str) -> None:
+    """Parquet and feather hand over text that nobody has checked."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{what} is no UTF-8; write the table with texts in UTF-8") from error
 
 
 def render(template: str, table: pa.Table, kind: pa.DataType | None = None) -> pa.Array:
@@ -113,8 +122,11 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
         raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")
     try:
         texts = render(template, table)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"catalog text: {str(error).splitlines()[0]}; texts must be UTF-8") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"catalog text: {str(error).splitlines()[0]}; columns of the template must be UTF-8 text or numbers"
+        ) from error
+    _require_utf8(texts, "catalog text: a text")
     result = pa.table({"item_id": item_ids, "text": texts, "content_hash": content_hash(texts), ROW: table[ROW]})
     empty = pc.equal(texts, "")
     if not pc.any(empty).as_py():

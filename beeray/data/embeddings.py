@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beeray.data.embedding_format import Vectors
-from beeray.data.manifest import MANIFEST, Manifest, PublishedFile
+from beeray.data.manifest import INSIDE, MANIFEST, Manifest, PublishedFile
 from beeray.data.storage import exists, file_size, join, read_bytes, resolve, storage_errors
 from beeray.errors import EmbeddingsError
 
@@ -160,7 +161,10 @@ def read_latest(path: str) -> dict[str, str] | None:
     data = read_bytes(pointer)
     try:
         record = json.loads(data)
-        return {"version": str(record["version"]), "manifest_sha256": str(record["manifest_sha256"])}
+        version = str(record["version"])
+        if not re.fullmatch(INSIDE, version):
+            raise ValueError(f"version is {version!r}, which is no name of a folder")
+        return {"version": version, "manifest_sha256": str(record["manifest_sha256"])}
     except (ValueError, KeyError, TypeError) as error:
         raise EmbeddingsError(f"{pointer}: is damaged ({error}); publish again") from error
 

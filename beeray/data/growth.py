@@ -60,7 +60,7 @@ def write_items(store: Store, with_validation: bool, path: str) -> None:
 
 def growth_since(store: Store, path: str) -> Growth:
     """A store compared with the list that an earlier run left."""
-    earlier = read_part(path)
+    earlier = read_part(path, ["item_id", "domain", "trained"])
     places = pc.index_in(_keys(store.catalog(["item_id", "domain"])), value_set=_keys(earlier))
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]

@@ -144,11 +144,28 @@ def _repeated(code: Numbers, item: Numbers) -> NDArray[np.bool_]:
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:
-    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null is earliest."""
+    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null and NaN are earliest."""
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        array = array.cast(pa.timestamp("us"), safe=False)
+        array = _in_range(array, pa.timestamp("us"))
+    elif pa.types.is_floating(array.type):
+        array = array.cast(pa.float64())
+        array = pc.trunc(pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array))
+        _in_range(array, pa.int64())
+    elif pa.types.is_unsigned_integer(array.type) or pa.types.is_decimal(array.type):
+        array = _in_range(array, pa.int64())
     return pc.fill_null(_cast(array, pa.int64(), "timestamp"), 0)
+
+
+def _in_range(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Timestamps in another type; those of finer units are cut, those beyond 64 bits refused."""
+    try:
+        return array.cast(kind, safe=not pa.types.is_timestamp(array.type) or array.type.unit != "ns")
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"interactions timestamp: a value does not fit 64 bits ({str(error).splitlines()[0][:80]}); "
+            "mend or drop such rows"
+        ) from error
 
 
 def _cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, field: str) -> pa.Array | pa.ChunkedArray:

@@ -5,8 +5,9 @@ It reads the parts back, so it checks what training will read and not what prepa
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,14 @@ from beeray.data.id_ranges import hash_ids
 from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN
 from beeray.data.storage import resolve
-from beeray.data.store import Store, label_counts, list_column
+from beeray.data.store import CATALOG_COLUMNS, USER_COLUMNS, Store, label_counts, list_column
 from beeray.data.store_meta import DomainMeta
 from beeray.data.streaming import in_tasks
-from beeray.errors import StoreError
+from beeray.data.table_files import unreadable
+from beeray.errors import DataError, StoreError
 
 Flat = NDArray[np.int64]
+IDS = (pa.int64(), pa.string())
 USERS_AT_ONCE = 4096
 CHECKED_HERE = 4_000_000
 """Interactions of a store that are checked without tasks, in half a second or so."""
@@ -40,7 +43,13 @@ def check_leakage(store: Store) -> None:
     Raises:
         StoreError: names the first user and item that offend, and the rule.
     """
-    item_ids, labels = store.item_ids(), store.item_labels()
+    with _damaged(store):
+        for paths, columns in ((store.catalog_paths(), CATALOG_COLUMNS), (store.user_paths(), USER_COLUMNS)):
+            for path in paths:
+                _require_columns(store, path, columns)
+        item_ids, labels = store.item_ids(), store.item_labels()
+    if not {"train", "train+validation"} <= store.meta.training_users.keys():
+        raise _refused(store, "meta.json does not say how many users are trained on")
     if len(labels) != store.meta.num_items or label_counts(labels) != store.meta.items:
         raise _refused(store, f"its catalog holds {len(labels)} items {label_counts(labels)}, meta.json says otherwise")
     if len(store.domains) > 1:
@@ -109,7 +118,7 @@ def check_part(path: str, store: Store, domain: DomainMeta, item_labels: NDArray
     last: pa.Array | None = None
     filesystem, inside = resolve(path)
     try:
-        with filesystem.open_input_file(inside) as file:
+        with _damaged(store), unreadable(path, ""), filesystem.open_input_file(inside) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=USERS_AT_ONCE):
                 counted.update(_check_batch(store, domain, batch, item_labels))
                 user_ids = batch["user_id"] if last is None else pa.concat_arrays([last, batch["user_id"]])
@@ -158,6 +167,9 @@ def _require_order(store: Store, user_ids: pa.Array) -> None:
 def _check_batch(
     store: Store, domain: DomainMeta, batch: pa.RecordBatch, item_labels: NDArray[np.int8]
 ) -> Counter[str]:
+    for name in USER_COLUMNS.keys() - {"timestamps"}:
+        if batch[name].null_count or (pa.types.is_list(batch[name].type) and batch[name].flatten().null_count):
+            raise _refused(store, f"{name} is null in a part of its users")
     indptr, items = list_column(batch["item_indices"])
     label_ptr, labels = list_column(batch["splits"])
     users = np.repeat(batch["user_index"].to_numpy(), np.diff(indptr))
@@ -206,6 +218,35 @@ def _require(store: Store, right: NDArray[np.bool_], users: Flat, items: Flat, r
         raise _refused(
             store, f"user_index {users[place]} {rule} (item_index {items[place]}; {int((~right).sum())} such)"
         )
+
+
+def _require_columns(store: Store, path: str, columns: Mapping[str, pa.DataType | None]) -> None:
+    """A part has the columns of a store's, in the types that they were written in."""
+    filesystem, inside = resolve(path)
+    with unreadable(path, ""), filesystem.open_input_file(inside) as file:
+        opened = pq.ParquetFile(file)
+        schema, metadata = opened.schema_arrow, opened.metadata
+        nulls = {
+            column.path_in_schema
+            for group in map(metadata.row_group, range(metadata.num_row_groups))
+            for column in map(group.column, range(group.num_columns))
+            if column.statistics is not None and column.statistics.null_count
+        }
+    for name, kind in columns.items():
+        if name in nulls:
+            raise _refused(store, f"{path.rpartition('/')[2]} has a null {name}")
+        found = schema.field(name).type if schema.names.count(name) == 1 else None
+        if found is None or (found not in IDS if kind is None else found != kind):
+            raise _refused(store, f"{path.rpartition('/')[2]} is no part of one (its {name} is {found})")
+
+
+@contextlib.contextmanager
+def _damaged(store: Store) -> Iterator[None]:
+    """Tell of a part that cannot be read as what is wrong with the store."""
+    try:
+        yield
+    except DataError as error:
+        raise StoreError(f"store {store.path!r}: {error}; delete the store and prepare again") from error
 
 
 def _refused(store: Store, reason: str) -> StoreError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from beeray.data.embedding_format import EmbeddingFormat
 from beeray.errors import EmbeddingsError
 
 MANIFEST = "_manifest.json"
+INSIDE = r"([\w-][\w.-]*/)*[\w-][\w.-]*"
 SCHEMA_VERSION = 1
 
 
@@ -113,6 +115,9 @@ class Manifest:
             values["format"] = EmbeddingFormat(**_known_fields(EmbeddingFormat, values["format"]))
             for name, files in (("files", values["files"]), ("error_files", values.get("error_files", []))):
                 values[name] = [PublishedFile(**_known_fields(PublishedFile, one)) for one in files]
+                outside = [one.path for one in values[name] if not re.fullmatch(INSIDE, one.path)]
+                if outside:
+                    raise ValueError(f"it lists {outside[0]!r}, which is no file of its folder")
             return cls(**values)
         except EmbeddingsError:
             raise

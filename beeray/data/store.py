@@ -35,6 +35,24 @@ from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.errors import BeerayError, StoreError
 
 META = "meta.json"
+CATALOG_COLUMNS = {
+    "item_index": pa.int32(),
+    "item_id": None,
+    "domain": pa.string(),
+    "text": pa.string(),
+    "content_hash": pa.binary(16),
+    "split": pa.int8(),
+}
+USER_COLUMNS = {
+    "user_index": pa.int32(),
+    "user_id": None,
+    "domain": pa.string(),
+    "split": pa.int8(),
+    "item_indices": pa.list_(pa.int32()),
+    "splits": pa.list_(pa.int8()),
+    "timestamps": pa.list_(pa.int64()),
+}
+"""Columns of the parts and their types; None: int64 or string."""
 INTERACTION_COLUMNS = ["split", "item_indices", "splits"]
 """What of a users part says who has what, and for which use."""
 
@@ -73,15 +91,14 @@ class Store:
         try:
             record = read_json(marker)
             version = int(record["schema_version"])
-            known = {one.name for one in dataclasses.fields(StoreMeta)}
-            meta = StoreMeta(**{key: value for key, value in record.items() if key in known}) if version else None
+            meta = StoreMeta.from_record(record) if version == SCHEMA_VERSION else None
         except BeerayError:  # storage that does not answer says nothing about the store
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
                 f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again"
             ) from error
-        if version != SCHEMA_VERSION or meta is None:
+        if meta is None:
             raise StoreError(
                 f"store {path!r}: schema_version is {version}, this beeray reads {SCHEMA_VERSION}; "
                 + ("update beeray" if version > SCHEMA_VERSION else "delete the store and prepare again")

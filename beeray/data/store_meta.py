@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 SCHEMA_VERSION = 2
+SPLIT_KINDS = ("item", "time", "user")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,39 @@ class StoreMeta:
     by_domain: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
+    def from_record(cls, record: dict[str, Any]) -> StoreMeta:
+        """What a `meta.json` of this schema version holds; keys that a later minor version added are passed over.
+
+        Raises:
+            ValueError: names the key that is missing, of another type, or does not fit the others.
+        """
+        meta = _validated(cls, record)
+        domains = [_validated(DomainMeta, one) for one in meta.by_domain]
+        if meta.split_kind not in SPLIT_KINDS:
+            raise ValueError(f"split_kind is {meta.split_kind!r}")
+        if len(meta.domains) != (len(domains) or 1) or (domains and [one.name for one in domains] != meta.domains):
+            raise ValueError(f"domains are {meta.domains}, by_domain holds {len(domains)}")
+        counts = [meta.num_items, meta.num_users, meta.num_interactions]
+        counted: list[DomainMeta | StoreMeta] = [*domains] or [meta]
+        for one in counted:
+            if any(number < 0 for number in (one.num_items, one.num_users, one.num_interactions)):
+                raise ValueError("a count is below zero")
+            if one.training_users != {name: sum(parts) for name, parts in one.training_users_of_parts.items()}:
+                raise ValueError("training_users_of_parts do not add up to training_users")
+            if one.time_boundaries is not None and len(one.time_boundaries) != 2:
+                raise ValueError(f"time_boundaries are {len(one.time_boundaries)} numbers")
+        if domains:
+            firsts = itertools.accumulate(
+                ((one.num_items, one.num_users) for one in domains[:-1]), _add, initial=(0, 0)
+            )
+            if [(one.first_item, one.first_user) for one in domains] != list(firsts):
+                raise ValueError("the ranges of its domains do not follow each other")
+            own = [[one.num_items, one.num_users, one.num_interactions] for one in domains]
+            if [sum(numbers) for numbers in zip(*own, strict=True)] != counts:
+                raise ValueError("its domains do not add up to the whole")
+        return meta
+
+    @classmethod
     def of_domains(cls, fingerprint: str, split_kind: str, domains: Sequence[DomainMeta]) -> StoreMeta:
         """The whole store's counts, and each domain's where there are several."""
         several = len(domains) > 1
@@ -91,6 +129,19 @@ class StoreMeta:
             time_boundaries=None if several else domains[0].time_boundaries,
             by_domain=[dataclasses.asdict(one) for one in domains] if several else [],
         )
+
+
+def _add(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _validated(kind: type[T], record: dict[str, Any]) -> T:
+    known = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(kind).validate_python({key: value for key, value in record.items() if key in known})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
 def _sum_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -109,17 +109,52 @@ def ids_with_leading_zeros(
     return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
 
 
+def check_structure(batch: pa.RecordBatch) -> None:
+    """Refuse offsets and codes that point outside their buffers, which Arrow takes from feather files as they are.
+
+    Whether texts are UTF-8 is not looked at.
+
+    Raises:
+        pa.ArrowInvalid: names the column and what is wrong with it.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate()
+            if pa.types.is_dictionary(column.type):
+                _as_bytes(column.dictionary).validate(full=True)
+                column = pa.DictionaryArray.from_arrays(column.indices, pa.nulls(len(column.dictionary)), safe=False)
+            _as_bytes(column).validate(full=True)
+        except pa.ArrowException as error:
+            raise pa.ArrowInvalid(f"column {name!r}: {first_line(error)}") from error
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Text as the bytes that it is made of, without a copy; any other column as it is."""
+    for text, raw in (
+        (pa.string(), pa.binary()),
+        (pa.large_string(), pa.large_binary()),
+        (pa.string_view(), pa.binary_view()),
+    ):
+        if column.type == text:
+            return column.view(raw)
+    return column
+
+
 @contextlib.contextmanager
 def unreadable(path: str, remedy: str) -> Iterator[None]:
     """Tell what Arrow says about a file in one line, without a secret of its URI.
+
+    Args:
+        remedy: what to do about it; empty where the caller says so.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{shown_uri(path)}: cannot be read ({first_line(error, path)}); {remedy}") from error
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError, zlib.error) as error:
+        said = f"{shown_uri(path)}: cannot be read ({first_line(error, path)})"
+        raise DataError(f"{said}; {remedy}" if remedy else said) from error
 
 
 def first_line(error: BaseException, uri: str = "") -> str:

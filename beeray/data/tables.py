@@ -24,6 +24,7 @@ from beeray.data.csv_ranges import CsvRange, csv_ranges
 from beeray.data.storage import FileStat, is_local, list_files, resolve
 from beeray.data.table_files import (
     PARSE_CSV,
+    check_structure,
     estimated_csv_rows,
     first_line,
     format_of,
@@ -46,6 +47,7 @@ FRAGMENT_SHIFT = 40
 FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
 OPEN_AT_ONCE = 16
+SHOWN_NAMES = 500
 ROW = "row"
 IDS = ("user_id", "item_id")
 NARROW = {*IDS, "value", "timestamp"}
@@ -159,7 +161,7 @@ class Table:
         is_csv = [isinstance(file.fragment.format, pads.CsvFileFormat) for file in files]
         csvs = [file.path for file, yes in zip(files, is_csv, strict=True) if yes]
         # Not in threads: Arrow's counts wait for each other for ever once they are as many as its I/O threads.
-        counted = [int(file.fragment.count_rows()) for file, yes in zip(files, is_csv, strict=True) if not yes]
+        counted = [_counted_rows(file) for file, yes in zip(files, is_csv, strict=True) if not yes]
         return sum(counted) + sum(_in_threads(estimated_csv_rows, csvs))
 
     def dataset(self, weight_per_task: int = 1) -> ray.data.Dataset:
@@ -204,9 +206,11 @@ class Table:
             raise ConfigError(f"{self.label}: a column called {ROW!r} cannot be used in a template; rename it")
         for name, column in self.columns.items():
             if column not in schema.names:
+                shown = ", ".join(schema.names)
+                shown = shown if len(shown) <= SHOWN_NAMES else f"{shown[:SHOWN_NAMES]} …"
                 raise DataError(
                     f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
-                    f"its columns are {', '.join(schema.names)}; map the column in the config"
+                    f"its columns are {shown}; map the column in the config"
                 )
 
     def _text_columns(self) -> list[str]:
@@ -282,9 +286,11 @@ class Fragment:
             elif isinstance(self.piece, CsvRange):
                 yield from self.piece.batches(columns)
             else:
-                yield from self.piece.to_batches(
+                for batch in self.piece.to_batches(
                     columns=columns, batch_size=num_rows, batch_readahead=1, fragment_readahead=1
-                )
+                ):
+                    check_structure(batch)
+                    yield batch
 
 
 def _parquet_batches(
@@ -308,6 +314,11 @@ def _parquet_batches(
 @dataclass(frozen=True)
 class _ReadTask:
     fragments: list[Fragment]
+
+
+def _counted_rows(file: OpenFile) -> int:
+    with unreadable(file.path, "repair or remove it"):
+        return int(file.fragment.count_rows())
 
 
 def _bytes_of(fragment: pads.ParquetFileFragment) -> int:
@@ -358,4 +369,6 @@ def _open(
         )
     with unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
-        return OpenFile(path, fragment, fragment.physical_schema, file.size)
+        schema = fragment.physical_schema
+        _ = schema.names  # names that are no UTF-8 are found here
+        return OpenFile(path, fragment, schema, file.size)

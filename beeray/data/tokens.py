@@ -17,9 +17,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -27,29 +28,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
+from pydantic import Field, TypeAdapter
 from tokenizers import Tokenizer
 
 from beeray.data.staging import Staging
 from beeray.data.storage import exists, is_local, join, read_json, resolve, storage_errors, write_json
 from beeray.data.store import Store
 from beeray.data.streaming import drain, set_up_ray_data
-from beeray.errors import EncoderError
+from beeray.data.table_files import unreadable
+from beeray.errors import BeerayError, EncoderError, StoreError
 
 Report = Callable[[str, int, int | None], None]
 CHUNK = 2048
 META = "meta.json"
 
 
+@dataclass(frozen=True)
+class TokenMeta:
+    """What a token store's `meta.json` says."""
+
+    prefix_ids: list[Annotated[int, Field(ge=0)]]
+    suffix_ids: list[Annotated[int, Field(ge=0)]]
+    pad_token_id: Annotated[int, Field(ge=0)]
+    dtype: Literal["uint16", "int32"]
+    limit: Annotated[int, Field(ge=1)]
+    text_prefix: str
+    store_fingerprint: str
+
+
 class TokenStore:
     """Token ids of every item of a catalog, memory-mapped: workers of a node share the pages."""
 
-    def __init__(self, path: str, meta: dict[str, Any]) -> None:
+    def __init__(self, path: str, meta: TokenMeta) -> None:
         self.path = path
-        self.pad_token_id: int = meta["pad_token_id"]
-        self._prefix = np.asarray(meta["prefix_ids"], dtype=np.int64)
-        self._suffix = np.asarray(meta["suffix_ids"], dtype=np.int64)
-        self._dtype = np.dtype(meta["dtype"])
-        self.limit: int = meta["limit"]
+        self.pad_token_id = meta.pad_token_id
+        self._prefix = np.asarray(meta.prefix_ids, dtype=np.int64)
+        self._suffix = np.asarray(meta.suffix_ids, dtype=np.int64)
+        self._dtype = np.dtype(meta.dtype)
+        self.limit = meta.limit
 
     @classmethod
     def open(cls, path: str, cache_dir: str | None = None) -> TokenStore:
@@ -60,11 +76,37 @@ class TokenStore:
         """
         if not is_local(path):
             path = _bring_over(path, Path(cache_dir or Path.home() / ".cache" / "beeray" / "tokens"))
-        return cls(path, read_json(join(path, META)))
+        try:
+            store = cls(path, TypeAdapter(TokenMeta).validate_python(read_json(join(path, META))))
+            ids, ends = store._ids, store._offsets
+            if ends.dtype != np.int64 or ends.ndim != 1 or ends[0] != 0 or ends[-1] != len(ids):
+                raise ValueError(f"ids.bin holds {len(ids)} ids, offsets.npy says otherwise")
+        except BeerayError:  # storage that does not answer says nothing about what it holds
+            raise
+        except (ValueError, IndexError, EOFError, OSError, RecursionError) as error:
+            raise _damaged(path, str(error)) from error
+        return store
+
+    def check(self, num_items: int, vocabulary: int) -> None:
+        """Read all of it, once a command, and refuse what would fail in the middle of training.
+
+        Args:
+            num_items: of the catalog.
+            vocabulary: one more than the largest id of the tokenizer.
+
+        Raises:
+            StoreError: offsets or ids are not of this catalog and tokenizer.
+        """
+        if self.num_items != num_items:
+            raise _damaged(self.path, f"it holds {self.num_items} items, the store {num_items}")
+        if (np.diff(self._offsets) < 0).any():
+            raise _damaged(self.path, "its offsets fall")
+        if len(self._ids) and not 0 <= int(self._ids.min()) <= int(self._ids.max()) < vocabulary:
+            raise _damaged(self.path, "it holds ids that the tokenizer does not have")
 
     @cached_property
     def _ids(self) -> NDArray[Any]:
-        if self._offsets[-1] == 0:
+        if Path(self.path, "ids.bin").stat().st_size == 0:
             return np.empty(0, dtype=self._dtype)
         return np.memmap(join(self.path, "ids.bin"), dtype=self._dtype, mode="r")
 
@@ -123,27 +165,24 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
 
     Raises:
         EncoderError: the tokenizer is not a fast one.
+        StoreError: there is a token store, and it is damaged.
     """
     as_json = bare_tokenizer(tokenizer)
     bare = Tokenizer.from_str(as_json)
+    vocabulary = 1 + max(bare.get_vocab(with_added_tokens=True).values(), default=0)
     digest = hashlib.sha256(json.dumps([as_json, prefix, limit, store.meta.fingerprint]).encode()).hexdigest()[:16]
     path = join(store.path, "tokens", digest)
     if exists(join(path, META)):
+        if is_local(path):  # others are opened where they are brought to
+            TokenStore.open(path).check(store.meta.num_items, vocabulary)
         return path
     before, after = special_tokens(bare)
-    dtype = "uint16" if bare.get_vocab_size(with_added_tokens=True) < 2**16 else "int32"
-    meta = {
-        "prefix_ids": before,
-        "suffix_ids": after,
-        "pad_token_id": int(tokenizer.pad_token_id or 0),
-        "dtype": dtype,
-        "limit": limit,
-        "text_prefix": prefix,
-        "store_fingerprint": store.meta.fingerprint,
-    }
+    dtype: Literal["uint16", "int32"] = "uint16" if vocabulary <= 2**16 else "int32"
+    padding = int(tokenizer.pad_token_id or 0)
+    meta = TokenMeta(before, after, padding, dtype, limit, prefix, store.meta.fingerprint)
     with Staging(path, META) as staging:
         _tokenise(store, staging.path, as_json, prefix, limit - len(before) - len(after), dtype, report)
-        write_json(join(staging.path, META), meta)
+        write_json(join(staging.path, META), asdict(meta))
         staging.publish()
     return path
 
@@ -216,6 +255,7 @@ def _tokenise_part(
         stem = f"{inside}/part-{int(part):05d}"
         items = 0
         with (
+            unreadable(str(path), "delete the store and prepare again"),
             source.open_input_file(place) as file,
             filesystem.open_output_stream(f"{stem}.ids") as ids,
             filesystem.open_output_stream(f"{stem}.lengths") as lengths,
@@ -229,6 +269,11 @@ def _tokenise_part(
                 lengths.write(np.asarray([len(one) for one in kept], dtype=np.int32).tobytes())
                 items += len(kept)
         yield pa.table({"items": [items]})
+
+
+def _damaged(path: str, reason: str) -> StoreError:
+    said = reason.splitlines()[0][:200] if reason else "empty"
+    return StoreError(f"token store {path}: is damaged ({said}); delete that folder and run the same command again")
 
 
 def _bring_over(path: str, cache: Path) -> str:

@@ -39,6 +39,7 @@ class EmbedderTask:
         use_gpu: whether an actor has (a share of) a GPU.
         num_actors, threads: of the job; threads None: the node's cores divided by its actors.
         format: what vectors are stored as.
+        trust_remote_code, revision: as of `load_encoder`.
     """
 
     model: str
@@ -52,6 +53,8 @@ class EmbedderTask:
     num_actors: int
     threads: int | None
     format: EmbeddingFormat
+    trust_remote_code: bool = False
+    revision: str | None = None
 
 
 class Embedder:
@@ -79,6 +82,8 @@ class Embedder:
             prefix=task.prefix,
             attention=task.attention,
             device=self.device,
+            trust_remote_code=task.trust_remote_code,
+            revision=task.revision,
         )
         found = model_fingerprint(model)
         if found != task.fingerprint:

@@ -101,4 +101,6 @@ def open_encoder(config: Config, name: str, max_seq_length: int, device: torch.d
         dropout=config.encoder.dropout,
         attention=config.encoder.attention,
         device=device,
+        trust_remote_code=config.encoder.trust_remote_code,
+        revision=config.encoder.revision_of(name),
     )

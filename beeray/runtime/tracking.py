@@ -306,11 +306,12 @@ class Tracker:
 
     def _log_model(self, folder: Path) -> None:
         import mlflow
-        from sentence_transformers import SentenceTransformer
+
+        from beeray.runtime.task import open_encoder
 
         with mlflow.start_run(run_id=self.run_id):
             mlflow.sentence_transformers.log_model(
-                SentenceTransformer(str(folder), device="cpu"),
+                open_encoder(self.config, str(folder), self.config.served_seq_length, "cpu"),
                 name="model",
                 registered_model_name=self.config.tracking.registered_model,
                 pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them

@@ -66,9 +66,14 @@ def _check_prefix(config: Config, model: Path, *, always: bool) -> None:
         always: having none is a prefix, too: so it is with what a run exported, while other folders may just not say.
     """
     saved = model / "config_sentence_transformers.json"
-    record = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    name = record.get("default_prompt_name")
-    prefix = record.get("prompts", {}).get(name, "") if name else ""
+    try:
+        record = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+        name = record.get("default_prompt_name")
+        prefix = record.get("prompts", {}).get(name, "") if name else ""
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"train.init_from {config.train.init_from!r}: {saved} is damaged ({error}); save that encoder again"
+        ) from error
     if prefix != config.encoder.prefix and (always or name):
         raise ConfigError(
             f"encoder.prefix is {config.encoder.prefix!r}: what train.init_from {config.train.init_from!r} names was "

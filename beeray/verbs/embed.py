@@ -109,7 +109,12 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     name = published_model(config, asked or config.embed.model)
     encoder = config.encoder
     model = load_encoder(
-        name, max_seq_length=config.published_seq_length, prefix=encoder.prefix, attention=encoder.attention
+        name,
+        max_seq_length=config.published_seq_length,
+        prefix=encoder.prefix,
+        attention=encoder.attention,
+        trust_remote_code=encoder.trust_remote_code,
+        revision=encoder.revision_of(name),
     )
     tokenizer = bare_tokenizer(model.tokenizer, f"encoder {name!r}")
     dim = embedding_dim(model)
@@ -158,6 +163,8 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         num_actors=embed.num_actors or 1,
         threads=embed.threads_per_actor,
         format=form,
+        trust_remote_code=encoder.trust_remote_code,
+        revision=encoder.revision_of(name),
     )
     return plan, task, tokenizer
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beeray.config import Config
+from beeray.config import Config, EncoderConfig
 from beeray.console import Console
 from beeray.core.encoder import encoder_source
 from beeray.data.preparation import store_fingerprint
@@ -44,7 +44,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
     chosen = config
-    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"name": model})})
+    config = config.model_copy(update={"encoder": _named(config.encoder, model)})
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster, config.storage):
         check_placement(config.cluster)
@@ -92,6 +92,10 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     if report is not None:
         console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def _named(encoder: EncoderConfig, model: str) -> EncoderConfig:
+    return encoder.model_copy(update={"name": model, "revision": encoder.revision_of(model)})
 
 
 def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:

@@ -98,7 +98,12 @@ def _check_serving(config: Config, serving: dict[str, str]) -> None:
     if name.startswith("/") and not Path(name).is_dir():
         raise RunError(f"the serving model {name} is gone, so the new one cannot be compared with it; {remedy}")
     model = load_encoder(
-        name, max_seq_length=config.served_seq_length, prefix=encoder.prefix, attention=encoder.attention
+        name,
+        max_seq_length=config.served_seq_length,
+        prefix=encoder.prefix,
+        attention=encoder.attention,
+        trust_remote_code=encoder.trust_remote_code,
+        revision=encoder.revision_of(name),
     )
     found = model_fingerprint(model)
     if found != serving["fingerprint"]:

@@ -13,7 +13,7 @@ import pytest
 
 from beeray.config import Config, validate_config
 from beeray.data.storage import write_json
-from beeray.data.store_meta import StoreMeta
+from beeray.data.store_meta import SCHEMA_VERSION, StoreMeta
 from beeray.errors import ConfigError, DataError, StoreError
 from beeray.runtime.doctor.probe import Here
 from beeray.runtime.doctor.storage import Place, check_storage, nearest_folder, places_of
@@ -143,5 +143,5 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     more: dict[str, Any] = {name: {} for name in ("items", "users", "interactions", "training_users")}
     meta = StoreMeta("f", "item", ["items"], **counts, **more, schema_version=99)
     write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
-    with pytest.raises(StoreError, match="schema_version is 99, this beeray reads 1; update beeray"):
+    with pytest.raises(StoreError, match=f"schema_version is 99, this beeray reads {SCHEMA_VERSION}; update beeray"):
         check_data(a_config(tmp_path))

@@ -109,3 +109,15 @@ def test_old_items_are_only_those_of_the_store_that_the_run_was_claimed_for(tmp_
     folder.old_items.write_bytes(b"")
     assert folder.old_items_of("store") == str(folder.old_items)
     assert folder.old_items_of("another") == ""
+
+
+@pytest.mark.parametrize("saved", ["", "{", "[]", "3", '{"prompts": 3, "default_prompt_name": "x"}', "[" * 5000])
+def test_a_folder_whose_settings_are_damaged_is_refused(tmp_path: Path, saved: str) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "modules.json").write_text("[]")
+    (folder / "config_sentence_transformers.json").write_text(saved)
+    with pytest.raises(BeerayError) as caught:
+        find_warm_start(a_config(tmp_path, init_from=str(folder)))
+    assert "config_sentence_transformers.json is damaged (" in str(caught.value)
+    assert str(caught.value).isprintable()

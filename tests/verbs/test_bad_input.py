@@ -180,7 +180,7 @@ def lay_out(mistake: Mistake, folder: Path, encoder: Path) -> dict[str, Any]:
         "tracking": {"log_model": False},
     }
     (folder / "bad.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    given = [one.format(here=folder) for one in mistake.arguments]
+    given = [one.replace("{here}", str(folder)) for one in mistake.arguments]
     model = ["--model", "untouched"] if mistake.verb == "evaluate" else []
     config_given = [] if "--config" in given else ["--config", "bad.yaml"]
     arguments = [*config_given, *model, *given]
