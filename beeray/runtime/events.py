@@ -156,7 +156,7 @@ class EventHandler:
             self._on_step(step)
 
     def _on_step(self, event: dict[str, Any]) -> None:
-        self.startup.reached("first_step", event.pop("at"))
+        self.startup.reached("first_step", event["at"])
         rate = event["tokens"] / event["step_s"]
         note = f"loss {event['loss']:.4f}  {event['items'] / event['step_s']:,.0f} items/s  {rate:,.0f} tokens/s"
         self._show("train", event["step"] + 1, self._num_steps, "step", note)
