@@ -33,6 +33,10 @@ class StoreError(BeerayError):
     """A prepared store that is missing, half-written, from another version, or leaks held-out data."""
 
 
+class OlderStoreError(StoreError):
+    """A store that an earlier version wrote: whoever has its sources prepares it anew."""
+
+
 class EmbeddingsError(BeerayError):
     """Published embeddings that are missing, damaged, or from another version."""
 

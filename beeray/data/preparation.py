@@ -7,6 +7,7 @@ is written beside its final name and renamed when whole and free of leakage.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.data.tables import ROW
 from beeray.data.time_windows import NUM_BINS, SortedTimes
-from beeray.errors import ConfigError, DataError
+from beeray.errors import ConfigError, DataError, OlderStoreError
 
 Report = Callable[[str, int, int | None], None]
 TRAINING_USERS = {"train": "trainable", "train+validation": "trainable_with_validation"}
@@ -54,7 +55,7 @@ NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_
 
 
 def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
-    """The store of a config, prepared if it is missing or its inputs or rules have changed.
+    """The store of a config, prepared if it is missing, an older version's, or its inputs or rules have changed.
 
     Returns:
         the store, and whether it was prepared now.
@@ -62,10 +63,11 @@ def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
     domains = open_domains(config)
     fingerprint = store_fingerprint(config, domains)
     if exists(join(config.store_path, META)):
-        store = Store.open(config.store_path)
-        if store.meta.fingerprint == fingerprint:
-            check_leakage(store)
-            return store, False
+        with contextlib.suppress(OlderStoreError):
+            store = Store.open(config.store_path)
+            if store.meta.fingerprint == fingerprint:
+                check_leakage(store)
+                return store, False
     return prepare_store(config, domains, report), True
 
 

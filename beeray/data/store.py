@@ -32,7 +32,7 @@ from beeray.data.parts import read_part
 from beeray.data.splits import SPLITS, TEST, TRAIN, VALIDATION, evaluation_masks, training_mask
 from beeray.data.storage import exists, join, list_files, read_json, resolve
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
-from beeray.errors import BeerayError, StoreError
+from beeray.errors import BeerayError, OlderStoreError, StoreError
 
 META = "meta.json"
 CATALOG_COLUMNS = {
@@ -83,7 +83,7 @@ class Store:
         """Open a whole store.
 
         Raises:
-            StoreError: missing, half-written, damaged, or written by a newer version.
+            StoreError: missing, half-written, damaged, or written by a newer version (`OlderStoreError`: an older one).
         """
         marker = join(path, META)
         if not exists(marker):
@@ -99,7 +99,8 @@ class Store:
                 f"store {path!r}: {META} is damaged ({error}); delete the store and prepare again"
             ) from error
         if meta is None:
-            raise StoreError(
+            older = 1 <= version < SCHEMA_VERSION
+            raise (OlderStoreError if older else StoreError)(
                 f"store {path!r}: schema_version is {version}, this beeray reads {SCHEMA_VERSION}; "
                 + ("update beeray" if version > SCHEMA_VERSION else "delete the store and prepare again")
             )

@@ -23,7 +23,7 @@ from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
 from beeray.data.store_meta import SCHEMA_VERSION, StoreMeta
 from beeray.data.tokens import TokenStore, ensure_tokens
-from beeray.errors import DataError, StoreError
+from beeray.errors import DataError, OlderStoreError, StoreError
 
 WORDS = {word: number for number, word in enumerate(["item", *(str(digit) for digit in range(10)), "?"])}
 
@@ -201,18 +201,33 @@ def test_a_store_of_another_version_is_refused_with_both_versions(folder: Path, 
     refused(folder, f"schema_version is {version}, this beeray reads {SCHEMA_VERSION}; ", remedy)
 
 
+def test_a_store_of_an_older_version_is_prepared_anew(folder: Path) -> None:
+    path, meta = meta_of(folder)
+    path.write_text(json.dumps(meta | {"schema_version": SCHEMA_VERSION - 1}))
+    with pytest.raises(OlderStoreError, match="delete the store and prepare again"):
+        Store.open(str(folder / "stores" / "bad"))
+    assert prepared(folder).meta.schema_version == SCHEMA_VERSION
+    assert json.loads(path.read_text()) == meta
+
+
 WRONG = [None, "x", -1, [], {}, [1], {"a": "b"}, 1.5, [[]]]
 
 
 @pytest.mark.parametrize("key", [one.name for one in dataclasses.fields(StoreMeta)])
 def test_a_meta_whose_values_are_of_another_kind_is_damaged(folder: Path, key: str) -> None:
     path, meta = meta_of(folder)
-    fine = {"fingerprint": ["x"], "dropped": [{}], "time_boundaries": [None], "by_domain": [[]], "schema_version": []}
+    fine = {
+        "fingerprint": ["x"],
+        "dropped": [{}],
+        "time_boundaries": [None],
+        "by_domain": [[]],
+        "schema_version": [1.5],
+    }
     for wrong in WRONG:
         if wrong in fine.get(key, []):
             continue
         path.write_text(json.dumps(meta | {key: wrong}))
-        refused(folder, "prepare again" if wrong != 1.5 or key != "schema_version" else "")
+        refused(folder, "prepare again")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from beeray.config import Config, validate_config
 from beeray.data.parts import read_part
 from beeray.data.preparation import ensure_store
-from beeray.data.store import Store
+from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -261,6 +261,21 @@ def test_a_user_split_holds_out_users_and_asks_for_a_fifth_of_theirs(shop_store:
     for user_label, interactions in labels_by_user(store).values():
         expected = [0, 0, 0, 0, 0] if user_label == 0 else [0, 0, 0, 0, user_label]
         assert sorted(interactions.values()) == expected
+
+
+@pytest.mark.parametrize("num_buckets", [2, 5])
+def test_the_store_knows_how_many_training_users_each_part_has(
+    shop_store: Callable[..., Store], num_buckets: int
+) -> None:
+    store = shop_store("user", num_buckets)
+    (domain,) = store.domains
+    for with_validation, name in ((False, "train"), (True, "train+validation")):
+        counted = [
+            training_rows(read_part(path, ["user_index", *INTERACTION_COLUMNS]), with_validation).num_rows
+            for path in store.user_paths()
+        ]
+        assert domain.training_users_of_parts[name] == counted
+        assert sum(counted) == store.meta.training_users[name]
 
 
 @pytest.mark.parametrize("kind", ["item", "time", "user"])
