@@ -16,6 +16,7 @@ import pytest
 from beeray.config import validate_config
 from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
+from beeray.data.store_meta import SCHEMA_VERSION
 from beeray.errors import BeerayError, ConfigError, DataError, StoreError
 
 Columns = dict[str, list[Any]]
@@ -341,19 +342,19 @@ WHOLE_META = {
     "users": {},
     "interactions": {},
     "training_users": {},
-    "schema_version": 1,
+    "schema_version": SCHEMA_VERSION,
 }
 
 
 @pytest.mark.parametrize(
     ("meta", "expected"),
     [
-        (json.dumps(WHOLE_META | {"schema_version": 2}), ["schema_version is 2, this beeray reads 1", "update beeray"]),
+        (json.dumps(WHOLE_META | {"schema_version": 99}), ["schema_version is 99, this beeray reads", "update beeray"]),
         (json.dumps(WHOLE_META)[:40], ["meta.json is damaged", "delete the store and prepare again"]),
         ("", ["meta.json is damaged"]),
         ("[]", ["meta.json is damaged"]),
         ("{}", ["meta.json is damaged"]),
-        ('{"schema_version": 1}', ["meta.json is damaged"]),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), ["meta.json is damaged"]),
         (json.dumps(WHOLE_META | {"schema_version": "two"}), []),
     ],
 )

@@ -17,7 +17,7 @@ from beeray.core.encoder import load_encoder, save_encoder
 from beeray.core.head import append_head, head_units
 from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.adaptation import adapt, check_adaptation, check_head
-from beeray.verbs.train import _check_peft
+from beeray.verbs.train import check_peft
 
 TEXTS = ["ba ban bo", "fa fi fus fer fol"]
 LORA = {"rank": 4, "alpha": 8.0}
@@ -140,8 +140,8 @@ def test_every_layer_may_be_frozen_below_a_head(folder: Path) -> None:
 
 def test_adapters_without_peft_are_refused_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate_config({"name": "a", "data": {"source": "shop"}, "train": {"lora": {}}})
-    _check_peft(config)
+    check_peft(config)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"train\.lora needs peft, which is not installed: pip install"):
-        _check_peft(config)
-    _check_peft(validate_config({"name": "a", "data": {"source": "shop"}}))
+        check_peft(config)
+    check_peft(validate_config({"name": "a", "data": {"source": "shop"}}))
