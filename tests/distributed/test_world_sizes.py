@@ -214,7 +214,7 @@ def test_a_rank_whose_gradient_is_lost_gives_another_model(results: Results, fau
     assert difference[0] > 100 * TOLERANCE, difference
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", CASES)
 def test_steps_planned_ahead_in_a_thread_end_with_the_very_same_parameters(
     results: Results, case: str, world_size: int
@@ -236,7 +236,7 @@ def test_users_scored_within_their_domains_are_so_on_two_ranks_of_which_each_has
 DIM, NUM_ITEMS_OF_STEP = HIDDEN, 24
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("stage", ["0", "1", "2"])
 def test_bytes_sent_in_a_step_are_those_of_the_formula(results: Results, stage: str, world_size: int) -> None:
     """docs/scaling.md; the third step, since the first also agrees on what an activation costs."""

@@ -114,6 +114,7 @@ def test_another_encoder_prefix_length_or_text_gives_other_vectors(
     assert [name for name, other in others.items() if furthest(vectors, other) < 0.01] == []
 
 
+@pytest.mark.long
 def test_bf16_of_the_first_dimensions_at_unit_length_is_close_to_encode(
     jobs: Jobs, short: Embeddings, texts: dict[str, str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_job_that_loses_a_process_of_rays_goes_on_by_itself(chaos: Chaos, kind
     assert len(played.reads) == 2 and sum(played.reads.values()) > 20
 
 
+@pytest.mark.long
 def test_a_job_whose_driver_was_killed_is_finished_by_the_same_command(chaos: Chaos) -> None:
     played = chaos.play("driver", np.random.default_rng(3), least_files=NUM_FILES // 3)
     assert played.wrong == [], asdict(played)
@@ -53,6 +54,7 @@ def test_a_report_that_a_kill_tore_counts_as_none(tmp_path: Path) -> None:
     assert [one["range"] for one in folder.reports()] == [0]
 
 
+@pytest.mark.long
 def test_rounds_that_differ_are_noticed(chaos: Chaos, tmp_path: Path) -> None:
     """What the rounds are compared with is not what was there before."""
     base = chaos.jobs.published("base")

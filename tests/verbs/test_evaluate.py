@@ -52,6 +52,7 @@ def test_the_encoder_before_training_scores_otherwise(world: World, trained: Don
     assert untouched.err.splitlines()[-1] == "report: runs/first/report.html"
 
 
+@pytest.mark.long
 def test_a_folder_is_scored_like_the_same_encoder_under_another_name(world: World, untouched: Done) -> None:
     done = world.run("evaluate", "name=first", "--model", "encoder", "cluster.num_workers=1")
     scores = Path(done.record["scores"])

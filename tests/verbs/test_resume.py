@@ -149,6 +149,7 @@ def test_a_finished_run_whose_input_table_changed_is_refused_too(world: World, i
     assert "its tables, rules or split changed" in refused.complaint
 
 
+@pytest.mark.long
 def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(world: World, lost_worker: Done) -> None:
     assert lost_worker.code == 0, lost_worker.err
     assert re.search(r"^resumed from the checkpoint after step \d+ of 15$", lost_worker.err, flags=re.MULTILINE)
@@ -171,10 +172,12 @@ def test_a_killed_run_goes_on_with_another_number_of_workers_to_the_same_weights
     assert json.loads((world.path("fewer") / "run.json").read_text())["num_shards"] == 2
 
 
-@pytest.mark.parametrize("name", ["first", "killed", "lost"])
+@pytest.mark.parametrize("name", ["first", "killed", pytest.param("lost", marks=pytest.mark.long)])
 def test_mlflow_has_one_finished_run_with_every_step_once(
-    world: World, trained: Done, interrupted: Interrupted, lost_worker: Done, name: str
+    world: World, interrupted: Interrupted, request: pytest.FixtureRequest, name: str
 ) -> None:
+    if name == "lost":
+        request.getfixturevalue("lost_worker")
     client = mlflow.MlflowClient(f"sqlite:///{world.folder / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("beeray")
     assert experiment is not None
