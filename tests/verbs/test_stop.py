@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 NUM_STEPS = 5000
 COMMAND = ("train", "name=stopped", f"train.max_steps={NUM_STEPS}", "train.epochs=1000", "evaluate.splits=[test]")
