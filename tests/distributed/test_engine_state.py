@@ -35,8 +35,8 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("stage", "optimizer"),
     [
-        (1, "adamw"),
         (2, "nadam"),
+        pytest.param(1, "adamw", marks=pytest.mark.long),
         pytest.param(0, "nadam", marks=pytest.mark.long),
         pytest.param(3, "adamw", marks=pytest.mark.long),
     ],

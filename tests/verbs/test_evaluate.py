@@ -43,6 +43,7 @@ def test_the_exported_model_scores_what_training_reported_user_by_user(world: Wo
     assert json.loads((folder / "evaluations" / "model-16" / "metrics.json").read_text()) == done.record
 
 
+@pytest.mark.long
 def test_the_encoder_before_training_scores_otherwise(world: World, trained: Done, untouched: Done) -> None:
     assert untouched.record["model"] == str(world.folder / "encoder")
     folder = world.path("first")
