@@ -36,18 +36,24 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
     return store, prepared
 
 
-def open_encoder(config: Config) -> SentenceTransformer:
-    """The config's encoder, on the driver; raises EncoderError here and not on every worker."""
+def open_encoder(config: Config, name: str | None = None, max_seq_length: int | None = None) -> SentenceTransformer:
+    """An encoder on the driver, as the config wants it; raises EncoderError here and not on every worker.
+
+    Args:
+        name: of another than the config's.
+        max_seq_length: the longest that the config ever needs unless given.
+    """
     from beeray.core.encoder import load_encoder
 
     encoder = config.encoder
+    name = name or encoder.name
     return load_encoder(
-        encoder.name,
-        max_seq_length=config.longest_seq_length,
+        name,
+        max_seq_length=max_seq_length or config.longest_seq_length,
         prefix=encoder.prefix,
         attention=encoder.attention,
         trust_remote_code=encoder.trust_remote_code,
-        revision=encoder.revision,
+        revision=encoder.revision_of(name),
     )
 
 

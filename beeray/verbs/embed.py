@@ -18,7 +18,7 @@ from typing import Any
 from beeray.config import ClusterConfig, Config
 from beeray.config.credentials import redact_uri
 from beeray.console import Console
-from beeray.core.encoder import embedding_dim, encoder_source, load_encoder
+from beeray.core.encoder import embedding_dim, encoder_source
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.domains import told_of
 from beeray.data.embedding_format import EmbeddingFormat
@@ -30,7 +30,7 @@ from beeray.data.sources import open_catalog
 from beeray.data.storage import exists, is_local, join, resolve, storage_errors, storage_options
 from beeray.data.tokens import bare_tokenizer
 from beeray.errors import ConfigError, EmbeddingsError, RunError
-from beeray.inputs import located_encoder
+from beeray.inputs import located_encoder, open_encoder
 from beeray.runtime.embedder import EmbedderTask
 from beeray.runtime.embedding_job import EmbeddingJob
 from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
@@ -108,14 +108,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     """
     name = published_model(config, asked or config.embed.model)
     encoder = config.encoder
-    model = load_encoder(
-        name,
-        max_seq_length=config.published_seq_length,
-        prefix=encoder.prefix,
-        attention=encoder.attention,
-        trust_remote_code=encoder.trust_remote_code,
-        revision=encoder.revision_of(name),
-    )
+    model = open_encoder(config, name, config.published_seq_length)
     tokenizer = bare_tokenizer(model.tokenizer, f"encoder {name!r}")
     dim = embedding_dim(model)
     embed = config.embed

@@ -13,12 +13,12 @@ from typing import Any
 
 from beeray.config import Config, validate_config
 from beeray.console import Console
-from beeray.core.encoder import load_encoder
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import open_scored
 from beeray.data.storage import storage_options
 from beeray.errors import RunError
+from beeray.inputs import open_encoder
 from beeray.runtime.gate import gate_metric, gate_split, judge
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
@@ -93,19 +93,11 @@ def serving_model(config: Config) -> dict[str, str] | None:
 
 def _check_serving(config: Config, serving: dict[str, str]) -> None:
     """Refuse to compare with a model that is not the one that was published."""
-    encoder, name = config.encoder, serving["name"]
+    name = serving["name"]
     remedy = f"publish {config.embeddings_path} again with python -m beeray.embed --config C embed.model=MODEL"
     if name.startswith("/") and not Path(name).is_dir():
         raise RunError(f"the serving model {name} is gone, so the new one cannot be compared with it; {remedy}")
-    model = load_encoder(
-        name,
-        max_seq_length=config.served_seq_length,
-        prefix=encoder.prefix,
-        attention=encoder.attention,
-        trust_remote_code=encoder.trust_remote_code,
-        revision=encoder.revision_of(name),
-    )
-    found = model_fingerprint(model)
+    found = model_fingerprint(open_encoder(config, name, config.served_seq_length))
     if found != serving["fingerprint"]:
         raise RunError(
             f"the serving model {name} is {found}, but {serving['fingerprint']} was published: it has been replaced "

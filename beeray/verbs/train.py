@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,9 @@ from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
 from beeray.runtime.warm_start import WarmStart, find_warm_start
 from beeray.verbs.report import choose_report_items, refresh_report
+
+if TYPE_CHECKING:
+    import ray.train
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -220,24 +223,7 @@ def train_run(
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
         with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):
-            result = launch(
-                "beeray.runtime.training:train_worker",
-                WorkerTask(
-                    config,
-                    inputs.store.path,
-                    inputs.tokens_path,
-                    monitor,
-                    shares=inputs.shares,
-                    num_shards=inputs.num_shards,
-                    model=inputs.model,
-                    run_dir=str(folder.path),
-                    old_items=folder.old_items_of(inputs.store.meta.fingerprint),
-                ),
-                storage=folder.path,
-                name=CHECKPOINTS,
-                users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
-                keep_checkpoints=config.train.keep_checkpoints,
-            )
+            result = _run_workers(config, folder, inputs, monitor)
         handler.close()
         if handler.failure is not None:
             raise RunError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
@@ -259,6 +245,28 @@ def train_run(
     folder.finish(record)
     folder.original_embeddings.unlink(missing_ok=True)  # as large as a catalog's embeddings, and not needed again
     return record
+
+
+def _run_workers(config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any) -> ray.train.Result:
+    """Have workers train from the newest whole checkpoint to the end, or until they are asked to stop."""
+    return launch(
+        "beeray.runtime.training:train_worker",
+        WorkerTask(
+            config,
+            inputs.store.path,
+            inputs.tokens_path,
+            monitor,
+            shares=inputs.shares,
+            num_shards=inputs.num_shards,
+            model=inputs.model,
+            run_dir=str(folder.path),
+            old_items=folder.old_items_of(inputs.store.meta.fingerprint),
+        ),
+        storage=folder.path,
+        name=CHECKPOINTS,
+        users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
+        keep_checkpoints=config.train.keep_checkpoints,
+    )
 
 
 def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> str:
