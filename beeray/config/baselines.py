@@ -49,7 +49,7 @@ class BaselinesConfig(Section):
     item_knn: ItemKnnConfig = ItemKnnConfig()
     ease: EaseConfig = EaseConfig()
     elsa: ElsaConfig = ElsaConfig()
-    frozen_head: HeadConfig = HeadConfig(units=0, steps=200, batch_size=256, max_output=3000, lr=3e-4)
+    frozen_head: HeadConfig = HeadConfig()
     """The strongest cheap control: a head trained alone, under the loss of training, on an encoder that is not."""
 
     @model_validator(mode="after")

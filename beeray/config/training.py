@@ -55,15 +55,15 @@ class HeadConfig(Section):
 
     whiten: bool = True
     """Begin with the mean of the catalog's embeddings taken away and their variances evened out."""
-    units: int = Field(256, ge=0)
-    """Hidden units beside those that carry the embedding itself."""
-    steps: int = Field(100, ge=0)
+    units: int = Field(0, ge=0)
+    """Hidden units beside those that carry the embedding itself; 0 leaves the head one linear map."""
+    steps: int = Field(200, ge=0)
     """Steps that train the head alone; 0 leaves it to the training that follows."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(256, ge=1)
     """Users of such a step, over all workers."""
-    max_output: int = Field(1000, ge=2)
+    max_output: int = Field(3000, ge=2)
     """Items of such a step, over all workers."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(3e-4, gt=0)
     """AdamW, one cosine."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the features while the head is trained alone."""
