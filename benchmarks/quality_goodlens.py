@@ -1,10 +1,10 @@
 """What fine-tuning adds to a frozen encoder with a trained head, and a second data set to the first: books and films.
 
-For each of the two data sets (the GoodBooks sample and MovieLens small, the published item splits) four encoders rank
-the test items of the same users: the untouched one; the frozen one with a head of its own, trained under the same loss;
-one fine-tuned on this data set alone; and one fine-tuned on both (`quality_goodlens.yaml`), with as many steps as the two
-alone have together. They are compared user by user (`beeray.compare`). Typed again after an interruption with the same
-`--work`, it goes on.
+For each of the two data sets (the GoodBooks sample and MovieLens small, the published item splits) four encoders
+rank the test items of the same users: the untouched one; the frozen one with a head of its own, trained under the same
+loss; one fine-tuned on this data set alone; and one fine-tuned on both (`quality_goodlens.yaml`), with as many steps as
+the two alone have together. They are compared user by user (`beeray.compare`). Typed again after an interruption with
+the same `--work`, it goes on.
 
     python benchmarks/quality_goodlens.py --books FOLDER --films FOLDER [--work FOLDER]
 """
