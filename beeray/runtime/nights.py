@@ -34,7 +34,8 @@ class Night:
         store_fingerprint: of the tables it trains on.
         serving: name and fingerprint of the model that served when it began; None where nothing was published.
         verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served).
-        published: versions that were published, by domain ("" where there is one); None before.
+        published: versions that were published with the new model, by domain ("" where there is one); None before.
+        refreshed: the same of a night that was refused: today's items, embedded with the model that serves on.
     """
 
     name: str
@@ -42,11 +43,17 @@ class Night:
     serving: dict[str, str] | None
     verdict: dict[str, Any] | None = None
     published: dict[str, str] | None = None
+    refreshed: dict[str, str] | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do: it was published, or refused."""
-        return self.published is not None or (self.verdict is not None and not self.verdict["publish"])
+        """Whether there is nothing left to do: today's items are published, with the new or with the serving model."""
+        return self.published is not None or self.refreshed is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate refused the new model."""
+        return self.verdict is not None and not self.verdict["publish"]
 
 
 class Nights:

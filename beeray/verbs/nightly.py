@@ -1,5 +1,7 @@
 """What `beeray.nightly` does: continue from the serving model, evaluate both, publish the new one if it is not worse.
 
+If it is, today's items are published with the model that serves: new items must not wait for a better one.
+
 Every part is a verb that goes on where it was: train, evaluate, embed. What lies between them is in `runtime.nights`.
 Serving changes in one go, when the new publication's `latest` is written; until then yesterday's is served, whole.
 """
@@ -120,15 +122,17 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
     if night.verdict is None:
         train.execute(tonight, argparse.Namespace(fresh=False), console)
         night = nights.keep(night, verdict=_verdict(tonight, night, console))
-    assert night.verdict is not None
-    if not night.verdict["publish"]:
-        return night
+    model = str(RunFolder(tonight).model)
+    if night.refused:
+        assert night.serving is not None, "nothing is refused where nothing served"
+        model = night.serving["name"]
+        console.line(f"night {night.name}: refused; today's items are embedded with {model}, which serves on")
     served = config.model_copy(
         update={"embed": config.embed.model_copy(update={"path": config.embeddings_path, "model": None})}
     )
-    record = embed.execute(served, argparse.Namespace(model=str(RunFolder(tonight).model)), console)
-    by_domain = record.get("domains", {"": record})
-    return nights.keep(night, published={name: one["version"] for name, one in by_domain.items()})
+    record = embed.execute(served, argparse.Namespace(model=model), console)
+    versions = {name: one["version"] for name, one in record.get("domains", {"": record}).items()}
+    return nights.keep(night, **{"refreshed" if night.refused else "published": versions})
 
 
 def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
@@ -149,15 +153,13 @@ def _told(config: Config, nights: Nights, night: Night, console: Console) -> dic
     serving = str(model) if night.published else (night.serving or {}).get("name", "")
     for run in nights.prune(serving):
         console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")
-    if night.published is None:
-        console.line(f"night {night.name}: refused; {serving} serves on")
-        console.line(f"for today's items: python -m beeray.embed --config C embed.model={serving}")
-    else:
-        versions = ", ".join(f"{name} {version}".strip() for name, version in night.published.items())
-        console.line(f"night {night.name}: published {versions} with {model}")
+    versions = ", ".join(f"{name} {one}".strip() for name, one in (night.published or night.refreshed or {}).items())
+    said = "refused the new model; published" if night.refused else "published"
+    console.line(f"night {night.name}: {said} {versions} with {serving}")
     return {
         "night": night.name,
         "published": night.published,
+        "refreshed": night.refreshed,
         "model": str(model),
         "serving_before": night.serving,
         "gate": night.verdict,

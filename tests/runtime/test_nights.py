@@ -33,7 +33,12 @@ def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
         (Night("2026-01-02", "store-a", None), "store-a", "2026-01-02"),  # killed before midnight, submitted after it
         (Night("2026-01-02", "store-a", None, PASSED), "store-a", "2026-01-02"),  # judged, not yet published
         (Night("2026-01-02", "store-a", None), "store-b", "2026-01-03"),  # the tables have moved on
-        (Night("2026-01-02", "store-a", None, REFUSED), "store-a", "2026-01-03"),
+        (
+            Night("2026-01-02", "store-a", None, REFUSED),
+            "store-a",
+            "2026-01-02",
+        ),  # not embedded yet
+        (Night("2026-01-02", "store-a", None, REFUSED, None, {"": "v1"}), "store-a", "2026-01-03"),
         (Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}), "store-a", "2026-01-03"),
     ],
 )
@@ -67,7 +72,8 @@ def test_runs_of_old_finished_nights_go_but_never_the_serving_one_nor_an_unfinis
     verdicts = {"01": PASSED, "02": REFUSED, "03": None, "04": REFUSED, "05": REFUSED}
     for day, verdict in verdicts.items():
         published = {"": "v"} if verdict is PASSED else None
-        nights.keep(Night(f"2026-01-{day}", "store-a", None, verdict, published))
+        refreshed = {"": "v"} if verdict is REFUSED else None
+        nights.keep(Night(f"2026-01-{day}", "store-a", None, verdict, published, refreshed))
         (runs / f"shop-2026-01-{day}" / "model").mkdir(parents=True)
     (runs / "shop-2026-01-01b").mkdir()
     assert nights.prune(str(runs / "shop-2026-01-01" / "model")) == ["shop-2026-01-02"]

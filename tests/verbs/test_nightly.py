@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from beeray.config import TrainConfig
 from beeray.data.embeddings import open_embeddings
 
 if TYPE_CHECKING:
@@ -56,21 +55,31 @@ def test_a_night_that_is_done_is_told_again_and_not_done_again(world: World, fir
     assert (world.path("nights-2026-01-01") / "steps.jsonl").stat().st_mtime_ns == steps
 
 
-@pytest.mark.skipif("init_from" not in TrainConfig.model_fields, reason="training cannot begin with another run yet")
-def test_a_worse_model_is_refused_with_3_and_yesterdays_serves_on(world: World, first: Done) -> None:
-    before = published(world).version
-    refused = night(world, "2026-01-02", "train.lr=5", "train.optimizer=adamw", "train.gradient_clipping=0")
+DIVERGING = ("train.lr=5", "train.optimizer=adamw", "train.gradient_clipping=0")
+
+
+def test_a_worse_model_is_refused_with_3_and_todays_items_are_published_with_the_serving_one(
+    world: World, first: Done
+) -> None:
+    before = published(world)
+    world.write_grown_tables(num_new=2)
+    tonight = (*DIVERGING, "data.catalog.path=grown-catalog.parquet")
+    refused = night(world, "2026-01-02", *tonight)
     assert refused.code == 3, refused.err
-    assert json.loads(refused.out.splitlines()[-1])["published"] is None
+    record = json.loads(refused.out.splitlines()[-1])
     (line,) = [one for one in refused.err.splitlines() if one.startswith("gate: ")]
     assert line.endswith(("worse: refused", "is not ruled out: refused")) and " [" in line
-    assert published(world).version == before
+    now = published(world)
+    assert (record["published"], record["refreshed"]) == (None, {"": now.version})
+    assert now.manifest.model == before.manifest.model
+    assert (now.num_rows, before.num_rows) == (122, 120)
+    assert now.manifest.counts["encoded"] == 2 and now.manifest.counts["reused"] == 120
     assert kept(world, "2026-01-02")["serving"]["name"].endswith("nights-2026-01-01/model")
-    again = night(world, "2026-01-02", "train.lr=5", "train.optimizer=adamw", "train.gradient_clipping=0")
+    again = night(world, "2026-01-02", *tonight)
     assert (again.code, again.err.count("gate: ")) == (3, 0), "a verdict is reached once"
+    assert published(world).version == now.version
 
 
-@pytest.mark.skipif("init_from" not in TrainConfig.model_fields, reason="training cannot begin with another run yet")
 def test_a_model_that_did_not_change_passes_and_is_published_also_after_a_kill_before_publishing(
     world: World, first: Done
 ) -> None:
