@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all chaos lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m beeray.demo --fresh
@@ -15,9 +15,13 @@ test: $(VENV)/.test
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not long"
 
-# what `make test` leaves out, too: whole jobs on S3, kills of every kind
+# what `make test` leaves out, too: whole jobs on S3 and on a cluster, kills of many kinds
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --durations=10
+
+# faults at random moments: of every verb on a cluster of two nodes, then of the nightly job in more detail
+chaos: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python tests/chaos/chaos.py --rounds 24 --seed 1
 	PYTHONPATH=tests $(BIN)/python tests/verbs/embed_chaos.py --rounds 12 --seed 1
 
 lint: $(VENV)/.test
