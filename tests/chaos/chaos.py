@@ -43,6 +43,7 @@ FAULTS = ("worker", "raylet", "driver", "store", "notice")
 EARLIEST, LATEST = 0.15, 0.95
 """Moments, as shares of the time that the undisturbed command took."""
 LONGEST_CUT_S, NOTICE_S = 20.0, 10
+OF_RAY_ITSELF = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::_")
 POLL_S = 0.05
 
 
@@ -160,7 +161,7 @@ def workers_of(cluster: Cluster) -> Iterator[tuple[str, psutil.Process]]:
                 title = " ".join(one.cmdline()).strip()
             except psutil.NoSuchProcess:
                 continue
-            if title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")):
+            if title.startswith("ray::") and not title.startswith(OF_RAY_ITSELF):
                 yield title, one
 
 

@@ -33,7 +33,7 @@ def chaos() -> Iterator[Chaos]:
     ("verb", "fault"),
     [
         ("prepare", "store"),
-        ("prepare", "driver"),
+        pytest.param("prepare", "driver", marks=pytest.mark.long),
         ("train", "raylet"),
         pytest.param("train", "store", marks=pytest.mark.long),
         pytest.param("tune", "worker", marks=pytest.mark.long),

@@ -172,10 +172,9 @@ class Workplace:
         return {"prepare": self._store, "train": self._run, "tune": self._sweep, "embed": self._vectors}[verb](name)
 
     def _store(self, name: str) -> Outcome:
-        return {
-            key: hashlib.sha256(self.server.get(key)).hexdigest()[:16]
-            for key in self.server.list_keys(f"stores/{name}/")
-        }
+        start = f"stores/{name}/"
+        keys = self.server.list_keys(start)
+        return {key.removeprefix(start): hashlib.sha256(self.server.get(key)).hexdigest()[:16] for key in keys}
 
     def _vectors(self, name: str) -> Outcome:
         """Files of the one version, and whatever lies beside it."""
