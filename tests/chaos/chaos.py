@@ -40,8 +40,8 @@ from s3_server import running_s3
 from typed_commands import VERBS, Outcome, Typed, Workplace, differences
 
 FAULTS = ("worker", "raylet", "driver", "store", "notice")
-EARLIEST, LATEST = 0.15, 0.95
-"""Moments, as shares of the time that the undisturbed command took."""
+EARLIEST, LATEST = 0.15, 0.75
+"""Moments, as shares of the time that the undisturbed command took, on a cluster that was just as busy."""
 LONGEST_CUT_S, NOTICE_S = 20.0, 10
 OF_RAY_ITSELF = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::_")
 POLL_S = 0.05

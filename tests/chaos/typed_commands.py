@@ -130,7 +130,13 @@ class Workplace:
                 "max_output": 60,
                 "checkpoint_every_steps": 4,
             },
-            "evaluate": {"recall_at": [5], "ndcg_at": [10], "num_bootstrap": 50},
+            "evaluate": {
+                "recall_at": [5],
+                "ndcg_at": [10],
+                "num_bootstrap": 50,
+                "splits": ["test"],
+                "full_catalog": False,
+            },
             "cluster": {
                 "address": self.cluster.address,
                 "num_workers": 2,
