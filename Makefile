@@ -19,7 +19,7 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --durations=10
 
-# faults at random moments: of every verb on a cluster of two nodes, then of the nightly job in more detail
+# faults at random moments: of prepare, train, tune and embed on a cluster of two nodes, then of the nightly job in more detail
 chaos: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python tests/chaos/chaos.py --rounds 24 --seed 1
 	PYTHONPATH=tests $(BIN)/python tests/verbs/embed_chaos.py --rounds 12 --seed 1

@@ -103,8 +103,11 @@ class Progress:
         self.close()
 
     def _text(self, done: int) -> str:
+        note = f"  {self.note}" if self.note else ""
+        if not done and not self.total:  # nothing was counted
+            return f"{self.label}{note}"
         of = f" of {self.total:,}" if self.total else ""
-        return f"{self.label}: {done:,}{of}{'  ' + self.note if self.note else ''}"
+        return f"{self.label}: {done:,}{of}{note}"
 
 
 Execute = Callable[[Config, argparse.Namespace, Console], dict[str, Any]]

@@ -74,7 +74,8 @@ def section(name: str, record: dict[str, Any] | None, stem: str) -> str:
     """How to run a program, and where its record is."""
     if record is None:
         return f"- `{name}`: {NO_RECORD}"
-    return f"- `{name}`: `{record.get('command', name)}` → [`records/{stem}.json`](records/{stem}.json)"
+    command = record.get("command", f"python benchmarks/{name}")
+    return f"- `{name}`: `{command}` → [`records/{stem}.json`](records/{stem}.json)"
 
 
 def headline(record: dict[str, Any]) -> dict[str, str]:

@@ -94,8 +94,8 @@ def measure(folder: Path) -> dict[str, Any]:
             "ended_before_the_kill_and_kept": sum(as_found(trials[one["number"]]) == as_found(one) for one in kept),
             "processes_left_by_the_kill": left,
             "retrained_less_trial": again["validation"][-1][metric] - resumed["best"]["metric"],
-            "s_a_trial": round(whole_s / NUM_TRIALS, 1),
-            "s_of_it_beside_steps": round(statistics.median(beside_steps(folder, "whole")), 1),
+            "s of the sweep a trial, two at once": round(whole_s / NUM_TRIALS, 1),
+            "s of a trial's own time beside its steps": round(statistics.median(beside_steps(folder, "whole")), 1),
         },
         "sweeps": sweeps,
         "killed": {

@@ -4,8 +4,9 @@ r"""Continue from the model that serves, evaluate both, and publish the new one 
         -- python jobs/continue_nightly.py --config goodlens.yaml [key=value …]
 
 The same as `python -m beeray.nightly`. The job's exit code is the verb's: 0 when the catalog is published with the new
-model, 3 when the gate refused it and the catalog is published with the one that serves, 2 for a mistake in config or
-data, 1 for anything else. Stopped, killed or failed, submit it again: it goes on with the night that it was at.
+model, 3 when the gate refused it and the catalog is published with the one that serves, 2 where one line says what is
+wrong (a mistake in config or data, lost workers), 1 for anything unforeseen. Stopped, killed or failed, submit it
+again: it goes on with the night that it was at.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ r"""Embed a catalog and publish it, every night, on the cluster that runs this j
 The same as `python -m beeray.embed`; a scheduler that must name a file names this one. The job's exit code is
 the verb's: 0 when a publication made from today's catalog is there (also when nothing had changed), 2 when
 nothing was published for a reason that its one line names (a mistake in the config, too many bad rows, half of
-the catalog gone), 1 for anything else. Stopped, killed or failed, submit it again: it goes on from where it was.
+the catalog gone, lost workers), 1 for anything unforeseen. Stopped, killed or failed, submit it again: it goes on
+from where it was.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ r"""Train on the cluster that runs this job.
         -- python jobs/train.py --config goodlens.yaml [key=value …]
 
 The same as `python -m beeray.train`; a scheduler that must name a file names this one. The entrypoint's CPU is the
-driver's; workers ask for theirs themselves. The job's exit code is the verb's: 0 when the model is there, 2 for a
-mistake in config or data, 1 for anything else. `ray job stop ID` has it end its step and save a checkpoint (143);
-submitted again under the same name it goes on from there.
+driver's; workers ask for theirs themselves. The job's exit code is the verb's: 0 when the model is there, 2 where
+one line says what is wrong (a mistake in config or data, lost workers), 1 for anything unforeseen. `ray job stop ID`
+has it end its step and save a checkpoint (143); submitted again under the same name it goes on from there.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ r"""Search hyper-parameters on the cluster that runs this job.
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
         -- python jobs/tune.py --config goodlens.yaml [key=value …]
 
-The same as `python -m beeray.tune`. The job's exit code is the verb's: 0 when the search is over, 2 for a mistake in
-config or data, 1 for anything else. Stopped or killed, submit it again: finished trials are kept, others go on.
+The same as `python -m beeray.tune`. The job's exit code is the verb's: 0 when the search is over, 2 where one line
+says what is wrong (a mistake in config or data, lost workers), 1 for anything unforeseen. Stopped or killed, submit
+it again: finished trials are kept, others go on.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-POLL_S = 0.1
+POLL_S, LEAVE_S = 0.1, 5.0
 
 
 class Ahead(Generic[T]):
     """Iterates over `items` in a background thread from now on, `depth` of them ahead; use as a context.
 
     What the iterator raises is raised where the thing would have come. Leaving the context ends the thread as soon
-    as it is between two items; it is a daemon, so that one that hangs in a collective ends with the process.
+    as it is between two items, and waits a moment for it; it is a daemon, so that one that is in a collective which
+    another rank's thread has left no longer holds anybody up, and ends with the process.
 
     Args:
         items: iterated by the thread alone.
@@ -37,7 +38,7 @@ class Ahead(Generic[T]):
     ) -> None:
         self._stop.set()
         if kind is None:
-            self._thread.join()
+            self._thread.join(timeout=LEAVE_S)
 
     def __iter__(self) -> Iterator[T]:
         return self

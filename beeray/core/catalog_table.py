@@ -45,6 +45,11 @@ class CatalogTable:
         self.device = device
         self.embeddings: Tensor | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been embedded yet: at the first step of a process, wherever in an epoch it goes on."""
+        return self.embeddings is None
+
     def refresh(self, encode: Encode) -> None:
         """Embed all trainable items anew, without dropout. Every rank must call."""
         training = isinstance(encode, nn.Module) and encode.training

@@ -148,7 +148,7 @@ class TrainingStep:
 
     def run(self, plan: StepPlan) -> StepLoss:
         """The loss of a planned step. Plans may be made by another planner of the same settings."""
-        if self.table is not None and plan.step_in_epoch % self.settings.catalog_refresh == 0:
+        if self.table is not None and (self.table.is_empty or plan.step_in_epoch % self.settings.catalog_refresh == 0):
             with record_function(f"{SCOPE}table"):
                 self.table.refresh(self.encode)
         seed_dropout(self.settings.seed, plan.step)

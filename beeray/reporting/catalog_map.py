@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
@@ -43,6 +46,28 @@ def lay_out(embeddings: Table, method: str, seed: int, beside: Table | None = No
     if beside is not None:
         layout = layout @ orthogonal_procrustes(layout, beside)[0]
     return np.asarray(layout / max(float(np.abs(layout).max()), 1e-12), dtype=np.float32)
+
+
+def kept_layout(file: Path, embeddings: Table, method: str, seed: int, beside: Table | None) -> Table:
+    """What `lay_out` gives, from a file if it was asked the same before: t-SNE takes seconds of every evaluation.
+
+    Args:
+        file: `.npz`; holds the layout, (items, 2), and a digest of what it was made from.
+    """
+    asked = hashlib.sha256(f"{method} {seed} {embeddings.shape}".encode())
+    for table in (embeddings, beside):
+        asked.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
+    digest = np.bytes_(asked.hexdigest())
+    if file.is_file():
+        with np.load(file) as kept:
+            if kept["digest"] == digest:
+                return np.asarray(kept["places"], dtype=np.float32)
+    places = lay_out(embeddings, method, seed, beside)
+    partial = file.with_name(f"{file.name}.partial")
+    with open(partial, "wb") as out:
+        np.savez(out, digest=digest, places=places)
+    partial.replace(file)
+    return places
 
 
 def principal_components(embeddings: Table, number: int) -> Table:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeray.data.report_items import ORIGINAL, TRAINED, ReportItems, read_embeddings, read_items
-from beeray.reporting.catalog_map import group, lay_out
+from beeray.reporting.catalog_map import group, kept_layout
 from beeray.reporting.neighbours import bought_together, nearest, users_in_common
 
 NUM_NEIGHBOURS = 10
@@ -32,7 +32,8 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
         embeddings = read_embeddings(folder, name, len(items))
         if embeddings is None:
             continue
-        layout_before = places_on_map = lay_out(embeddings, layout, seed, layout_before)
+        kept = folder / f"{name}-map.npz"
+        layout_before = places_on_map = kept_layout(kept, embeddings, layout, seed, layout_before)
         grouped = embeddings  # of the trained encoder, if it is there
         places, cosines = nearest(embeddings, NUM_NEIGHBOURS)
         encoders[name] = {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train import CheckpointUploadMode
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -142,7 +143,7 @@ class Checkpoints:
                 if model is not None:
                     save_encoder(model, folder / MODEL_FOLDER)
                 write_state(state, folder, rank, num_ranks, asdict(position))
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 self._failed = _not_written(folder, position, error)
                 raise self._failed from error
             finally:
@@ -158,8 +159,9 @@ class Checkpoints:
         )
 
 
-def _not_written(folder: Path, position: Position, error: OSError) -> RunError:
+def _not_written(folder: Path, position: Position, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or error
     return RunError(
-        f"runs_dir: the checkpoint after step {position.step:,} could not be written to {folder} ({error.strerror}); "
+        f"runs_dir: the checkpoint after step {position.step:,} could not be written to {folder} ({reason}); "
         "the one before it is kept: make room, or see that the nodes reach the folder, and run the same command again"
     )

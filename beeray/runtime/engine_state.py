@@ -74,7 +74,7 @@ def take_state(engine: DeepSpeedEngine) -> EngineState:
 def write_state(state: EngineState, folder: Path, rank: int, num_ranks: int, position: Mapping[str, int]) -> None:
     """Write a rank's part into a checkpoint's folder; the file is whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _whole_file(folder / _part(rank), lambda path: save_file(state.tensors, path))
+    _whole_file(folder / part_name(rank), lambda path: save_file(state.tensors, path))
     if rank == 0:
         record = {"format": FORMAT, "position": dict(position), "counters": state.counters, "num_files": num_ranks}
         _whole_file(folder / STATE, lambda path: Path(path).write_text(json.dumps(record, indent=2), encoding="utf-8"))
@@ -94,7 +94,7 @@ def read_state(engine: DeepSpeedEngine, folder: Path) -> dict[str, int]:
             raise ValueError(f"format is {record['format']}, this beeray reads {FORMAT}")
         with ExitStack() as files:
             opened = [
-                files.enter_context(safe_open(folder / _part(rank), framework="pt"))
+                files.enter_context(safe_open(folder / part_name(rank), framework="pt"))
                 for rank in range(record["num_files"])
             ]
             _give(engine, {key: file for file in opened for key in file.keys()})  # noqa: SIM118
@@ -267,7 +267,8 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _part(rank: int) -> str:
+def part_name(rank: int) -> str:
+    """The file of a rank's part."""
     return f"state-{rank:05d}.safetensors"
 
 

@@ -84,10 +84,11 @@ class UserFeed:
         supplies = [_Supply(stream, self._windows(stream, epoch)) for stream in self.streams]
         for step in range(self.num_steps):
             users = [supply.step(step, self.num_steps) for supply in supplies]
+            if step + 1 == self.num_steps:  # before the last batch is given: who has that may not ask for more
+                for supply in supplies:
+                    supply.drain()
             if step >= first_step:
                 yield concatenate_users(users)
-        for supply in supplies:
-            supply.drain()
 
     def _windows(self, stream: UserStream, epoch: int) -> Iterator[UserItems]:
         """A stream's users of an epoch, shuffled window by window, pass after pass."""

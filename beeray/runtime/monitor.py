@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +21,13 @@ Event = dict[str, Any]
 POLL_S = 0.25
 
 
-@ray.remote(num_cpus=0, max_concurrency=8, max_restarts=-1)
+@ray.remote(num_cpus=0, max_concurrency=8, max_restarts=-1, max_task_retries=-1)
 class Monitor:
-    """Queues events until the driver drains them, and has workers know when the driver wants to stop."""
+    """Queues events until the driver drains them, and has workers know when the driver wants to stop.
+
+    It is on the driver's node, so that no other node's end takes events with it; if its process dies, calls are made
+    again, and only what was queued and not yet drained (a moment's events) is lost.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -58,7 +63,8 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
 
     An error in `handle` is raised when the context ends.
     """
-    monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     failed: list[BaseException] = []
 

@@ -177,7 +177,8 @@ def summarise_neighbours(kept: NDArray[np.float64], evaluate: EvaluateConfig, or
 
 def neighbours_line(record: Record) -> str:
     """The same in words."""
+    among = f" among {record['among']:,}" if record["among"] != record["items"] else ""
     return (
         f"semantic neighbours kept: {record['mean']:.4f} [{record['low']:.4f}, {record['high']:.4f}] of each item's "
-        f"{record['k']} nearest among {record['among']:,} under {record['original']}, {record['items']:,} items"
+        f"{record['k']} nearest{among} under {record['original']}, {record['items']:,} items"
     )

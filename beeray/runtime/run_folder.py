@@ -38,7 +38,7 @@ from beeray.config import Config, load_config
 from beeray.data.parts import write_part
 from beeray.data.scored import EVALUATIONS, METRICS, SCORES
 from beeray.data.storage import storage_errors
-from beeray.errors import ConfigError, RunError
+from beeray.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,9 +73,14 @@ def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise RunError(f"{said} ({file.read().strip()}); {remedy}") from None
+        except OSError as error:
+            raise DataError(
+                f"{path}: its file system takes no locks ({error.strerror}), so that two commands could spoil one run; "
+                "mount it with locks, or give another runs_dir"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -282,15 +287,6 @@ class RunFolder:
         path = self.path / NOT_FINITE
         _write_whole(path, json.dumps(found, indent=2))
         return path
-
-    def remove_unfinished_checkpoints(self) -> None:
-        """Remove what a killed run had begun to write: Ray Train does not know it, so nothing goes on from it."""
-        folder = self.path / CHECKPOINTS
-        known = folder / "checkpoint_manager_snapshot.json"
-        text = known.read_text(encoding="utf-8") if known.is_file() else ""
-        for one in folder.glob("checkpoint_*"):
-            if one.is_dir() and one.name not in text:
-                shutil.rmtree(one, ignore_errors=True)
 
     def keep_report(self, page: str) -> Path:
         """Write the report and return its path."""

@@ -158,10 +158,10 @@ def check_placement(
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
     _, lacking = lacking_workers(cluster, keys)
     if lacking and joined:
-        _ask_to_grow(cluster)
-    while lacking and time.monotonic() < deadline:
-        time.sleep(1.0)
-        _, lacking = lacking_workers(cluster, keys)
+        with _asked_to_grow(cluster):
+            while lacking and time.monotonic() < deadline:
+                time.sleep(1.0)
+                _, lacking = lacking_workers(cluster, keys)
     if lacking:
         raise ClusterError(lacking)
 
@@ -203,14 +203,27 @@ def placeable_actors(config: Config) -> int:
     return max(1, min(wanted, int(free / config.embed.cpus_per_actor)))
 
 
-def _ask_to_grow(cluster: ClusterConfig) -> None:
-    """Tell the autoscaler what is wanted; without one this does nothing."""
+@contextmanager
+def _asked_to_grow(cluster: ClusterConfig) -> Iterator[None]:
+    """Tell the autoscaler what is wanted until the context ends; without one this does nothing.
+
+    A request holds until the next one, and would keep nodes that nobody uses; from here on what runs keeps them.
+    """
     from ray.autoscaler.sdk import request_resources
 
+    request_resources(bundles=wanted_bundles(cluster))
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def wanted_bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
+    """What `check_placement` waits for, as an autoscaler takes it: whole CPUs and cards, and what streams the data."""
     each: dict[str, float] = {"CPU": math.ceil(cluster.cpus_per_worker)}
     if cluster.use_gpu:
         each["GPU"] = math.ceil(cluster.gpus_per_worker)
-    request_resources(bundles=[each] * cluster.num_workers)
+    return [each] * cluster.num_workers + [{"CPU": math.ceil(DATA_CPUS)}]
 
 
 def live_nodes() -> list[dict[str, float]]:

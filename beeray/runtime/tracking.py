@@ -336,6 +336,25 @@ class Untracked(Tracker):
         return
 
 
+def track_evaluation(config: Config, label: str, folder: Path, metrics: Mapping[str, float], kind: str) -> str | None:
+    """Log what was scored as an MLflow run of its own, `<run>:<label>`, with the names that a training's figures have.
+
+    Args:
+        folder: of the evaluation; keeps the id of its last MLflow run. Scored again it is a new run, since parameters
+            may be others.
+        metrics: by name, as `flat_means` gives them.
+        kind: tag `beeray.kind`.
+
+    Returns:
+        why MLflow's record is incomplete; None when it is not.
+    """
+    (folder / ID_FILE).unlink(missing_ok=True)
+    with Tracker(config.model_copy(update={"name": f"{config.name}:{label}"}), folder) as tracker:
+        tracker.log_metrics({f"final/{name}": value for name, value in metrics.items()})
+        tracker.log_tags({"beeray.kind": kind, "beeray.run": config.name})
+    return tracker.trouble
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether MLflow is there and says no to this record, so that others may pass and trying again is vain."""
     from mlflow.exceptions import MlflowException

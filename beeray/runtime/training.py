@@ -85,7 +85,7 @@ class _Training:
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
         self.wishes = Wishes(task.monitor if self.rank == 0 else None, self.config.train.checkpoint_every_minutes)
-        self.wish, self.nodes_going = Wish.NONE, set[str]()
+        self.wish, self.nodes_going, self.save_is_due = Wish.NONE, set[str](), False
         self.start: Future[Position] = Future()
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
@@ -183,8 +183,8 @@ class _Training:
                 )
                 yield plan, time.perf_counter() - started
                 position = position.after(self.steps_per_epoch)
-                if position.step >= self.num_steps or position.step_in_epoch == 0:
-                    break
+                if position.step >= self.num_steps:
+                    return
                 started = time.perf_counter()
 
     def _profiler(self, num_steps: int) -> StepProfiler:
@@ -206,6 +206,7 @@ class _Training:
         lr = self.engine.get_lr()[0]
         with record_function(f"{SCOPE}optimizer"):
             self.engine.step()
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False))  # alike on all ranks: ZeRO left the step out
         with record_function(f"{SCOPE}report"):
             local = [step.loss.item(), step.num_padded_tokens, step.num_recomputed_tokens]
             local += [] if step.forgetting is None else [step.forgetting.item()]
@@ -213,6 +214,12 @@ class _Training:
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
         self._tell(plan, step, totals, lr, seconds)
+        if overflow:
+            self._tell_all()
+            raise DivergedError(
+                f"train.lr {self.config.train.lr:g}: the gradient was no longer a number at step {plan.step}, so "
+                "training stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
+            )
         return position.after(self.steps_per_epoch)
 
     def _sum(self, local: list[float]) -> list[float]:
@@ -222,8 +229,13 @@ class _Training:
         return totals
 
     def _must_save(self, position: Position) -> bool:
-        """Whether a checkpoint is due beside those of steps and epochs. Every rank must call."""
-        return bool(self.wish & (Wish.STOP | Wish.SAVE)) or self._loses_a_node(position)
+        """Whether a checkpoint is due beside those of steps and epochs. Every rank must call.
+
+        What the clock asks for waits until the catalog's table would be refreshed anyway, as it is when a run goes on.
+        """
+        self.save_is_due |= Wish.SAVE in self.wish
+        fresh = self.step.table is None or position.step_in_epoch % self.config.train.catalog_refresh == 0
+        return Wish.STOP in self.wish or self._loses_a_node(position) or (self.save_is_due and fresh)
 
     def _loses_a_node(self, position: Position) -> bool:
         """Whether a node of this run has been given notice since the last look: a preempted or drained one."""
@@ -308,6 +320,7 @@ class _Training:
         self._tell_all()
         self.checkpoints.save(position, metrics, wait=Wish.STOP in self.wish)
         self.wishes.saved()
+        self.save_is_due = False
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
     def _validate(self, position: Position) -> dict[str, float]:
@@ -342,7 +355,7 @@ class _Training:
         return model
 
     def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
-        keep = partial(self.sample.keep, keep_as) if keep_as else lambda catalog: None
+        keep = partial(self.sample.keep, keep_as) if keep_as and self.sample.items is not None else None
         score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 

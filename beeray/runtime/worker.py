@@ -38,7 +38,8 @@ def evaluate_worker(task: WorkerTask) -> None:
             table = embed_catalog(opened, task.config, theirs, device, embedding_progress(task, "original"))
             original = sampled_neighbours(table, task.config)
             del opened, table
-        keep = partial(ReportSample(task.run_dir if task.keep_as else "").keep, task.keep_as)
+        sample = ReportSample(task.run_dir if task.keep_as else "")
+        keep = partial(sample.keep, task.keep_as) if sample.items is not None else None
         score(task, encoder, store, tokens, device, "model", keep=keep, original=original)
         ray.train.report({})
 
@@ -75,14 +76,14 @@ def score(
     device: torch.device,
     when: str,
     *,
-    keep: Callable[[Tensor], None] = lambda catalog: None,
+    keep: Callable[[Tensor], None] | None = None,
     embeddings: Tensor | None = None,
     original: NDArray[np.int32] | None = None,
 ) -> None:
     """Score every split asked for and send the driver this rank's users.
 
     Args:
-        keep: is handed the catalog's embeddings.
+        keep: is handed the whole catalog's embeddings, also where not all domains are scored.
         embeddings: of the whole catalog, row-normalised, if they are there already.
         original: neighbours of the sampled items before training; given, the driver is told how many are kept.
     """
@@ -90,7 +91,8 @@ def score(
         return
 
     def take(catalog: Tensor) -> None:
-        keep(catalog)
+        if keep is not None:
+            keep(catalog)
         if original is not None:
             task.send("neighbours", rank=rank(), kept=neighbours_kept(original, catalog, task.config))
 
@@ -104,7 +106,7 @@ def score(
         take,
         embeddings=embeddings,
         old_items=task.known_items(),
-        whole=original is not None,
+        whole=original is not None or keep is not None,
     )
     task.send("scores", when=when, rank=rank(), scores=scores, timings=timings)
 

@@ -22,9 +22,10 @@ from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token
 from beeray.runtime.comparison import Choice, compare
 from beeray.runtime.comparison_table import comparison_text
 from beeray.runtime.launch import launch_scoring
-from beeray.runtime.results import headline, scores_table, summarise_scores, summarise_workers
+from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, ray_session
+from beeray.runtime.tracking import track_evaluation
 from beeray.verbs.report import refresh_report
 
 CANNOT_RANK_NEW_ITEMS = (
@@ -65,7 +66,20 @@ def ensure(
             console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
         if missing:
             _fit_and_score(config, missing, console)
+    _track(config, missing, fingerprint, console)
     return fingerprint, missing
+
+
+def _track(config: Config, fitted: list[Baseline], fingerprint: str, console: Console) -> None:
+    """Log each baseline as an MLflow run; one line where MLflow does not take them."""
+    for name in fitted:
+        record = kept(name, config, fingerprint)
+        assert record is not None, name
+        means = flat_means(record["metrics"])
+        trouble = track_evaluation(config, _label(name), folder_of(name, config), means, "baseline")
+        if trouble is not None:
+            console.line(f"warning: {trouble}")
+            return
 
 
 def chosen(config: Config, only: str | None) -> list[Baseline]:

@@ -20,6 +20,7 @@ from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import (
+    flat_means,
     headline,
     neighbours_line,
     scores_table,
@@ -29,6 +30,7 @@ from beeray.runtime.results import (
 )
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
+from beeray.runtime.tracking import track_evaluation
 from beeray.verbs.report import choose_report_items, refresh_report
 
 UNTOUCHED = "untouched"
@@ -84,6 +86,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         )
     label = f"{label}-{config.served_seq_length}"
     record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
+    trouble = track_evaluation(config, label, Path(record["scores"]).parent, flat_means(metrics), "evaluation")
+    if trouble is not None:
+        console.line(f"warning: {trouble}")
     for line in headline(metrics, config):
         console.line(line)
     if kept is not None:

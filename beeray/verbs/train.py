@@ -28,6 +28,7 @@ from beeray.inputs import located_encoder, open_encoder, prepared_store, token_s
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
+from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import (
@@ -219,7 +220,7 @@ def train_run(
             scored=lambda when: _keep_before(config, folder, handler) if when == "before" else None,
             startup=startup,
         )
-        folder.remove_unfinished_checkpoints()
+        mend_checkpoints(folder.path / CHECKPOINTS)
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
         with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):

@@ -217,7 +217,7 @@ class Workplace:
         best = yaml.safe_load((self.folder / "runs" / name / "best.yaml").read_text())["train"]
         return {
             "trials": json.dumps([(row["trial"], row["status"], row["train.lr"]) for row in rows]),
-            "metric": np.array([float(row["metric"]) for row in rows]),
+            "metric": np.array([float(row["validation/ndcg@10"]) for row in rows]),
             "best": json.dumps(best),
         }
 

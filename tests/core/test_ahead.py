@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,18 @@ def test_leaving_early_ends_the_thread() -> None:
         next(ahead)
     assert closed.wait(5)
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_a_thread_that_hangs_where_others_have_left_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beeray.core.ahead.LEAVE_S", 0.2)
+    others = threading.Event()
+
+    def things() -> Iterator[int]:
+        yield 1
+        others.wait(60)
+
+    started = time.monotonic()
+    with Ahead(things()) as ahead:
+        next(ahead)
+    assert time.monotonic() - started < 5
+    others.set()

@@ -192,6 +192,14 @@ def test_a_catalog_step_differs_from_a_bounded_one_through_items_that_were_not_d
     assert abs(losses[0].loss.item() - losses[1].loss.item()) > 1e-2
 
 
+def test_a_run_that_goes_on_between_two_refreshes_has_a_table_all_the_same(tokens: ListTokens) -> None:
+    encode = TokenMean()
+    step = build_step(encode, tokens, items="catalog", max_output=14, catalog_refresh=4)
+    result, drawn = run(step, tokens, number=2)
+    now = token_means(encode.table.weight.detach().double().numpy(), tokens)
+    assert result.loss.item() == pytest.approx(dense_loss(now, drawn, table=now, relu=True, top_k=None), abs=2e-6)
+
+
 def test_a_table_refreshed_every_second_step_is_stale_in_between_while_drawn_items_are_fresh(
     tokens: ListTokens,
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from beeray.reporting.catalog_map import group, lay_out, principal_components
+from beeray.reporting.catalog_map import Table, group, kept_layout, lay_out, principal_components
 
 
 def clusters(each: int = 20) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -56,3 +58,26 @@ def test_groups_are_the_clusters() -> None:
     by_cluster = [set(groups[:60][np.arange(60) % 3 == one].tolist()) for one in range(3)]
     assert all(not (one & other) for one in by_cluster for other in by_cluster if one is not other)
     assert group(clusters()[:3], seed=0).tolist() == [0, 0, 0]
+
+
+def test_a_layout_is_made_once_for_the_same_embeddings_settings_and_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(embeddings: Table, method: str, seed: int, beside: Table | None = None) -> Table:
+        made.append(seed)
+        return lay_out(embeddings, method, seed, beside)
+
+    monkeypatch.setattr("beeray.reporting.catalog_map.lay_out", counted)
+    draw = np.random.default_rng(5)
+    embeddings, other = draw.normal(size=(2, 30, 6)).astype(np.float32)
+    file = tmp_path / "map.npz"
+    first = kept_layout(file, embeddings, "pca", 1, None)
+    assert np.array_equal(kept_layout(file, embeddings.copy(), "pca", 1, None), first) and made == [1]
+    kept_layout(file, other, "pca", 1, None)
+    kept_layout(file, other, "pca", 2, None)
+    kept_layout(file, other, "tsne", 2, None)
+    kept_layout(file, other, "tsne", 2, first)
+    assert len(made) == 5
+    assert [one.name for one in tmp_path.iterdir()] == ["map.npz"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from beeray.config import Config, load_config, validate_config
-from beeray.errors import RunError
+from beeray.errors import DataError, RunError
 from beeray.runtime.run_folder import RunFolder
 
 
@@ -114,6 +115,15 @@ def test_a_second_command_of_the_same_name_is_refused_while_the_first_is_at_work
         with RunFolder(a_config(tmp_path, name="other")).locked():
             pass
     with RunFolder(a_config(tmp_path)).locked():
+        pass
+
+
+def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(DataError, match=r"takes no locks .No locks available."), RunFolder(a_config(tmp_path)).locked():
         pass
 
 

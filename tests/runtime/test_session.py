@@ -59,6 +59,18 @@ def test_a_joined_cluster_gets_its_time_to_grow_before_it_is_refused() -> None:
     check_placement(ClusterConfig(num_workers=2, address="auto", placement_timeout_s=1.5))
 
 
+def test_an_autoscaler_is_told_what_is_waited_for_and_then_that_nothing_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    with pytest.raises(ClusterError, match="lacks 1"):
+        check_placement(ClusterConfig(num_workers=3, address="auto", placement_timeout_s=0.1))
+    assert asked == [[{"CPU": 1}] * 3 + [{"CPU": 1}], []]
+    check_placement(ClusterConfig(num_workers=2, address="auto", placement_timeout_s=0.1))
+    assert len(asked) == 2, "nothing is asked for where there is enough"
+
+
 def test_a_ray_that_was_there_already_is_used_and_goes_on_even_after_an_error() -> None:
     node = ray.get_runtime_context().get_node_id()
     with pytest.raises(KeyError, match="mine"), ray_session(ClusterConfig()):

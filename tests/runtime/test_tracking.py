@@ -16,7 +16,7 @@ import yaml
 from beeray.config import Config, flatten_config, load_config, validate_config
 from beeray.errors import RunError
 from beeray.runtime import tracking
-from beeray.runtime.tracking import Tracker, tracking_uri
+from beeray.runtime.tracking import Tracker, track_evaluation, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
 
@@ -75,6 +75,33 @@ def test_another_run_folder_is_another_run(runs_dir: Path, run_dir: Path) -> Non
     (run_dir / "one").mkdir()
     (run_dir / "two").mkdir()
     assert log(config, run_dir / "one", {0: 1.0}) != log(config, run_dir / "two", {0: 1.0})
+
+
+def test_every_evaluation_is_a_run_of_its_own_with_the_names_that_training_gives_its_figures(
+    runs_dir: Path, run_dir: Path
+) -> None:
+    config = a_config(runs_dir)
+    for value in (0.3, 0.4):
+        assert track_evaluation(config, "baseline-ease", run_dir, {"test/held_out/ndcg@10": value}, "baseline") is None
+    client = mlflow.MlflowClient(tracking_uri(config))
+    experiment = client.get_experiment_by_name("beeray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'tracked:baseline-ease'")
+    assert sorted(run.data.metrics["final/test/held_out/ndcg_at_10"] for run in runs) == [0.3, 0.4]
+    assert {(run.info.status, run.data.tags["beeray.kind"], run.data.tags["beeray.run"]) for run in runs} == {
+        ("FINISHED", "baseline", "tracked")
+    }
+    assert runs[0].info.run_id == json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+
+
+def test_an_mlflow_that_does_not_answer_costs_an_evaluation_one_line(
+    run_dir: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", (0.01,))
+    config = a_config(run_dir, uri=f"http://127.0.0.1:{dead_port}")
+    said = track_evaluation(config, "model-32", run_dir, {"test/held_out/ndcg@10": 0.3}, "evaluation")
+    assert said is not None and said.startswith("tracking.uri 'http://127.0.0.1:")
 
 
 def test_a_step_repeated_by_a_restarted_worker_is_logged_once(runs_dir: Path, run_dir: Path) -> None:

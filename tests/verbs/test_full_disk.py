@@ -62,6 +62,7 @@ def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(
     command = ("train", "name=full", "train.checkpoint_every_steps=2", f"runs_dir={disk.path}", mlflow)
     disk.fill()
     refused = world.run(*command)
+    assert "runs_dir: the checkpoint after step " in refused.complaint
     assert "No space left on device" in refused.complaint
     assert not (disk.path / "full" / "model").exists()
     disk.clear()

@@ -35,7 +35,7 @@ OURS = [
     r"store (prepared|up to date): 150 users, 120 items, .*",
     r"train first: .*/encoder, 15 steps \(5 an epoch\) of 30 users and 60 items on 2 workers, ZeRO-1",
     r"(validation|test), \d+ users, \d+ (held-out items|items of the whole catalog): recall@5 .* ndcg@10 .*",
-    r"semantic neighbours kept: [\d.]+ \[[\d.]+, [\d.]+\] of each item's 10 nearest among 120 under .*, 120 items",
+    r"semantic neighbours kept: [\d.]+ \[[\d.]+, [\d.]+\] of each item's 10 nearest under .*, 120 items",
     r"report: runs/first/report.html",
     r"model: runs/first/model",
 ]

@@ -37,8 +37,8 @@ def write_best(folder: SweepFolder, config: Config, best: Trial, metric: str) ->
     tree = best_config(config, best, own["cluster"]["threads_per_worker"]).model_dump(mode="json", exclude={"tune"})
     said = [
         f"{best.name} of sweep {config.name}: {metric} {best.metric!r} with {json.dumps(best.values)}",
-        "Trained with this file, that figure comes again. For the last model, train.with_validation: true takes the",
-        "validation data in, and cluster.threads_per_worker: null all cores.",
+        "Trained with this file, that figure comes again. For the last model, train.with_validation: true and",
+        "train.evaluate_every_epochs: null take the validation data in, cluster.threads_per_worker: null all cores.",
     ]
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     write_whole(folder.best, "".join(f"# {line}\n" for line in said) + text)
