@@ -45,6 +45,11 @@ class UserRanker(Protocol):
     metrics: RankingMetrics
     candidates: NDArray[np.int32]
 
+    @property
+    def exposure(self) -> Exposure:
+        """What the users scored so far were shown."""
+        ...
+
     def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
         """Metrics of a block of users, (users, metrics); see `Ranker.score`."""
         ...

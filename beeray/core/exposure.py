@@ -14,6 +14,7 @@ targets, ties counted half: the mean over all candidates is exactly ½, so showi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,14 @@ class Exposure:
         self.counts: Counts = np.zeros((3, num_candidates), dtype=np.int32)
 
     @property
-    def shown(self) -> Counts:
+    def shown(self) -> NDArray[Any]:
         """How often each candidate is among a user's first k, (candidates,)."""
         return self.counts[0]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the candidates that at least one user is shown."""
+        return float((self.shown > 0).mean())
 
     @property
     def asked(self) -> Counts:
@@ -77,11 +83,49 @@ class Exposure:
             return {}
         popularity = mid_rank(self.asked + self.known)
         return {
-            f"coverage@{self.k}": float((self.shown > 0).mean()),
+            f"coverage@{self.k}": self.coverage,
             f"gini@{self.k}": gini(self.shown),
             f"popularity@{self.k}": float(popularity @ self.shown / self.shown.sum()),
             "target_popularity": float(popularity @ self.asked / max(1, self.asked.sum())),
         }
+
+
+class TiedExposure(Exposure):
+    """The same where candidates tie: what is expected over all orders of the tied, of each user by itself."""
+
+    def __init__(self, num_candidates: int, k: int) -> None:
+        super().__init__(num_candidates, k)
+        self._shown = np.zeros(num_candidates, dtype=np.float64)
+        self._log_unseen = np.zeros(num_candidates, dtype=np.float64)
+
+    @property
+    def shown(self) -> NDArray[Any]:
+        """How often each candidate is expected among a user's first k, (candidates,)."""
+        return self._shown
+
+    @property
+    def coverage(self) -> float:
+        """Share of the candidates that are expected to be shown to at least one user."""
+        return float((1 - np.exp(self._log_unseen)).mean())
+
+    def add_scores(self, scores: NDArray[np.float32], targets: NDArray[np.int64], history: NDArray[np.int64]) -> None:
+        """Count a block of users.
+
+        Args:
+            scores: (users, candidates); −inf is never shown.
+            targets, history: as `add`.
+        """
+        k = min(self.k, scores.shape[1])
+        last = np.partition(scores, -k, axis=1)[:, -k][:, None]
+        surely = scores > last
+        tied = (scores == last) & np.isfinite(scores)
+        share = (k - surely.sum(axis=1)) / np.maximum(1, tied.sum(axis=1))
+        chance = np.where(tied, share[:, None], surely).astype(np.float32)
+        self._shown += chance.sum(axis=0, dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            self._log_unseen += np.log1p(-chance).sum(axis=0, dtype=np.float64)
+        np.add.at(self.asked, targets, 1)
+        np.add.at(self.known, history, 1)
 
 
 def shown_length(recall_at: Iterable[int], ndcg_at: Iterable[int]) -> int:
@@ -89,7 +133,7 @@ def shown_length(recall_at: Iterable[int], ndcg_at: Iterable[int]) -> int:
     return min(tuple(recall_at) or tuple(ndcg_at))
 
 
-def gini(counts: Counts) -> float:
+def gini(counts: NDArray[Any]) -> float:
     """Gini coefficient of non-negative counts that are not all zero: Σ (2i − n − 1) x_i / (n Σ x), x ascending."""
     ordered = np.sort(counts).astype(np.float64)
     number = len(ordered)

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from beeray.core.baselines.model import ScoringModel
 from beeray.core.evaluation import RankingMetrics, at_candidates
+from beeray.core.exposure import TiedExposure, shown_length
 
 SCORES_AT_ONCE = 2**25
 
@@ -26,10 +27,13 @@ class TiedRanker:
         model: fitted.
         candidates: item indices that may be recommended, sorted, (candidates,).
         metrics: what to measure.
+
+    `exposure` counts what the users scored so far are expected to be shown.
     """
 
     def __init__(self, model: ScoringModel, candidates: NDArray[np.int32], metrics: RankingMetrics) -> None:
         self.model, self.candidates, self.metrics = model, candidates, metrics
+        self.exposure = TiedExposure(len(candidates), shown_length(metrics.recall_at, metrics.ndcg_at))
 
     def score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
         """Expected metrics of a block of users, float64 (users, metrics); arguments as `evaluation.Ranker.score`.
@@ -44,9 +48,10 @@ class TiedRanker:
         scores = self.model.scores(history)
         if len(self.candidates) != scores.shape[1]:
             scores = scores[:, self.candidates]
-        seen = at_candidates(history, self.candidates)
+        seen, wanted = at_candidates(history, self.candidates), at_candidates(targets, self.candidates)
         scores[seen.row, seen.col] = -np.inf
-        return expected_metrics(scores, at_candidates(targets, self.candidates), self.metrics)
+        self.exposure.add_scores(scores, wanted.col, seen.col)
+        return expected_metrics(scores, wanted, self.metrics)
 
 
 def expected_metrics(

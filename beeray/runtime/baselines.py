@@ -39,7 +39,9 @@ def fit_and_score(
         model.fit(user_items)
         fitted = time.perf_counter()
         scores = [
-            score_ranking(TiedRanker(model, items, ranking_metrics(config)), config, store, split, ranking, domain)
+            score_ranking(
+                TiedRanker(model, items, ranking_metrics(config)), config, store, split, ranking, domain
+            ).with_figures()
             for split in config.evaluate.splits
             for ranking, domain, items in ranking_candidates(config, store, split)
         ]

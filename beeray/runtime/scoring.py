@@ -42,7 +42,7 @@ class SplitScores:
         scores: float64 (users, metrics).
         num_candidates: items ranked.
         domain: whose users these are; None where the store has one domain.
-        exposure: what users were shown: this rank's counts, until `score_embeddings` has made figures of them.
+        exposure: what users were shown: this rank's counts, until `with_figures`.
         shown: the figures of `core.exposure`, over all ranks' users.
     """
 
@@ -55,6 +55,10 @@ class SplitScores:
     domain: str | None = None
     exposure: Exposure | None = None
     shown: dict[str, float] = field(default_factory=dict)
+
+    def with_figures(self) -> SplitScores:
+        """The same with what users were shown in figures and not in counts, which must be those of all ranks."""
+        return self if self.exposure is None else replace(self, exposure=None, shown=self.exposure.summary())
 
     def table(self) -> pa.Table:
         """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
@@ -236,8 +240,8 @@ def score_ranking(
     """
     blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
     users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
-    shown = ranker.exposure if isinstance(ranker, Ranker) else None
-    return SplitScores(split, ranking, ranker.metrics.names, users, scores, len(ranker.candidates), domain, shown)
+    names, number = ranker.metrics.names, len(ranker.candidates)
+    return SplitScores(split, ranking, names, users, scores, number, domain, ranker.exposure)
 
 
 def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
@@ -309,7 +313,7 @@ def _summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScore
     if scores.exposure is None:
         return scores
     scores.exposure.reduce(lambda counts: sum_counts_over_ranks(counts, device))
-    return replace(scores, exposure=None, shown=scores.exposure.summary())
+    return scores.with_figures()
 
 
 def _user_blocks(

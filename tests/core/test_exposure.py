@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from beeray.core.evaluation import Ranker, RankingMetrics
-from beeray.core.exposure import Exposure, gini, mid_rank, shown_length
+from beeray.core.exposure import Exposure, TiedExposure, gini, mid_rank, shown_length
 
 
 def counts(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
@@ -95,3 +95,27 @@ def test_a_ranker_counts_unseen_candidates_block_by_block() -> None:
     assert ranker.exposure.asked.tolist() == [2, 0, 1]
     assert ranker.exposure.known.tolist() == [0, 2, 1]
     assert ranker.exposure.summary()["coverage@1"] == pytest.approx(2 / 3)
+
+
+def test_of_tied_candidates_each_order_is_as_likely() -> None:
+    """Every order of the tied, drawn out: candidates 1 and 2 tie for user 0's second place, all four for user 1's."""
+    minus = -np.inf
+    scores = np.array([[9, 5, 5, 1], [3, 3, 3, 3], [minus, 7, minus, minus]], dtype=np.float32)
+    exposure = TiedExposure(4, k=2)
+    exposure.add_scores(scores[:2], targets=np.array([0, 3]), history=np.array([1]))
+    exposure.add_scores(scores[2:], targets=np.array([1]), history=np.array([0, 2, 3]))
+    assert exposure.shown.tolist() == pytest.approx([1 + 0.5, 0.5 + 0.5 + 1, 0.5 + 0.5, 0.5])
+    unseen = [0, 0, 0.5 * 0.5, 0.5]
+    assert exposure.coverage == pytest.approx(1 - sum(unseen) / 4)
+    assert exposure.summary()["coverage@2"] == exposure.coverage
+    assert exposure.asked.tolist() == [1, 1, 0, 1] and exposure.known.tolist() == [1, 1, 1, 1]
+
+
+def test_without_ties_it_is_what_is_shown() -> None:
+    scores = np.random.default_rng(3).normal(size=(30, 12)).astype(np.float32)
+    tied, plain = TiedExposure(12, k=4), Exposure(12, k=4)
+    nothing = np.empty(0, dtype=np.int64)
+    tied.add_scores(scores, nothing, nothing)
+    plain.add(np.argsort(-scores, axis=1), np.ones(scores.shape, dtype=bool), nothing, nothing)
+    assert tied.shown.tolist() == plain.shown.tolist()
+    assert tied.summary() == pytest.approx(plain.summary())
