@@ -154,6 +154,13 @@ class RunFolder:
         """Whether a run has claimed the folder."""
         return (self.path / RUN).is_file()
 
+    def begun_with(self) -> tuple[str, str | None] | None:
+        """Fingerprints of the store and of the encoder of `train.init_from` that a run began with; None without one."""
+        if not self.begun:
+            return None
+        kept = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        return kept["store_fingerprint"], kept.get("init_fingerprint")
+
     @property
     def num_shards(self) -> int:
         """Into how many shards the run's users were cut when it began: one for each worker that it began with."""

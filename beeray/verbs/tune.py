@@ -26,6 +26,7 @@ from ray import tune
 
 from beeray.config import Config, search_space, searched_metric
 from beeray.console import Console
+from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
@@ -122,6 +123,8 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         warm = find_warm_start(config)
         opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
+        fingerprint = next(fingerprint for _, fingerprint in opened.values())
+        folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
         nodes = live_nodes()
         at_once = trials_at_once(nodes, demand)
         threads = threads_each(nodes, demand, at_once)
@@ -134,7 +137,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
             },
             searched_metric(config),
             warm,
-            next(fingerprint for _, fingerprint in opened.values()),
+            fingerprint,
         )
         sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
         console.line(

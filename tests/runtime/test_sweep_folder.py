@@ -104,6 +104,34 @@ def test_another_training_config_is_refused_and_more_trials_are_not(tmp_path: Pa
     SweepFolder(a_config(tmp_path, tune=changed)).check_config()
 
 
+def test_other_domains_to_score_within_are_refused(tmp_path: Path) -> None:
+    SweepFolder(a_config(tmp_path)).claim()
+    config = a_config(tmp_path)
+    other = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"domains": ("films",)})})
+    assert other.evaluate != config.evaluate
+    with pytest.raises(RunError, match=r"evaluate\.domains"):
+        SweepFolder(other).check_config()
+
+
+@pytest.mark.parametrize(
+    ("store", "encoder", "said"),
+    [
+        ("store-b", "model-a", "trial-000: store store-a → store-b"),
+        ("store-a", "model-b", "trial-000: encoder of train.init_from model-a → model-b"),
+        ("store-a", None, "encoder of train.init_from model-a → None"),
+    ],
+)
+def test_trials_of_other_data_are_not_gone_on_with(tmp_path: Path, store: str, encoder: str | None, said: str) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    for number in range(2):
+        folder.save(Trial(number, {}, COMPLETE if number else FAILED))
+    folder.run(Trial(0, {})).claim("store-a", "model-a")  # the other is one that never started
+    folder.check_data("store-a", "model-a")
+    with pytest.raises(RunError, match="was begun on other data") as caught:
+        folder.check_data(store, encoder)
+    assert said in str(caught.value) and str(caught.value).endswith("start over with --fresh")
+
+
 def test_a_run_and_a_sweep_of_one_name_leave_each_other_alone(tmp_path: Path) -> None:
     config = a_config(tmp_path)
     sweep, run = SweepFolder(config), RunFolder(config)

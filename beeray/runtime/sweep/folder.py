@@ -130,6 +130,29 @@ class SweepFolder:
             "choose another name=… or start over with --fresh"
         )
 
+    def check_data(self, store_fingerprint: str, init_fingerprint: str | None) -> None:
+        """Refuse to go on with a sweep whose trials learned from, or were measured on, other data.
+
+        Args:
+            store_fingerprint: of the store that the config gives now.
+            init_fingerprint: of the encoder that `train.init_from` names.
+
+        Raises:
+            RunError: names the trial, with what it began on and what there is now.
+        """
+        now = {"store": store_fingerprint, "encoder of train.init_from": init_fingerprint}
+        for trial in self.load():
+            begun = self.run(trial).begun_with()
+            if begun is None:  # an invalid one, or one that never started
+                continue
+            changed = [f"{what} {old} → {now[what]}" for what, old in zip(now, begun, strict=True) if old != now[what]]
+            if changed:
+                raise RunError(
+                    f"sweep {self.config.name!r} in {self.trials} was begun on other data ({trial.name}: "
+                    f"{'; '.join(changed)}), so its trials could not be compared; choose another name=… or start over "
+                    "with --fresh"
+                )
+
     def claim(self) -> None:
         """Make the folder this sweep's."""
         self.trials.mkdir(parents=True, exist_ok=True)
@@ -223,7 +246,7 @@ def _deciding(config: Config) -> dict[str, Any]:
         for key, dimension in search_space(config).items()
     }
     others = config.tune.model_dump(mode="json", include={"metric", "mode", "asha", "random_trials", "seed"})
-    measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length"})
+    measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length", "domains"})
     return (
         config.result_keys()
         | dimensions
