@@ -36,7 +36,7 @@ from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
-from beeray.runtime.sweep.folder import FAILED, RUNNING, STATUSES, SweepFolder, Trial, best_of
+from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
 from beeray.runtime.sweep.measurable import measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
@@ -52,6 +52,7 @@ from beeray.runtime.sweep.trial import (
     SweepInputs,
     TrialEvents,
     patiently_locked,
+    reason_of,
     trial_config,
 )
 from beeray.runtime.tracking import Untracked
@@ -84,7 +85,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         folder.check_config()
         folder.claim()
         if arguments.retry_failed:
-            _retry_failed(folder)
+            folder.retry_failed()
         if folder.finished() is None:
             folder.reopen()
             _go_on(config, folder, console)
@@ -107,13 +108,6 @@ def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
     if tracking.parent.trouble:
         console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
     folder.finish(tracking.parent.run_id)
-
-
-def _retry_failed(folder: SweepFolder) -> None:
-    for trial in folder.load():
-        if trial.status == FAILED:
-            trial.status, trial.reason, trial.mlflow_run_id = RUNNING, None, None
-            folder.save(trial)
 
 
 def _search(config: Config, folder: SweepFolder, console: Console) -> None:
@@ -224,7 +218,7 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
             _run_trial(trial, folder, inputs, reports, console)
         except BeerayError as error:
             console.line(f"failed: {error}")
-            tune.report({OUTCOME: FAILED, REASON: str(error)})
+            tune.report({OUTCOME: FAILED, REASON: reason_of(error)})
         except Exception as error:
             console.line(traceback.format_exc())
             said = (str(error).splitlines() or ["no message"])[0]

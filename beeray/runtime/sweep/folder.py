@@ -28,7 +28,7 @@ import yaml
 
 from beeray.config import Config, load_config, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CHECKPOINTS, MODEL, SWEEP_FILES, RunFolder, locked_file
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file
 
 RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
 STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
@@ -202,17 +202,30 @@ class SweepFolder:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TRIAL, json.dumps(asdict(trial), indent=2))
 
+    def retry_failed(self) -> None:
+        """Have trials that failed go on."""
+        for trial in self.load():
+            if trial.status == FAILED:
+                trial.status, trial.reason, trial.mlflow_run_id = RUNNING, None, None
+                self.save(trial)
+                (self.run_dir(trial) / NOT_FINITE).unlink(missing_ok=True)  # said of the attempt before
+
     def remove_scratch(self, name: str) -> None:
         """Remove a folder beside the trials' own."""
         shutil.rmtree(self.trials / name, ignore_errors=True)
 
     def tidy(self, trials: list[Trial], best: Trial | None) -> None:
-        """Remove checkpoints of trials that have ended, and the models that `tune.keep_models` does not keep."""
+        """Remove checkpoints of trials that have ended, and the models that `tune.keep_models` does not keep.
+
+        A failed trial keeps its checkpoints, which --retry-failed goes on from; unless it diverged, since it would
+        diverge again at the same step.
+        """
         keep = self.config.tune.keep_models
         for trial in trials:
             if not trial.over:
                 continue
-            shutil.rmtree(self.run_dir(trial) / CHECKPOINTS, ignore_errors=True)
+            if trial.status != FAILED or (self.run_dir(trial) / NOT_FINITE).is_file():
+                shutil.rmtree(self.run_dir(trial) / CHECKPOINTS, ignore_errors=True)
             if keep == "none" or (keep == "best" and trial is not best):
                 shutil.rmtree(self.run_dir(trial) / MODEL, ignore_errors=True)
 
