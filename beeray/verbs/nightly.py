@@ -147,11 +147,17 @@ def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     return verdict.record()
 
 
+def _serving_now(config: Config) -> list[str]:
+    """Names of all models that are published now: a night that is told of again may be an old one."""
+    published = [embed.current_publication(one)[0] for one in config.by_domain().values()]
+    return [one.manifest.model["name"] for one in published if one is not None]
+
+
 def _told(config: Config, nights: Nights, night: Night, console: Console) -> dict[str, Any]:
     assert night.verdict is not None
     model = config.run_dir.parent / nights.run_name(night.name) / "model"
     serving = str(model) if night.published else (night.serving or {}).get("name", "")
-    for run in nights.prune(serving):
+    for run in nights.prune([serving, *_serving_now(config)]):
         console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")
     versions = ", ".join(f"{name} {one}".strip() for name, one in (night.published or night.refreshed or {}).items())
     said = "refused the new model; published" if night.refused else "published"
