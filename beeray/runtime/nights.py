@@ -33,7 +33,8 @@ class Night:
         name: its date.
         store_fingerprint: of the tables it trains on.
         serving: name and fingerprint of the model that served when it began; None where nothing was published.
-        verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served).
+        verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served, and with
+            the error as `diverged` instead where training did).
         published: versions that were published with the new model, by domain ("" where there is one); None before.
         refreshed: the same of a night that was refused: today's items, embedded with the model that serves on.
     """

@@ -19,7 +19,8 @@ from beeray.core.fingerprint import model_fingerprint
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import open_scored
 from beeray.data.storage import storage_options
-from beeray.errors import RunError
+from beeray.data.store import Store
+from beeray.errors import DivergedError, RunError
 from beeray.inputs import open_encoder
 from beeray.runtime.gate import gate_metric, gate_split, judge
 from beeray.runtime.nights import Night, Nights
@@ -49,11 +50,8 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     name = nights.chosen(arguments.night, datetime.now(UTC).strftime("%Y-%m-%d"), fingerprint)
     night = nights.kept(name)
     if night is not None and night.published is None:
-        if arguments.fresh:
-            night = None
-        elif night.verdict is None and night.store_fingerprint != fingerprint:
-            console.line(f"night {name}: its tables have changed since it began; it begins anew")
-            night = None
+        anew = arguments.fresh or _begins_anew(config, nights, night, fingerprint, console)
+        night = None if anew else night
     if night is not None:
         console.line(f"night {name}: goes on")
         return night
@@ -64,6 +62,23 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     run.clear()
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
     return nights.keep(Night(name, fingerprint, serving))
+
+
+def _begins_anew(config: Config, nights: Nights, night: Night, fingerprint: str, console: Console) -> bool:
+    """Whether a night's tables have changed; not once it is judged, nor while its finished run can be, on their store.
+
+    Args:
+        fingerprint: of the store that the tables give now.
+    """
+    run = RunFolder(_tonight(config, nights, night.name, night.serving))
+    begun = run.begun_with()
+    learned_from = night.store_fingerprint if begun is None else begun[0]
+    if night.verdict is not None or learned_from == fingerprint:
+        return False
+    goes_on = run.finished() is not None and Store.is_at(config.store_path, learned_from)
+    meaning = "but its run is finished and its store is there" if goes_on else "so it begins anew"
+    console.line(f"night {night.name}: its tables have changed since it began, {meaning}")
+    return not goes_on
 
 
 def serving_model(config: Config) -> dict[str, str] | None:
@@ -120,8 +135,7 @@ def _tonight(config: Config, nights: Nights, night: str, serving: dict[str, str]
 def _work(config: Config, nights: Nights, night: Night, console: Console) -> Night:
     tonight = _tonight(config, nights, night.name, night.serving)
     if night.verdict is None:
-        train.execute(tonight, argparse.Namespace(fresh=False), console)
-        night = nights.keep(night, verdict=_verdict(tonight, night, console))
+        night = nights.keep(night, verdict=_trained_and_judged(tonight, night, console))
     model = str(RunFolder(tonight).model)
     if night.refused:
         assert night.serving is not None, "nothing is refused where nothing served"
@@ -135,11 +149,31 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
     return nights.keep(night, **{"refreshed" if night.refused else "published": versions})
 
 
+def _trained_and_judged(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
+    """The verdict; a run that is finished is not trained again, also where its tables have changed since."""
+    run = RunFolder(tonight)
+    if run.finished() is not None:
+        run.check_config()
+        console.line(f"run {tonight.name!r} in {run.path} is finished already")
+        return _verdict(tonight, night, console)
+    try:
+        train.execute(tonight, argparse.Namespace(fresh=False), console)
+    except DivergedError as error:
+        if night.serving is None:
+            raise
+        console.line(f"gate: {error}: refused")
+        return {"publish": False, "diverged": str(error)}
+    return _verdict(tonight, night, console)
+
+
 def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     if night.serving is None:
         console.line("gate: nothing is published yet, so there is nothing to compare with")
         return FIRST
-    record = evaluate.execute(tonight, argparse.Namespace(model=night.serving["name"]), console)
+    begun = RunFolder(tonight).begun_with()
+    assert begun is not None, "a run that is judged is finished"
+    pinned = argparse.Namespace(model=night.serving["name"], store_fingerprint=begun[0])  # its tables may have changed
+    record = evaluate.execute(tonight, pinned, console)
     serving = open_scored(str(Path(record["scores"]).parent))
     verdict = judge(serving, open_scored(str(tonight.run_dir)), tonight)
     for line in verdict.lines():

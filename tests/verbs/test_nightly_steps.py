@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,8 +16,11 @@ from published import sha256, write_publication
 from beeray.config import Config, validate_config
 from beeray.console import Console
 from beeray.data.manifest import MANIFEST
+from beeray.data.store_meta import StoreMeta
+from beeray.errors import DivergedError, RunError
 from beeray.runtime.nights import Night, Nights
-from beeray.verbs import nightly
+from beeray.runtime.run_folder import RunFolder
+from beeray.verbs import evaluate, nightly
 
 
 @pytest.fixture
@@ -58,3 +63,103 @@ def test_telling_of_an_old_night_spares_the_run_that_serves_now(tmp_path: Path) 
     nightly._told(config, nights, first, console)
     left = sorted(one.name for one in (tmp_path / "runs").glob("shop-*"))
     assert left == ["shop-2026-01-01", "shop-2026-01-03", "shop-2026-01-04"], shown.getvalue()
+
+
+def trained(config: Config, store: str) -> RunFolder:
+    """Leave a night's run, finished, that learned from a store."""
+    run = RunFolder(config)
+    run.claim(store)
+    run.model.mkdir()
+    run.finish({})
+    return run
+
+
+def leave_store(config: Config, fingerprint: str) -> None:
+    """Leave a store's meta.json, as whoever prepared it last did."""
+    meta = StoreMeta(fingerprint, "item", ["shop"], 2, 1, 2, {}, {}, {}, {})
+    Path(config.store_path).mkdir(exist_ok=True)
+    (Path(config.store_path) / "meta.json").write_text(json.dumps(dataclasses.asdict(meta)))
+
+
+def begun(config: Config, now: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Night, str]:
+    """Which night is worked on by tables of a fingerprint, and what was said."""
+    console, shown = a_console()
+    monkeypatch.setattr(nightly, "store_fingerprint", lambda config: now)
+    arguments = argparse.Namespace(night="2026-01-02", fresh=False)
+    return nightly._begun(config, Nights(config), arguments, console), shown.getvalue()
+
+
+def test_a_finished_run_is_not_trained_again_when_its_tables_change(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights = Nights(config)
+    night = nights.keep(Night("2026-01-02", "store-a", None))
+    run = trained(nightly._tonight(config, nights, night.name, None), "store-a")
+    leave_store(config, "store-a")
+    assert begun(config, "store-b", monkeypatch)[0] == night and run.finished() is not None
+    leave_store(config, "store-b")  # of another command: the users that it would be judged by are gone
+    night, said = begun(config, "store-b", monkeypatch)
+    assert night.store_fingerprint == "store-b" and run.finished() is None and "begins anew" in said
+
+
+def test_an_unfinished_run_begins_anew_when_its_tables_change(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    nights = Nights(config)
+    nights.keep(Night("2026-01-02", "store-a", None))
+    run = RunFolder(nightly._tonight(config, nights, "2026-01-02", None))
+    run.claim("store-a")
+    leave_store(config, "store-a")
+    night, _ = begun(config, "store-b", monkeypatch)
+    assert night.store_fingerprint == "store-b" and not run.begun
+
+
+def test_both_models_are_scored_on_the_store_that_the_run_learned_from(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights, (console, _) = Nights(config), a_console()
+    serving = {"name": "/models/old", "fingerprint": "f"}
+    night = nights.keep(Night("2026-01-02", "store-a", serving))
+    tonight = nightly._tonight(config, nights, night.name, serving)
+    trained(tonight, "store-a")
+
+    def evaluated(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+        raise EvaluatedError(arguments)
+
+    monkeypatch.setattr(nightly.evaluate, "execute", evaluated)
+    monkeypatch.setattr(nightly.train, "execute", None)  # a finished run's tables may have changed: it would refuse
+    with pytest.raises(EvaluatedError) as caught:
+        nightly._trained_and_judged(tonight, night, console)
+    assert vars(caught.value.args[0]) == {"model": "/models/old", "store_fingerprint": "store-a"}
+
+
+class EvaluatedError(Exception):
+    """Stands in for an evaluation."""
+
+
+def test_a_pinned_store_is_opened_as_it_is_and_another_one_is_refused(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "store_fingerprint", lambda config: "store-b")
+    console, _ = a_console()
+    leave_store(config, "store-a")
+    assert evaluate.opened_store(config, "store-a", console).meta.fingerprint == "store-a"
+    leave_store(config, "store-b")
+    with pytest.raises(RunError, match="trained on store-a, which is no longer there, and its tables have changed"):
+        evaluate.opened_store(config, "store-a", console)
+
+
+def test_training_that_diverges_is_refused_where_a_model_serves_and_an_error_where_none_does(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+        raise DivergedError("the loss became nan at step 3")
+
+    monkeypatch.setattr(nightly.train, "execute", diverges)
+    monkeypatch.setattr(nightly.embed, "execute", lambda config, arguments, console: {"version": arguments.model})
+    nights, (console, shown) = Nights(config), a_console()
+    serving = {"name": "/models/old", "fingerprint": "f"}
+    night = nightly._work(config, nights, nights.keep(Night("2026-01-02", "store-a", serving)), console)
+    assert night.verdict == {"publish": False, "diverged": "the loss became nan at step 3"}
+    assert (night.published, night.refreshed) == (None, {"": "/models/old"})
+    assert "gate: the loss became nan at step 3: refused" in shown.getvalue()
+    with pytest.raises(DivergedError):
+        nightly._work(config, nights, nights.keep(Night("2026-01-03", "store-a", None)), console)
