@@ -22,7 +22,7 @@ from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DivergedError, RunError
 from beeray.inputs import open_encoder
-from beeray.runtime.gate import gate_metric, gate_split, judge
+from beeray.runtime.gate import check_ranking, gate_metric, gate_split, judge
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import ray_session
@@ -34,7 +34,7 @@ FIRST = {"publish": True}
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Do a night's work from wherever it stands; returns the verdict and what was published."""
-    gate_metric(config), gate_split(config)  # told before hours of training
+    gate_metric(config), gate_split(config), check_ranking(config)  # told before hours of training
     nights = Nights(config)
     with nights.locked(), storage_options(config.storage):
         night = _begun(config, nights, arguments, console)
