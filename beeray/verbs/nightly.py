@@ -34,7 +34,8 @@ FIRST = {"publish": True}
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Do a night's work from wherever it stands; returns the verdict and what was published."""
-    gate_metric(config), gate_split(config), check_ranking(config)  # told before hours of training
+    gate_metric(config), gate_split(config)  # told before hours of training
+    check_ranking(config)
     nights = Nights(config)
     with nights.locked(), storage_options(config.storage):
         night = _begun(config, nights, arguments, console)

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import io
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from published import sha256, write_publication
 from beeray.config import Config, validate_config
 from beeray.console import Console
 from beeray.data.manifest import MANIFEST
+from beeray.data.store import Store
 from beeray.data.store_meta import StoreMeta
-from beeray.errors import DivergedError, RunError
+from beeray.errors import ConfigError, DivergedError, RunError
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
-from beeray.verbs import evaluate, nightly
+from beeray.runtime.startup import Startup
+from beeray.runtime.steps import UserShare
+from beeray.runtime.tracking import Untracked
+from beeray.verbs import evaluate, nightly, train
 
 
 @pytest.fixture
@@ -163,3 +169,32 @@ def test_training_that_diverges_is_refused_where_a_model_serves_and_an_error_whe
     assert "gate: the loss became nan at step 3: refused" in shown.getvalue()
     with pytest.raises(DivergedError):
         nightly._work(config, nights, nights.keep(Night("2026-01-03", "store-a", None)), console)
+
+
+def test_training_whose_loss_becomes_no_number_says_so_by_its_error(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def workers_fail(config: Config, folder: RunFolder, inputs: train.TrainInputs, tell: Callable[..., None]) -> None:
+        tell({"kind": "failed", "message": "the loss became nan"})
+
+    monkeypatch.setattr(train, "listening", lambda handler, stopping: nullcontext(handler))
+    monkeypatch.setattr(train, "_run_workers", workers_fail)
+    leave_store(config, "store-a")
+    inputs = train.TrainInputs(Store.open(config.store_path), "", (UserShare("users", 8, 8),), "model", 1)
+    run = RunFolder(config)
+    run.claim("store-a")
+    with pytest.raises(DivergedError, match="the loss became nan"):
+        train.train_run(config, run, inputs, a_console()[0], Startup(), Untracked)
+
+
+def test_a_night_that_no_one_could_judge_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    for nightly_section, said in (({"ranking": "filtred"}, "nightly.ranking is 'filtred'"), ({}, "trained on; set")):
+        config = a_config(
+            tmp_path,
+            nightly=nightly_section,
+            train={"with_validation": True},
+            evaluate={"splits": ["validation", "test"] if nightly_section else ["validation"]},
+        )
+        with pytest.raises(ConfigError, match=said):
+            nightly.execute(config, argparse.Namespace(night=None, fresh=False), a_console()[0])
+    assert not (tmp_path / "runs").exists()
