@@ -37,6 +37,14 @@ def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
     assert f"tune.space has unknown key {key!r}; did you mean {nearest!r}?" in refusal({key: {"choice": [1, 2]}})
 
 
+@pytest.mark.parametrize(("kind", "instead"), [("uniform", "integer"), ("loguniform", "loginteger")])
+def test_a_range_of_any_numbers_over_a_key_of_whole_ones_is_refused(kind: str, instead: str) -> None:
+    said = refusal({"train.batch_size": {kind: [64, 2048]}})
+    assert "train.batch_size takes no 695.5" in said
+    assert said.endswith(f"; {kind} draws such numbers, use {instead} for whole ones")
+    a_config({"train.batch_size": {instead: [64, 2048]}, "train.weight_decay": {"uniform": [0, 0.1]}})
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [

@@ -106,6 +106,8 @@ def check_space(config: Config) -> None:
     for key, dimension in space.items():
         for value in dimension.probes:
             _check_value(config, space, key, value)
+        if dimension.within is not None:
+            _check_within(config, space, key, dimension)
     names = epoch_metrics(config)
     if config.tune.metric is not None and config.tune.metric not in names:
         raise ValueError(f"tune.metric is {config.tune.metric!r}: an epoch reports {', '.join(names)}")
@@ -155,6 +157,15 @@ def _check_value(config: Config, space: Mapping[str, Dimension], key: str, value
         except ValidationError:
             continue
     raise ValueError(f"tune.space: {key} takes no {value!r}: {explain(first, type(config))}")
+
+
+def _check_within(config: Config, space: Mapping[str, Dimension], key: str, dimension: Dimension) -> None:
+    """Refuse a range of any numbers over a key that takes whole ones: its ends are valid, and hardly another."""
+    try:
+        _check_value(config, space, key, dimension.within)
+    except ValueError as error:
+        whole = "loginteger" if dimension.kind.startswith("log") else "integer"
+        raise ValueError(f"{error}; {dimension.kind} draws such numbers, use {whole} for whole ones") from None
 
 
 def _validated(config: Config, point: Mapping[str, Any]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -37,6 +38,14 @@ class Dimension(Section):
     def probes(self) -> tuple[Any, ...]:
         """Values that show whether the key takes what is asked of it: all choices, or both ends."""
         return tuple(getattr(self, self.kind))
+
+    @property
+    def within(self) -> float | None:
+        """A number between the ends that is not whole; None where none is drawn."""
+        if self.kind not in ("uniform", "loguniform"):
+            return None
+        low, high = self.bounds
+        return low + (high - low) / math.pi
 
     @property
     def num_values(self) -> int | None:

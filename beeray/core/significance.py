@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 COUNTS_AT_ONCE = 2**22
+MEANS_AT_ONCE = 2**25
+"""Resampled means that are held at once (a quarter of a GiB); of more columns the same resamples are drawn again."""
 CONFIDENCE = 0.95
 
 
@@ -61,12 +63,12 @@ def paired_bootstrap(scores: Floats, *, num_bootstrap: int = 10_000, seed: int =
         raise ValueError("no user was scored by all systems: there is nothing to compare")
     differences = scores[1:] - scores[:1]  # before resampling: systems that are equal differ by exactly nothing
     columns = np.concatenate([scores, differences]).transpose(1, 0, 2).reshape(num_users, -1)
-    resampled = np.concatenate(list(_resampled_means(columns, num_bootstrap, seed)))
-    resampled = resampled.reshape(num_bootstrap, 2 * num_systems - 1, num_metrics)
-    tail = (1 - CONFIDENCE) / 2
-    intervals = np.moveaxis(np.quantile(resampled, [tail, 1 - tail], axis=0), 0, -1)
-    below = (resampled[:, num_systems:] <= 0).sum(axis=0)
-    above = (resampled[:, num_systems:] >= 0).sum(axis=0)
+    at_once = max(1, MEANS_AT_ONCE // num_bootstrap)
+    parts = [columns[:, first : first + at_once] for first in range(0, columns.shape[1], at_once)]
+    found = np.concatenate([_of_columns(part, num_bootstrap, seed) for part in parts], axis=1)
+    found = found.reshape(4, 2 * num_systems - 1, num_metrics)
+    intervals = np.moveaxis(found[:2], 0, -1)
+    below, above = found[2:, num_systems:]
     return PairedBootstrap(
         means=scores.mean(axis=1),
         intervals=intervals[:num_systems],
@@ -74,6 +76,18 @@ def paired_bootstrap(scores: Floats, *, num_bootstrap: int = 10_000, seed: int =
         difference_intervals=intervals[num_systems:],
         p_values=np.minimum(1.0, 2.0 * (1 + np.minimum(below, above)) / (num_bootstrap + 1)),
     )
+
+
+def _of_columns(columns: Floats, num_bootstrap: int, seed: int) -> Floats:
+    """Of each column's resampled means: low, high, and how many are at most and at least 0; (4, columns)."""
+    resampled = np.empty((num_bootstrap, columns.shape[1]))
+    done = 0
+    for means in _resampled_means(columns, num_bootstrap, seed):
+        resampled[done : done + len(means)] = means
+        done += len(means)
+    counts = [(resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0)]
+    tail = (1 - CONFIDENCE) / 2
+    return np.stack([*np.quantile(resampled, [tail, 1 - tail], axis=0, overwrite_input=True), *counts])
 
 
 def _resampled_means(columns: Floats, num_bootstrap: int, seed: int) -> Iterator[Floats]:

@@ -106,6 +106,14 @@ class Store:
             )
         return cls(path, meta)
 
+    @classmethod
+    def is_at(cls, path: str, fingerprint: str) -> bool:
+        """Whether a whole store of a fingerprint is there."""
+        try:
+            return cls.open(path).meta.fingerprint == fingerprint
+        except StoreError:
+            return False
+
     @cached_property
     def domains(self) -> list[DomainMeta]:
         """What is known of each domain, in the order of their indices."""

@@ -5,8 +5,9 @@ Systems are joined on user, split, ranking and, where a store has several, domai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Settings:
     alpha: float = 0.05
 
 
+MOST_BOOTSTRAP = 200_000
+"""Resamples that are taken without being asked for."""
 EVERYTHING, BY_DEFAULT = Choice(), Settings()
 Group = tuple[str, str, str]
 """split, ranking, domain (empty where the store has one)."""
@@ -49,19 +52,24 @@ Group = tuple[str, str, str]
 def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Settings = BY_DEFAULT) -> dict[str, Any]:
     """Compare systems with the first of them.
 
+    Where so many questions are asked that no p of `settings.num_bootstrap` resamples could stand Holm's correction,
+    the least number that can is taken.
+
     Returns:
         the settings; `systems`, a name, folder and fingerprint each; `tables`, one a split, ranking and domain, with
         its users and metrics, and for each metric a row a system: `mean`, `low`, `high` and, but for the reference,
         `difference` (mean, low, high), `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's
-        correction is over: all of these.
+        correction is over: all of these; `num_bootstrap`, and `num_bootstrap_asked` where that was too few.
 
     Raises:
-        RunError: other stores, or no user, ranking or metric in common.
+        RunError: other stores, no user, ranking or metric in common, or too many questions.
     """
     check_stores(systems)
     names = distinct_names(systems)
     metrics = _common_metrics(systems, choice.metrics)
     groups = _common_groups(systems, choice)
+    asked, number = settings.num_bootstrap, len(groups) * len(metrics) * (len(systems) - 1)
+    settings = replace(settings, num_bootstrap=_enough_bootstrap(number, settings))
     tables = [_table([one.table for one in systems], group, metrics, names, settings) for group in groups]
     rows = [row for table in tables for rows in table["metrics"].values() for row in rows[1:]]
     for row, adjusted in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
@@ -77,9 +85,26 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
         "hypotheses": len(rows),
         "alpha": settings.alpha,
         "num_bootstrap": settings.num_bootstrap,
+        **({"num_bootstrap_asked": asked} if asked < settings.num_bootstrap else {}),
         "seed": settings.seed,
         "tables": tables,
     }
+
+
+def _enough_bootstrap(hypotheses: int, settings: Settings) -> int:
+    """Resamples with which something can be found: the smallest p there is, times the hypotheses, is at most alpha.
+
+    Raises:
+        RunError: more than `MOST_BOOTSTRAP`, and than were asked for.
+    """
+    needed = math.ceil(2 * hypotheses / settings.alpha)
+    if needed > max(MOST_BOOTSTRAP, settings.num_bootstrap):
+        raise RunError(
+            f"{hypotheses:,} hypotheses at alpha {settings.alpha:g} need {needed:,} resamples of users to find "
+            f"anything, and {MOST_BOOTSTRAP:,} are the most that are taken unasked; ask fewer questions (--split, "
+            "--ranking, --metric, fewer systems), or give that --num-bootstrap"
+        )
+    return max(needed, settings.num_bootstrap)
 
 
 def check_stores(systems: Sequence[Scored]) -> None:

@@ -47,9 +47,11 @@ def _method(record: dict[str, Any]) -> list[str]:
     if not number:
         return []
     over = f"the {number} hypotheses of this table" if number > 1 else "the one hypothesis of this table"
+    asked = record.get("num_bootstrap_asked")
+    least = f", the least that can decide so many hypotheses: {asked:,} could not" if asked is not None else ""
     return [
         f"Differences from {record['reference']}. 95 % intervals and two-sided p: paired bootstrap, "
-        f"{record['num_bootstrap']:,} resamples of users (seed {record['seed']}).",
+        f"{record['num_bootstrap']:,} resamples of users (seed {record['seed']}){least}.",
         f"Holm's correction over {over}; verdicts at {record['alpha']:g} by the corrected p; intervals are not "
         "corrected.",
     ]

@@ -18,6 +18,7 @@ from beeray.config import Config
 from beeray.data.scored import Scored
 from beeray.errors import ConfigError
 from beeray.runtime.comparison import RANKINGS, Choice, Settings, compare
+from beeray.runtime.rankings import all_rankings
 
 WORSE, UNCERTAIN, PASSED = "worse", "uncertain", "not worse"
 
@@ -134,7 +135,22 @@ def gate_split(config: Config) -> str:
     asked = config.nightly.split or ("test" if "test" in splits else splits[0])
     if asked not in splits:
         raise ConfigError(f"nightly.split is {asked!r}: evaluate.splits has {', '.join(splits)}; add it there")
+    if asked == "validation" and config.trains_on_validation:
+        raise ConfigError(
+            "nightly.split: the gate would compare on validation data, which is trained on; set nightly.split: test "
+            "(and have it in evaluate.splits), or train.with_validation: false"
+        )
     return asked
+
+
+def check_ranking(config: Config) -> None:
+    """Refuse a ranking that evaluation does not make; ConfigError names those that it does."""
+    asked, made = config.nightly.ranking, all_rankings(config)
+    if asked is not None and asked not in made:
+        raise ConfigError(
+            f"nightly.ranking is {asked!r}: with split.kind {config.split.kind} evaluation makes {', '.join(made)}; "
+            "name one of them"
+        )
 
 
 def _first_ranking(scored: Scored, split: str) -> str:

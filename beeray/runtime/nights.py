@@ -13,14 +13,14 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import locked_file
+from beeray.runtime.run_folder import NIGHTS, locked_file
 
 NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -33,7 +33,8 @@ class Night:
         name: its date.
         store_fingerprint: of the tables it trains on.
         serving: name and fingerprint of the model that served when it began; None where nothing was published.
-        verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served).
+        verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served, and with
+            the error as `diverged` instead where training did).
         published: versions that were published with the new model, by domain ("" where there is one); None before.
         refreshed: the same of a night that was refused: today's items, embedded with the model that serves on.
     """
@@ -61,13 +62,14 @@ class Nights:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.folder = config.run_dir / "nights"
+        self.folder = config.run_dir / NIGHTS
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other nightly commands of this name away; RunError where one is at work."""
         said = f"the nightly training of {self.config.name!r} is being done by another command"
-        with locked_file(self.folder / ".lock", said, "wait for it, or stop it"):
+        lock = self.config.run_dir.parent / "logs" / f"{self.config.name}-nightly.lock"
+        with locked_file(lock, said, "wait for it, or stop it"):
             yield
 
     def kept(self, name: str) -> Night | None:
@@ -81,7 +83,10 @@ class Nights:
             raise RunError(f"{file} is damaged ({error}); remove it, and the night begins anew") from None
 
     def chosen(self, asked: str | None, today: str, store_fingerprint: str) -> str:
-        """Which night is worked on: the one asked for; an unfinished one whose tables are still the same; today's.
+        """Which night is worked on: the one asked for; an unfinished one; today's.
+
+        An unfinished one that was judged goes on whatever its tables are now, since some domains may be served by its
+        model already; one that was not, while they are the same.
 
         Raises:
             ConfigError: the one asked for is no date.
@@ -92,9 +97,9 @@ class Nights:
             return asked
         last = self._names()[-1:]
         night = self.kept(last[0]) if last else None
-        if night is not None and not night.finished and night.store_fingerprint == store_fingerprint:
-            return night.name
-        return today
+        if night is None or night.finished:
+            return today
+        return night.name if night.verdict is not None or night.store_fingerprint == store_fingerprint else today
 
     def keep(self, night: Night, **changes: Any) -> Night:
         """Write a night, with changes, and return it."""
@@ -113,16 +118,17 @@ class Nights:
         """Name of a night's training run."""
         return f"{self.config.name}-{night}"
 
-    def prune(self, serving: str) -> list[str]:
-        """Remove runs of older finished nights, but never the one that the serving model is in; returns their names.
+    def prune(self, serving: Sequence[str]) -> list[str]:
+        """Remove runs of older finished nights, but never one that a serving model is in; returns their names.
 
         Args:
-            serving: folder of the serving model.
+            serving: folders of models that serve.
         """
         removed = []
         for name in self._names()[: -self.config.nightly.keep_runs]:
             night, run = self.kept(name), self.config.run_dir.parent / self.run_name(name)
-            if night is None or not night.finished or not run.is_dir() or serving.startswith(f"{run}/"):
+            serves = any(model.startswith(f"{run}/") for model in serving)
+            if night is None or not night.finished or not run.is_dir() or serves:
                 continue
             shutil.rmtree(run)
             removed.append(run.name)

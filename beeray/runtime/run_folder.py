@@ -52,6 +52,9 @@ REPORT = "report.html"
 NOT_FINITE = "not_finite.json"
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
+NIGHTS = "nights"
+"""What nightly training of the same name did (`runtime/nights.py`)."""
+KEPT = {*SWEEP_FILES, NIGHTS}
 SHOWN_KEYS = 6
 
 
@@ -117,13 +120,13 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Remove all that an earlier run of this name left; what a sweep left stays."""
+        """Remove all that an earlier run of this name left; what a sweep and what nightly training left stays."""
         left = list(self.path.iterdir()) if self.path.exists() else []
-        if not {entry.name for entry in left} & set(SWEEP_FILES):
+        if not {entry.name for entry in left} & KEPT:
             shutil.rmtree(self.path, ignore_errors=not left)
             return
         for entry in left:
-            if entry.name not in SWEEP_FILES:
+            if entry.name not in KEPT:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def check_config(self) -> None:
@@ -158,6 +161,13 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether a run has claimed the folder."""
         return (self.path / RUN).is_file()
+
+    def begun_with(self) -> tuple[str, str | None] | None:
+        """Fingerprints of the store and of the encoder of `train.init_from` that a run began with; None without one."""
+        if not self.begun:
+            return None
+        kept = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        return kept["store_fingerprint"], kept.get("init_fingerprint")
 
     @property
     def num_shards(self) -> int:

@@ -27,6 +27,7 @@ from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, worl
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
+from beeray.runtime.rankings import rankings
 
 
 @dataclass(frozen=True)
@@ -197,14 +198,6 @@ def ranking_candidates(
             else:
                 items = within[(within >= inside.start) & (within < inside.stop)]
             yield ranking, domain, items
-
-
-def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
-    """The rankings that are scored, the main one first."""
-    if config.split.kind == "item":
-        return ["held_out", *(["catalog"] if config.evaluate.full_catalog and full_catalog else [])]
-    filtered = config.split.kind == "time" and config.evaluate.filtered and full_catalog
-    return ["catalog", *(["filtered"] if filtered else [])]
 
 
 def scored_domains(config: Config, store: Store) -> list[str | None]:

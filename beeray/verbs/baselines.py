@@ -200,10 +200,14 @@ def compared(config: Config, which: list[Baseline], first: list[Scored], console
     systems = [*first, *(open_scored(str(folder_of(name, config))) for name in which)]
     if len(systems) < 2:
         return None
-    held_out = ("test",) if "test" in config.evaluate.splits else ()
-    record = compare(systems, Choice(splits=held_out))
+    record = compare(systems, Choice(splits=compared_splits(config)))
     console.show(comparison_text(record))
     return record
+
+
+def compared_splits(config: Config) -> tuple[str, ...]:
+    """Those that the table is of: test where it is scored."""
+    return ("test",) if "test" in config.evaluate.splits else tuple(config.evaluate.splits)
 
 
 def own_model(config: Config, fingerprint: str, console: Console) -> list[Scored]:
@@ -214,5 +218,12 @@ def own_model(config: Config, fingerprint: str, console: Console) -> list[Scored
     own = open_scored(str(folder.path))
     if own.store_fingerprint != fingerprint:
         console.line(f"run {config.name!r} was scored on another store, {own.store_fingerprint}: left out of the table")
+        return []
+    lacking = [split for split in compared_splits(config) if split not in own.table["split"].unique().to_pylist()]
+    if lacking:
+        console.line(
+            f"run {config.name!r} was not scored on {', '.join(lacking)}: left out of the table; beeray.evaluate "
+            f"scores its model there, and beeray.compare {config.name}:model {config.name}:baseline-NAME compares both"
+        )
         return []
     return [own]

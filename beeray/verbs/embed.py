@@ -246,9 +246,14 @@ def actor_needs(config: Config, num_actors: int) -> ClusterConfig:
 
 
 def unchanged_publication(plan: JobPlan) -> Embeddings | None:
-    """The current publication, if this job would publish the same again."""
+    """The current publication, if this job would publish the same again.
+
+    The same model elsewhere is published again, with all vectors reused: a manifest names where the model is.
+    """
     previous = plan.previous
     if previous is None or plan.full_run or previous.manifest.catalog != plan.catalog_source:
+        return None
+    if previous.manifest.model["name"] != plan.model["name"]:
         return None
     if previous.manifest.layout.get("max_text_chars") != plan.layout["max_text_chars"]:  # other rows may be refused
         return None

@@ -39,7 +39,12 @@ KEPT_AS = {UNTOUCHED: ORIGINAL, "model": TRAINED}
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Score one encoder; leaves `runs/<name>/evaluations/<label>-<text length>/` with metrics and per-user scores."""
+    """Score one encoder; leaves `runs/<name>/evaluations/<label>-<text length>/` with metrics and per-user scores.
+
+    Args:
+        arguments: `model`, as `chosen_model` takes it; `store_fingerprint`, where the store is not to be prepared anew
+            whatever its tables are now (as `opened_store`).
+    """
     started = time.monotonic()
     if not config.evaluate.splits:
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
@@ -50,7 +55,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     tokenizer = open_tokenizer(config)
     with ray_session(config.cluster, config.storage):
         check_placement(config.cluster)
-        store, _ = prepared_store(config, console)
+        store = opened_store(config, getattr(arguments, "store_fingerprint", None), console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
@@ -97,6 +102,27 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     if report is not None:
         console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def opened_store(config: Config, pinned: str | None, console: Console) -> Store:
+    """The store to score on.
+
+    Args:
+        pinned: fingerprint of the one that is asked for, whatever the tables are now; None for the one that they give.
+
+    Raises:
+        RunError: the pinned one is not there, and the tables no longer give it.
+    """
+    if pinned is None:
+        return prepared_store(config, console)[0]
+    if Store.is_at(config.store_path, pinned):
+        return Store.open(config.store_path)
+    if store_fingerprint(config) != pinned:
+        raise RunError(
+            f"store {config.store_path!r}: run {config.name!r} was trained on {pinned}, which is no longer there, and "
+            "its tables have changed since; run the same command again"
+        )
+    return prepared_store(config, console)[0]
 
 
 def _named(encoder: EncoderConfig, model: str) -> EncoderConfig:

@@ -19,9 +19,10 @@ from beeray.core.fingerprint import model_fingerprint
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import open_scored
 from beeray.data.storage import storage_options
-from beeray.errors import RunError
+from beeray.data.store import Store
+from beeray.errors import DivergedError, RunError
 from beeray.inputs import open_encoder
-from beeray.runtime.gate import gate_metric, gate_split, judge
+from beeray.runtime.gate import check_ranking, gate_metric, gate_split, judge
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import ray_session
@@ -34,6 +35,7 @@ FIRST = {"publish": True}
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Do a night's work from wherever it stands; returns the verdict and what was published."""
     gate_metric(config), gate_split(config)  # told before hours of training
+    check_ranking(config)
     nights = Nights(config)
     with nights.locked(), storage_options(config.storage):
         night = _begun(config, nights, arguments, console)
@@ -49,11 +51,8 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     name = nights.chosen(arguments.night, datetime.now(UTC).strftime("%Y-%m-%d"), fingerprint)
     night = nights.kept(name)
     if night is not None and night.published is None:
-        if arguments.fresh:
-            night = None
-        elif night.verdict is None and night.store_fingerprint != fingerprint:
-            console.line(f"night {name}: its tables have changed since it began; it begins anew")
-            night = None
+        anew = arguments.fresh or _begins_anew(config, nights, night, fingerprint, console)
+        night = None if anew else night
     if night is not None:
         console.line(f"night {name}: goes on")
         return night
@@ -64,6 +63,23 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     run.clear()
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
     return nights.keep(Night(name, fingerprint, serving))
+
+
+def _begins_anew(config: Config, nights: Nights, night: Night, fingerprint: str, console: Console) -> bool:
+    """Whether a night's tables have changed; not once it is judged, nor while its finished run can be, on their store.
+
+    Args:
+        fingerprint: of the store that the tables give now.
+    """
+    run = RunFolder(_tonight(config, nights, night.name, night.serving))
+    begun = run.begun_with()
+    learned_from = night.store_fingerprint if begun is None else begun[0]
+    if night.verdict is not None or learned_from == fingerprint:
+        return False
+    goes_on = run.finished() is not None and Store.is_at(config.store_path, learned_from)
+    meaning = "but its run is finished and its store is there" if goes_on else "so it begins anew"
+    console.line(f"night {night.name}: its tables have changed since it began, {meaning}")
+    return not goes_on
 
 
 def serving_model(config: Config) -> dict[str, str] | None:
@@ -120,8 +136,7 @@ def _tonight(config: Config, nights: Nights, night: str, serving: dict[str, str]
 def _work(config: Config, nights: Nights, night: Night, console: Console) -> Night:
     tonight = _tonight(config, nights, night.name, night.serving)
     if night.verdict is None:
-        train.execute(tonight, argparse.Namespace(fresh=False), console)
-        night = nights.keep(night, verdict=_verdict(tonight, night, console))
+        night = nights.keep(night, verdict=_trained_and_judged(tonight, night, console))
     model = str(RunFolder(tonight).model)
     if night.refused:
         assert night.serving is not None, "nothing is refused where nothing served"
@@ -135,11 +150,31 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
     return nights.keep(night, **{"refreshed" if night.refused else "published": versions})
 
 
+def _trained_and_judged(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
+    """The verdict; a run that is finished is not trained again, also where its tables have changed since."""
+    run = RunFolder(tonight)
+    if run.finished() is not None:
+        run.check_config()
+        console.line(f"run {tonight.name!r} in {run.path} is finished already")
+        return _verdict(tonight, night, console)
+    try:
+        train.execute(tonight, argparse.Namespace(fresh=False), console)
+    except DivergedError as error:
+        if night.serving is None:
+            raise
+        console.line(f"gate: {error}: refused")
+        return {"publish": False, "diverged": str(error)}
+    return _verdict(tonight, night, console)
+
+
 def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     if night.serving is None:
         console.line("gate: nothing is published yet, so there is nothing to compare with")
         return FIRST
-    record = evaluate.execute(tonight, argparse.Namespace(model=night.serving["name"]), console)
+    begun = RunFolder(tonight).begun_with()
+    assert begun is not None, "a run that is judged is finished"
+    pinned = argparse.Namespace(model=night.serving["name"], store_fingerprint=begun[0])  # its tables may have changed
+    record = evaluate.execute(tonight, pinned, console)
     serving = open_scored(str(Path(record["scores"]).parent))
     verdict = judge(serving, open_scored(str(tonight.run_dir)), tonight)
     for line in verdict.lines():
@@ -147,11 +182,17 @@ def _verdict(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     return verdict.record()
 
 
+def _serving_now(config: Config) -> list[str]:
+    """Names of all models that are published now: a night that is told of again may be an old one."""
+    published = [embed.current_publication(one)[0] for one in config.by_domain().values()]
+    return [one.manifest.model["name"] for one in published if one is not None]
+
+
 def _told(config: Config, nights: Nights, night: Night, console: Console) -> dict[str, Any]:
     assert night.verdict is not None
     model = config.run_dir.parent / nights.run_name(night.name) / "model"
     serving = str(model) if night.published else (night.serving or {}).get("name", "")
-    for run in nights.prune(serving):
+    for run in nights.prune([serving, *_serving_now(config)]):
         console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")
     versions = ", ".join(f"{name} {one}".strip() for name, one in (night.published or night.refreshed or {}).items())
     said = "refused the new model; published" if night.refused else "published"

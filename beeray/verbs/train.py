@@ -23,7 +23,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import ConfigError, RunError
+from beeray.errors import ConfigError, DivergedError
 from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
@@ -227,7 +227,7 @@ def train_run(
             result = _run_workers(config, folder, inputs, monitor)
         handler.close()
         if handler.failure is not None:
-            raise RunError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
+            raise DivergedError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
         if handler.stopped_after is not None:
             raise Interrupted(stop.signum or signal.SIGTERM, _how_far(handler.stopped_after, num_steps))
         assert result.checkpoint is not None

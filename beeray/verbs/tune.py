@@ -26,6 +26,7 @@ from ray import tune
 
 from beeray.config import Config, search_space, searched_metric
 from beeray.console import Console
+from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
@@ -35,7 +36,7 @@ from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
-from beeray.runtime.sweep.folder import FAILED, RUNNING, STATUSES, SweepFolder, Trial, best_of
+from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
 from beeray.runtime.sweep.measurable import measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
@@ -51,6 +52,7 @@ from beeray.runtime.sweep.trial import (
     SweepInputs,
     TrialEvents,
     patiently_locked,
+    reason_of,
     trial_config,
 )
 from beeray.runtime.tracking import Untracked
@@ -83,7 +85,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         folder.check_config()
         folder.claim()
         if arguments.retry_failed:
-            _retry_failed(folder)
+            folder.retry_failed()
         if folder.finished() is None:
             folder.reopen()
             _go_on(config, folder, console)
@@ -108,13 +110,6 @@ def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
     folder.finish(tracking.parent.run_id)
 
 
-def _retry_failed(folder: SweepFolder) -> None:
-    for trial in folder.load():
-        if trial.status == FAILED:
-            trial.status, trial.reason, trial.mlflow_run_id = RUNNING, None, None
-            folder.save(trial)
-
-
 def _search(config: Config, folder: SweepFolder, console: Console) -> None:
     with ray_session(config.cluster, config.storage, dashboard=True), _environment():
         _check_state_api(config)
@@ -122,6 +117,8 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         warm = find_warm_start(config)
         opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
+        fingerprint = next(fingerprint for _, fingerprint in opened.values())
+        folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
         nodes = live_nodes()
         at_once = trials_at_once(nodes, demand)
         threads = threads_each(nodes, demand, at_once)
@@ -134,7 +131,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
             },
             searched_metric(config),
             warm,
-            next(fingerprint for _, fingerprint in opened.values()),
+            fingerprint,
         )
         sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
         console.line(
@@ -221,7 +218,7 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
             _run_trial(trial, folder, inputs, reports, console)
         except BeerayError as error:
             console.line(f"failed: {error}")
-            tune.report({OUTCOME: FAILED, REASON: str(error)})
+            tune.report({OUTCOME: FAILED, REASON: reason_of(error)})
         except Exception as error:
             console.line(traceback.format_exc())
             said = (str(error).splitlines() or ["no message"])[0]

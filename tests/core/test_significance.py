@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from beeray.core import significance
 from beeray.core.significance import holm, paired_bootstrap
 
 
@@ -100,3 +101,13 @@ def test_blocks_and_other_systems_beside_it_change_no_answer(monkeypatch: pytest
 def test_no_user_in_common_is_refused() -> None:
     with pytest.raises(ValueError, match="no user was scored by all systems"):
         paired_bootstrap(np.empty((2, 0, 1)))
+
+
+def test_columns_that_do_not_fit_at_once_are_resampled_with_the_same_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(5).random((3, 40, 4))
+    whole = paired_bootstrap(scores, num_bootstrap=500, seed=6)
+    monkeypatch.setattr(significance, "MEANS_AT_ONCE", 1500)  # three of twenty columns
+    parts = paired_bootstrap(scores, num_bootstrap=500, seed=6)
+    for name in ("means", "intervals", "differences", "difference_intervals"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
+    np.testing.assert_array_equal(parts.p_values, whole.p_values)

@@ -12,7 +12,7 @@ import pytest
 from beeray.config import Config, validate_config
 from beeray.data.scored import Scored
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.gate import judge
+from beeray.runtime.gate import check_ranking, gate_split, judge
 
 USERS = 400
 METRIC = "ndcg@100"
@@ -121,3 +121,45 @@ def test_what_was_not_measured_is_refused_in_a_line(nightly: dict[str, str], sai
 def test_models_that_were_scored_on_other_stores_are_not_compared() -> None:
     with pytest.raises(RunError, match="store-b"):
         judge(scored("serving", half(0.0)), scored("new", half(0.0), store="store-b"), a_config())
+
+
+def test_validation_data_that_is_trained_on_does_not_judge() -> None:
+    on_validation = {"evaluate": {"splits": ["validation"]}, "train": {"with_validation": True}}
+    for sections in (on_validation, on_validation | {"nightly": {"split": "validation"}}):
+        with pytest.raises(ConfigError, match="would compare on validation data, which is trained on"):
+            gate_split(with_sections(**sections))
+    assert gate_split(with_sections(train={"with_validation": True})) == "test"
+    assert gate_split(with_sections(evaluate={"splits": ["validation"]})) == "validation"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranking", "said"),
+    [
+        ("item", "held_out", None),
+        ("item", "held_out@64", None),
+        ("item", "new_items", None),
+        ("item", "filtered", "with split.kind item evaluation makes held_out, catalog, held_out@64, old_items, new_it"),
+        ("time", "filtered", None),
+        ("time", "held_out", "with split.kind time evaluation makes catalog, filtered, catalog@64, old_items, new_it"),
+        ("user", "filtered", "with split.kind user evaluation makes catalog, catalog@64, old_items, new_items"),
+        ("item", "held_out@32", "nightly.ranking is 'held_out@32'"),
+    ],
+)
+def test_a_ranking_that_evaluation_does_not_make_is_refused_before_training(
+    kind: str, ranking: str, said: str | None
+) -> None:
+    config = with_sections(
+        split={"kind": kind},
+        nightly={"ranking": ranking},
+        train={"matryoshka_dims": [64]},
+        evaluate={"full_catalog": True, "filtered": True},
+    )
+    if said is None:
+        check_ranking(config)
+        return
+    with pytest.raises(ConfigError, match=said):
+        check_ranking(config)
+
+
+def with_sections(**sections: Any) -> Config:
+    return validate_config({"name": "shop", "data": {"source": "shop"}, **sections})

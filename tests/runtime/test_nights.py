@@ -9,6 +9,7 @@ import pytest
 from beeray.config import Config, validate_config
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.nights import Night, Nights
+from beeray.runtime.run_folder import RunFolder
 
 REFUSED, PASSED = {"publish": False}, {"publish": True}
 
@@ -32,6 +33,8 @@ def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
     [
         (Night("2026-01-02", "store-a", None), "store-a", "2026-01-02"),  # killed before midnight, submitted after it
         (Night("2026-01-02", "store-a", None, PASSED), "store-a", "2026-01-02"),  # judged, not yet published
+        (Night("2026-01-02", "store-a", None, PASSED), "store-b", "2026-01-02"),  # one domain may be published already
+        (Night("2026-01-02", "store-a", None, REFUSED), "store-b", "2026-01-02"),
         (Night("2026-01-02", "store-a", None), "store-b", "2026-01-03"),  # the tables have moved on
         (
             Night("2026-01-02", "store-a", None, REFUSED),
@@ -42,7 +45,7 @@ def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
         (Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}), "store-a", "2026-01-03"),
     ],
 )
-def test_an_unfinished_night_goes_on_after_midnight_while_its_tables_are_the_same(
+def test_an_unfinished_night_goes_on_after_midnight_while_its_tables_are_the_same_or_once_judged(
     config: Config, night: Night, store: str, chosen: str
 ) -> None:
     nights = Nights(config)
@@ -67,6 +70,18 @@ def test_two_commands_do_not_work_on_the_nights_of_one_name(config: Config) -> N
         pass
 
 
+def test_a_run_of_that_name_that_starts_over_leaves_nights_and_their_lock(config: Config) -> None:
+    nights, run = Nights(config), RunFolder(config)
+    night = nights.keep(Night("2026-01-02", "store-a", None))
+    run.claim("store-a")
+    with nights.locked():
+        run.clear()
+        with pytest.raises(RunError, match="is being done by another command"), Nights(config).locked():
+            pass
+    assert nights.kept("2026-01-02") == night
+    assert [path.name for path in run.path.iterdir()] == ["nights"]
+
+
 def test_runs_of_old_finished_nights_go_but_never_the_serving_one_nor_an_unfinished(config: Config) -> None:
     nights, runs = Nights(config), config.run_dir.parent
     verdicts = {"01": PASSED, "02": REFUSED, "03": None, "04": REFUSED, "05": REFUSED}
@@ -76,6 +91,7 @@ def test_runs_of_old_finished_nights_go_but_never_the_serving_one_nor_an_unfinis
         nights.keep(Night(f"2026-01-{day}", "store-a", None, verdict, published, refreshed))
         (runs / f"shop-2026-01-{day}" / "model").mkdir(parents=True)
     (runs / "shop-2026-01-01b").mkdir()
-    assert nights.prune(str(runs / "shop-2026-01-01" / "model")) == ["shop-2026-01-02"]
+    told_of, serves = (str(runs / f"shop-2026-01-{day}" / "model") for day in ("05", "01"))
+    assert nights.prune([told_of, serves]) == ["shop-2026-01-02"]
     left = sorted(one.name for one in runs.iterdir() if one.name.startswith("shop-"))
     assert left == [f"shop-2026-01-{day}" for day in ("01", "01b", "03", "04", "05")]

@@ -16,7 +16,7 @@ from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, RUNNING, STOPPED, SweepFolder, Trial, best_of, ranked
 from beeray.runtime.sweep.table import table_lines, write_table
-from beeray.runtime.sweep.trial import trial_config
+from beeray.runtime.sweep.trial import reason_of, trial_config
 
 SPACE = {"train.lr": {"loguniform": [1e-5, 1e-2]}, "train.max_output": {"choice": [50, 100]}}
 
@@ -104,6 +104,34 @@ def test_another_training_config_is_refused_and_more_trials_are_not(tmp_path: Pa
     SweepFolder(a_config(tmp_path, tune=changed)).check_config()
 
 
+def test_other_domains_to_score_within_are_refused(tmp_path: Path) -> None:
+    SweepFolder(a_config(tmp_path)).claim()
+    config = a_config(tmp_path)
+    other = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"domains": ("films",)})})
+    assert other.evaluate != config.evaluate
+    with pytest.raises(RunError, match=r"evaluate\.domains"):
+        SweepFolder(other).check_config()
+
+
+@pytest.mark.parametrize(
+    ("store", "encoder", "said"),
+    [
+        ("store-b", "model-a", "trial-000: store store-a → store-b"),
+        ("store-a", "model-b", "trial-000: encoder of train.init_from model-a → model-b"),
+        ("store-a", None, "encoder of train.init_from model-a → None"),
+    ],
+)
+def test_trials_of_other_data_are_not_gone_on_with(tmp_path: Path, store: str, encoder: str | None, said: str) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    for number in range(2):
+        folder.save(Trial(number, {}, COMPLETE if number else FAILED))
+    folder.run(Trial(0, {})).claim("store-a", "model-a")  # the other is one that never started
+    folder.check_data("store-a", "model-a")
+    with pytest.raises(RunError, match="was begun on other data") as caught:
+        folder.check_data(store, encoder)
+    assert said in str(caught.value) and str(caught.value).endswith("start over with --fresh")
+
+
 def test_a_run_and_a_sweep_of_one_name_leave_each_other_alone(tmp_path: Path) -> None:
     config = a_config(tmp_path)
     sweep, run = SweepFolder(config), RunFolder(config)
@@ -119,16 +147,38 @@ def test_a_run_and_a_sweep_of_one_name_leave_each_other_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", [2, 4]), ("all", [0, 2, 4]), ("none", [4])])
-def test_checkpoints_of_ended_trials_go_and_models_as_asked(tmp_path: Path, keep: str, kept: list[int]) -> None:
+def test_checkpoints_of_trials_that_did_not_fail_go_and_models_as_asked(
+    tmp_path: Path, keep: str, kept: list[int]
+) -> None:
     folder = SweepFolder(a_config(tmp_path, tune={"keep_models": keep}))
     trials = [*some_trials(), Trial(4, {}, RUNNING)]
     for number in (0, 2, 4):
         (folder.run_dir(trials[number]) / "model").mkdir(parents=True)
+    diverged = Trial(5, {}, FAILED, reason="the loss became nan")
+    trials.append(diverged)
     for trial in trials:
         (folder.run_dir(trial) / "checkpoints").mkdir(parents=True)
+    folder.run(diverged).keep_not_finite({"step": 3})
     folder.tidy(trials, best_of(trials, "max"))
     assert [trial.number for trial in trials if (folder.run_dir(trial) / "model").is_dir()] == kept
-    assert [trial.number for trial in trials if (folder.run_dir(trial) / "checkpoints").is_dir()] == [4]
+    assert [trial.number for trial in trials if (folder.run_dir(trial) / "checkpoints").is_dir()] == [3, 4]
+
+
+def test_failed_trials_alone_are_retried_and_judged_by_their_last_attempt(tmp_path: Path) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    for trial in some_trials():
+        folder.save(trial)
+    folder.run(Trial(3, {})).keep_not_finite({"step": 3})
+    folder.retry_failed()
+    assert [trial.status for trial in folder.load()] == [COMPLETE, STOPPED, COMPLETE, RUNNING]
+    assert folder.load()[3].reason is None and not (folder.run_dir(Trial(3, {})) / "not_finite.json").exists()
+
+
+def test_the_reason_of_a_failed_trial_names_what_goes_on_with_it(tmp_path: Path) -> None:
+    from beeray.runtime.launch import _what_failed
+
+    reason = reason_of(RunError(_what_failed(RuntimeError("out of memory"), a_config(tmp_path).cluster)))
+    assert reason.endswith("(out of memory); give --retry-failed to go on from the last checkpoint")
 
 
 def test_the_table_has_the_best_first_and_whole_figures(tmp_path: Path) -> None:

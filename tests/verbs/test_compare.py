@@ -119,6 +119,21 @@ def test_fewer_questions_are_a_smaller_family(runs: Path, monkeypatch: pytest.Mo
     assert float(lines[1]["difference"]) == pytest.approx(row["difference"]["mean"])
 
 
+def test_many_questions_take_as_many_resamples_as_can_answer_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 12 hypotheses at 0.01: 2 / 501 × 12 = 0.048, so 500 resamples find nothing, however large a difference is
+    code, out, _ = execute(
+        runs, "first", "first:untouched", "first:baseline-ease", "second", "--alpha", "0.01", monkeypatch=monkeypatch
+    )
+    assert code == 0
+    record = json.loads(out.splitlines()[-1])
+    assert (record["hypotheses"], record["num_bootstrap"], record["num_bootstrap_asked"]) == (12, 2400, 500)
+    verdicts = [row["verdict"] for row in rows_of(record, "held_out", "ndcg@10")[1:]]
+    assert verdicts == ["worse", "better", "undecided"]
+    assert "2,400 resamples of users (seed 0), the least that can decide so many hypotheses: 500 could not" in out
+    code, out, _ = execute(runs, "first", "first:untouched", monkeypatch=monkeypatch)
+    assert code == 0 and "num_bootstrap_asked" not in json.loads(out.splitlines()[-1])
+
+
 def test_only_what_all_have_is_compared(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = execute(runs, "first", "fewer", monkeypatch=monkeypatch)
     assert code == 0
@@ -149,6 +164,10 @@ def test_domains_are_compared_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["first", "first:before"], "run.json is not there"),
         (["first", "second", "--metric", "mrr"], "--metric 'mrr': not measured of all systems; there are: recall@5"),
         (["first", "second", "--out", "t.txt"], "--out 't.txt': its end says what is written"),
+        (
+            ["first", "second", "--alpha", "1e-5"],
+            "4 hypotheses at alpha 1e-05 need 800,000 resamples of users to find anything, and 200,000 are the most",
+        ),
         (["first", "second", "--alpha", "5"], "--alpha 5: must be between 0 and 1"),
     ],
 )

@@ -28,7 +28,7 @@ import yaml
 
 from beeray.config import Config, load_config, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CHECKPOINTS, MODEL, SWEEP_FILES, RunFolder, locked_file
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file
 
 RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
 STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
@@ -130,6 +130,29 @@ class SweepFolder:
             "choose another name=… or start over with --fresh"
         )
 
+    def check_data(self, store_fingerprint: str, init_fingerprint: str | None) -> None:
+        """Refuse to go on with a sweep whose trials learned from, or were measured on, other data.
+
+        Args:
+            store_fingerprint: of the store that the config gives now.
+            init_fingerprint: of the encoder that `train.init_from` names.
+
+        Raises:
+            RunError: names the trial, with what it began on and what there is now.
+        """
+        now = {"store": store_fingerprint, "encoder of train.init_from": init_fingerprint}
+        for trial in self.load():
+            begun = self.run(trial).begun_with()
+            if begun is None:  # an invalid one, or one that never started
+                continue
+            changed = [f"{what} {old} → {now[what]}" for what, old in zip(now, begun, strict=True) if old != now[what]]
+            if changed:
+                raise RunError(
+                    f"sweep {self.config.name!r} in {self.trials} was begun on other data ({trial.name}: "
+                    f"{'; '.join(changed)}), so its trials could not be compared; choose another name=… or start over "
+                    "with --fresh"
+                )
+
     def claim(self) -> None:
         """Make the folder this sweep's."""
         self.trials.mkdir(parents=True, exist_ok=True)
@@ -179,17 +202,30 @@ class SweepFolder:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TRIAL, json.dumps(asdict(trial), indent=2))
 
+    def retry_failed(self) -> None:
+        """Have trials that failed go on."""
+        for trial in self.load():
+            if trial.status == FAILED:
+                trial.status, trial.reason, trial.mlflow_run_id = RUNNING, None, None
+                self.save(trial)
+                (self.run_dir(trial) / NOT_FINITE).unlink(missing_ok=True)  # said of the attempt before
+
     def remove_scratch(self, name: str) -> None:
         """Remove a folder beside the trials' own."""
         shutil.rmtree(self.trials / name, ignore_errors=True)
 
     def tidy(self, trials: list[Trial], best: Trial | None) -> None:
-        """Remove checkpoints of trials that have ended, and the models that `tune.keep_models` does not keep."""
+        """Remove checkpoints of trials that have ended, and the models that `tune.keep_models` does not keep.
+
+        A failed trial keeps its checkpoints, which --retry-failed goes on from; unless it diverged, since it would
+        diverge again at the same step.
+        """
         keep = self.config.tune.keep_models
         for trial in trials:
             if not trial.over:
                 continue
-            shutil.rmtree(self.run_dir(trial) / CHECKPOINTS, ignore_errors=True)
+            if trial.status != FAILED or (self.run_dir(trial) / NOT_FINITE).is_file():
+                shutil.rmtree(self.run_dir(trial) / CHECKPOINTS, ignore_errors=True)
             if keep == "none" or (keep == "best" and trial is not best):
                 shutil.rmtree(self.run_dir(trial) / MODEL, ignore_errors=True)
 
@@ -223,7 +259,7 @@ def _deciding(config: Config) -> dict[str, Any]:
         for key, dimension in search_space(config).items()
     }
     others = config.tune.model_dump(mode="json", include={"metric", "mode", "asha", "random_trials", "seed"})
-    measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length"})
+    measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length", "domains"})
     return (
         config.result_keys()
         | dimensions

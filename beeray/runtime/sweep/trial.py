@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from beeray.config import Config, TuneConfig
-from beeray.errors import RunError
+from beeray.errors import BeerayError, RunError
 from beeray.inputs import located_encoder
 from beeray.runtime.events import EventHandler
 from beeray.runtime.run_folder import RunFolder
@@ -83,6 +83,18 @@ def patiently_locked(folder: RunFolder) -> Iterator[None]:
             if "another command" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
+
+
+def reason_of(error: BeerayError) -> str:
+    """What is said of a trial that failed: in a sweep the same command alone does not do it again.
+
+    One that diverged keeps no checkpoint (`SweepFolder.tidy`).
+    """
+    return (
+        str(error)
+        .removesuffix(". The checkpoint before it is kept")
+        .replace("run the same command again", "give --retry-failed")
+    )
 
 
 class Reports:

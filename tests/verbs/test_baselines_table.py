@@ -1,0 +1,41 @@
+"""Which runs stand beside the baselines in their table, without Ray."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beeray.config import validate_config
+from beeray.console import Console
+from beeray.runtime.run_folder import RunFolder
+from beeray.verbs.baselines import own_model
+
+
+@pytest.mark.parametrize(
+    ("scored", "asked", "store", "said"),
+    [
+        (["validation", "test"], ["validation", "test"], "store-a", ""),
+        (["test"], ["validation", "test"], "store-a", ""),  # the table is of test alone
+        (["validation"], ["validation", "test"], "store-a", "run 'mine' was not scored on test: left out of the table"),
+        (["test"], ["validation"], "store-a", "was not scored on validation: left out of the table; beeray.evaluate"),
+        (["test"], ["test"], "store-b", "was scored on another store"),
+    ],
+)
+def test_a_run_that_was_scored_on_other_splits_is_left_out_in_a_line(
+    tmp_path: Path, scored: list[str], asked: list[str], store: str, said: str
+) -> None:
+    tree = {"name": "mine", "runs_dir": str(tmp_path), "data": {"source": "shop"}, "evaluate": {"splits": asked}}
+    config, shown = validate_config(tree), io.StringIO()
+    run = RunFolder(config)
+    run.claim("store-a")
+    run.model.mkdir()
+    columns = {"user_index": list(range(len(scored))), "split": scored, "ranking": ["held_out"] * len(scored)}
+    pq.write_table(pa.table({**columns, "ndcg@10": [0.5] * len(scored)}), run.scores)
+    run.finish({"store_fingerprint": "store-a"})
+    own = own_model(config, store, Console(shown, shown))
+    assert len(own) == (0 if said else 1)
+    assert said in shown.getvalue() and bool(shown.getvalue()) == bool(said)
