@@ -171,7 +171,7 @@ def chaos_in(folder: Path) -> Iterator[Chaos]:
     with (
         running_s3() as server,
         running_proxy(int(server.url.rpartition(":")[2])) as proxy,
-        running_cluster(folder, environment=server.environment) as cluster,
+        running_cluster(folder, cpus=2, environment=server.environment) as cluster,
     ):
         yield Chaos(Workplace(folder, server, proxy.url, cluster), cluster, proxy)
 

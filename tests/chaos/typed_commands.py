@@ -144,7 +144,13 @@ class Workplace:
                 "threads_per_worker": 1,
             },
             "tune": {"space": {"train.lr": {"choice": [5e-4, 2e-3]}}, "num_trials": 2, "max_concurrent": 1, "seed": 1},
-            "embed": {"model": "untouched", "rows_per_file": 200, "token_budget": 64, "threads_per_actor": 1},
+            "embed": {
+                "model": "untouched",
+                "num_actors": 2,
+                "rows_per_file": 200,
+                "token_budget": 64,
+                "threads_per_actor": 1,
+            },
             "tracking": {"log_model": False},
             "report": {"enabled": False},
         }
