@@ -87,4 +87,4 @@ def test_nightly_keys_and_defaults_are_those_of_the_config() -> None:
     assert named <= NightlyConfig.model_fields.keys()
     defaults = validate_config({"name": "shop", "data": {"source": "shop"}}).nightly
     assert f"as a share of the serving model's metric | {defaults.max_loss:g} |" in PAGE
-    assert f"beside the serving one | {defaults.keep_runs} |" in PAGE
+    assert f"beside those whose models serve | {defaults.keep_runs} |" in PAGE
