@@ -26,7 +26,7 @@ def refusal(folder: Path, content: str | bytes, *overrides: str) -> str:
     started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load_config(str(path), overrides)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20
     said = str(caught.value)
     assert said.isprintable() and len(said) < 1500, said
     return said

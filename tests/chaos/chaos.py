@@ -43,6 +43,7 @@ FAULTS = ("worker", "raylet", "driver", "store", "notice")
 EARLIEST, LATEST = 0.15, 0.75
 """Moments, as shares of the time that the undisturbed command took, on a cluster that was just as busy."""
 LONGEST_CUT_S, NOTICE_S = 20.0, 10
+TRIES = 3
 OF_RAY_ITSELF = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::_")
 POLL_S = 0.05
 
@@ -52,7 +53,7 @@ class Round:
     """What was done in a round, and what came of it.
 
     Attributes:
-        moment: seconds after the command began.
+        moment: seconds after the command began; half of what was drawn where the command had ended by then.
         victim: what was killed or cut; None: the command had ended before.
         codes: exit code of each attempt.
         said: last line of an attempt that did not end well.
@@ -98,14 +99,18 @@ class Chaos:
         played = Round(verb, fault, round(takes_s * float(draw.uniform(EARLIEST, LATEST)), 1))
         choice, cut_s = int(draw.integers(1 << 30)), float(draw.uniform(1, LONGEST_CUT_S))
         started = time.monotonic()
-        self._rounds += 1
-        typed = self.place.type(verb, f"round-{self._rounds}")
-        try:
-            played.victim = self._strike(played, typed, choice, cut_s)
-            code, said = typed.wait()
-        finally:
-            typed.end()
-            self.proxy.mend()
+        for _ in range(TRIES):
+            self._rounds += 1
+            typed = self.place.type(verb, f"round-{self._rounds}")
+            try:
+                played.victim = self._strike(played, typed, choice, cut_s)
+                code, said = typed.wait()
+            finally:
+                typed.end()
+                self.proxy.mend()
+            if played.victim is not None:
+                break
+            played.moment = round(played.moment / 2, 1)
         played.codes.append(code)
         if code:
             played.said = said

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tiny_encoder import SYLLABLES, build_tiny_encoder
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS = 120, 150, 6
-LIMIT_S = 240.0
+LIMIT_S = 480.0
 
 
 @dataclass(frozen=True)

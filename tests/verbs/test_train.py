@@ -30,8 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NUM_STEPS = 15
 OURS = [
-    r"(read catalog|read interactions|group users|write catalog|write users|tokenise catalog|check for leakage|"
-    r"train|score after): [\d,]+( of [\d,]+)?( .*)?",
+    r"(read catalog|read interactions|group users|write catalog|write users|tokenise catalog|train|score after)"
+    r": [\d,]+( of [\d,]+)?( .*)?",
+    r"check for leakage in [\d.]+ s",
     r"store (prepared|up to date): 150 users, 120 items, .*",
     r"train first: .*/encoder, 15 steps \(5 an epoch\) of 30 users and 60 items on 2 workers, ZeRO-1",
     r"(validation|test), \d+ users, \d+ (held-out items|items of the whole catalog): recall@5 .* ndcg@10 .*",
