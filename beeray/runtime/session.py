@@ -12,12 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
+
 from beeray.config import ClusterConfig, Config, StorageConfig
 from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 from beeray.interruption import signals_kept
 
 MAX_ACTORS_PER_NODE = 8
+STARTS, TOO_SLOW = 2, "timed out during startup"
+"""How often a Ray is started here, and what Ray says when that takes it too long."""
 DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 
@@ -80,7 +84,6 @@ def cluster_address(cluster: ClusterConfig) -> str | None:
 
 
 def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bool) -> None:
-    import ray
 
     address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
@@ -93,13 +96,12 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
     if address and not _answers(address):
         raise ClusterError(_NO_CLUSTER.format(address=address))
     try:
-        with signals_kept():
-            ray.init(**arguments)
+        _init(arguments)
     except Exception as error:
-        if "timed out during startup" in str(error):
+        if TOO_SLOW in str(error):
             raise ClusterError(
-                "cluster.address is unset, so a Ray was started here, but it did not come up in time: the machine is "
-                "overloaded; run the same command again, or name a cluster"
+                f"cluster.address is unset, so a Ray was started here, {STARTS} times, but it did not come up in time: "
+                "the machine is overloaded; run the same command again, or name a cluster"
             ) from error
         if not isinstance(error, ConnectionError):
             raise
@@ -109,6 +111,25 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
                 "token alike on both sides"
             ) from error
         raise ClusterError(_NO_CLUSTER.format(address=address)) from error
+
+
+def _init(arguments: dict[str, Any]) -> None:
+    """Ray's own, once more where what it starts takes longer than the 30 s that it waits, as on a cold disk."""
+    import ray
+
+    for start in range(1, STARTS + 1):
+        before = {one.pid for one in psutil.Process().children()}
+        try:
+            with signals_kept():
+                ray.init(**arguments)
+            return
+        except Exception as error:
+            if TOO_SLOW not in str(error) or start == STARTS:
+                raise
+            for one in psutil.Process().children(recursive=True):  # what was started would stay until this process ends
+                if one.pid not in before:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
 
 
 def _answers(address: str) -> bool:

@@ -62,7 +62,7 @@ def test_a_worse_model_is_refused_with_3_and_todays_items_are_published_with_the
     world: World, first: Done
 ) -> None:
     before = published(world)
-    world.write_grown_tables(num_new=2)
+    world.write_grown_tables(num_new=3)
     tonight = (*DIVERGING, "data.catalog.path=grown-catalog.parquet")
     refused = night(world, "2026-01-02", *tonight)
     assert refused.code == 3, refused.err
@@ -72,8 +72,8 @@ def test_a_worse_model_is_refused_with_3_and_todays_items_are_published_with_the
     now = published(world)
     assert (record["published"], record["refreshed"]) == (None, {"": now.version})
     assert now.manifest.model == before.manifest.model
-    assert (now.num_rows, before.num_rows) == (122, 120)
-    assert now.manifest.counts["encoded"] == 2 and now.manifest.counts["reused"] == 120
+    assert (now.num_rows, before.num_rows) == (123, 120)
+    assert now.manifest.counts["encoded"] == 3 and now.manifest.counts["reused"] == 120
     assert kept(world, "2026-01-02")["serving"]["name"].endswith("nights-2026-01-01/model")
     again = night(world, "2026-01-02", *tonight)
     assert (again.code, again.err.count("gate: ")) == (3, 0), "a verdict is reached once"
