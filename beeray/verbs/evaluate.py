@@ -91,17 +91,23 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         )
     label = f"{label}-{config.served_seq_length}"
     record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
+    _tell(config, label, record, console)
+    report = refresh_report(chosen, console)
+    if report is not None:
+        console.line(f"report: {os.path.relpath(report)}")
+    return record
+
+
+def _tell(config: Config, label: str, record: dict[str, Any], console: Console) -> None:
+    """Log what was measured to MLflow, and say it."""
+    metrics = record["metrics"]
     trouble = track_evaluation(config, label, Path(record["scores"]).parent, flat_means(metrics), "evaluation")
     if trouble is not None:
         console.line(f"warning: {trouble}")
     for line in headline(metrics, config):
         console.line(line)
-    if kept is not None:
+    if "neighbours_kept" in record:
         console.line(neighbours_line(record["neighbours_kept"]))
-    report = refresh_report(chosen, console)
-    if report is not None:
-        console.line(f"report: {os.path.relpath(report)}")
-    return record
 
 
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:
