@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from beeray.runtime.engine_state import STATE, part_name
+from beeray.runtime.run_folder import write_whole
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 RESULTS, INDICES, LATEST, PENDING = (
@@ -39,9 +40,9 @@ def mend_checkpoints(folder: Path) -> None:
         listed = _read(snapshot)
         if listed is None:
             listed = _listed_anew([one for one in there.values() if is_whole(one)])
-            _write(snapshot, listed)
+            write_whole(snapshot, json.dumps(listed))
         elif _names(listed) - there.keys():
-            _write(snapshot, _without_missing(listed, there.keys()))
+            write_whole(snapshot, json.dumps(_without_missing(listed, there.keys())))
         known = _names(listed)
     for name, one in there.items():
         if name not in known:
@@ -106,9 +107,3 @@ def _listed_anew(checkpoints: Sequence[Path]) -> dict[str, Any]:
         "timed_out_validation_checkpoint_dir_names": [],
         "failed_validation_checkpoint_dir_names": [],
     }
-
-
-def _write(snapshot: Path, listed: dict[str, Any]) -> None:
-    partial = snapshot.with_name(f"{snapshot.name}.partial")
-    partial.write_text(json.dumps(listed), encoding="utf-8")
-    partial.replace(snapshot)

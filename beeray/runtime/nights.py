@@ -20,7 +20,7 @@ from typing import Any
 
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import NIGHTS, locked_file
+from beeray.runtime.run_folder import NIGHTS, locked_file, write_whole
 
 NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -105,9 +105,7 @@ class Nights:
         """Write a night, with changes, and return it."""
         night = dataclasses.replace(night, **changes)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{night.name}.json.partial"
-        partial.write_text(json.dumps(asdict(night), indent=2), encoding="utf-8")
-        partial.rename(self.folder / f"{night.name}.json")
+        write_whole(self.folder / f"{night.name}.json", json.dumps(asdict(night), indent=2))
         return night
 
     def forget(self, name: str) -> None:

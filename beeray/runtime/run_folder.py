@@ -203,7 +203,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-        _write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
+        write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
         record = {
             "config_digest": self.config.result_digest(),
             "store_fingerprint": store_fingerprint,
@@ -211,7 +211,7 @@ class RunFolder:
         }
         if init_fingerprint is not None:
             record["init_fingerprint"] = init_fingerprint
-        _write_whole(self.path / RUN, json.dumps(record, indent=2))
+        write_whole(self.path / RUN, json.dumps(record, indent=2))
 
     def _check_init(self, init_fingerprint: str | None) -> None:
         marker = self.path / RUN
@@ -285,7 +285,7 @@ class RunFolder:
 
     def keep_before(self, summary: dict[str, Any]) -> None:
         """Write what the encoder scored before training."""
-        _write_whole(self.path / BEFORE, json.dumps(summary, indent=2))
+        write_whole(self.path / BEFORE, json.dumps(summary, indent=2))
 
     def before(self) -> dict[str, Any] | None:
         """What the encoder scored before training, if it was measured."""
@@ -295,13 +295,13 @@ class RunFolder:
     def keep_not_finite(self, found: dict[str, Any]) -> Path:
         """Write what made a loss no number and return the file's path."""
         path = self.path / NOT_FINITE
-        _write_whole(path, json.dumps(found, indent=2))
+        write_whole(path, json.dumps(found, indent=2))
         return path
 
     def keep_report(self, page: str) -> Path:
         """Write the report and return its path."""
         path = self.path / REPORT
-        _write_whole(path, page)
+        write_whole(path, page)
         return path
 
     @property
@@ -323,15 +323,16 @@ class RunFolder:
         (folder / METRICS).unlink(missing_ok=True)
         write_part(scores, str(folder / SCORES))
         record = {**record, "scores": str(folder / SCORES)}
-        _write_whole(folder / METRICS, json.dumps(record, indent=2))
+        write_whole(folder / METRICS, json.dumps(record, indent=2))
         return record
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""
-        _write_whole(self.metrics, json.dumps(metrics, indent=2))
+        write_whole(self.metrics, json.dumps(metrics, indent=2))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.rename(path)

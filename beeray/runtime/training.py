@@ -216,10 +216,7 @@ class _Training:
         self._tell(plan, step, totals, lr, seconds)
         if overflow:
             self._tell_all()
-            raise DivergedError(
-                f"train.lr {self.config.train.lr:g}: the gradient was no longer a number at step {plan.step}, so "
-                "training stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
-            )
+            raise self._diverged(f"the gradient was no longer a number at step {plan.step}")
         return position.after(self.steps_per_epoch)
 
     def _sum(self, local: list[float]) -> list[float]:
@@ -282,10 +279,13 @@ class _Training:
         if not math.isfinite(loss):
             self._tell_all()
             self._blame(plan)
-            raise DivergedError(
-                f"train.lr {self.config.train.lr:g}: the loss became {loss} at step {plan.step}, so training "
-                "stopped; start over with --fresh and a lower train.lr or a larger train.epsilon"
-            )
+            raise self._diverged(f"the loss became {loss} at step {plan.step}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"train.lr {self.config.train.lr:g}: {what}, so training stopped; start over with --fresh and a lower "
+            "train.lr or a larger train.epsilon"
+        )
 
     def _blame(self, plan: StepPlan) -> None:
         """Tell the driver which items and users made the loss no number. Every rank must call."""

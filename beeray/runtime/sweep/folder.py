@@ -28,7 +28,7 @@ import yaml
 
 from beeray.config import Config, load_config, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file, write_whole
 
 RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
 STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
@@ -267,10 +267,3 @@ def _deciding(config: Config) -> dict[str, Any]:
         | {f"evaluate.{key}": value for key, value in measured.items()}
         | {"train.evaluate_every_epochs": config.train.evaluate_every_epochs}
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
