@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -172,8 +173,8 @@ def free_ports(number: int) -> list[int]:
             one.close()
 
 
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End started nodes and all that they started."""
+def end(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """SIGKILL for started nodes or commands and all that they started, at once."""
     everyone: list[psutil.Process] = []
     for process in processes:
         try:

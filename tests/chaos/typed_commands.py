@@ -12,11 +12,10 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from nodes import Cluster
+from nodes import Cluster, end
 from numpy.typing import NDArray
 from s3_server import S3Server
 from safetensors.torch import load_file
@@ -61,16 +60,7 @@ class Typed:
 
     def end(self) -> None:
         """Kill whatever of it is left."""
-        try:
-            family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for one in family:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait(timeout=20)
+        end([self._process])
 
 
 class Workplace:

@@ -39,6 +39,7 @@ import numpy as np
 import psutil
 import ray
 from embedding_jobs import Jobs, files_of
+from nodes import end
 
 from beeray.data.embeddings import open_embeddings
 from beeray.data.generated_catalog import GeneratedCatalog
@@ -172,7 +173,7 @@ class Chaos:
             played.victim = strike(played, process, lambda: self._moment_has_come(played, path))
             out, err = process.communicate(timeout=LIMIT_S)
         finally:
-            end_tree(process)
+            end([process])
         played.codes.append(process.returncode)
         if process.returncode == 0:
             played.tokens = json.loads(out)["encoded_tokens"]
@@ -241,7 +242,7 @@ def strike(played: Round, process: subprocess.Popen[str], moment: Any) -> str | 
         time.sleep(0.01)
     time.sleep(played.delay_s)
     if played.kind == "machine":
-        end_tree(process)
+        end([process])
         return "command and Ray"
     if played.kind == "driver":
         process.kill()
@@ -270,21 +271,6 @@ def kind_of(title: str) -> str | None:
         return "actor"
     work = ("Map", "Read", "Write", "deal", "prepare_unit", "write_and_tell")
     return "task" if any(word in title for word in work) else None
-
-
-def end_tree(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for a command and all that it started, at once."""
-    try:
-        driver = psutil.Process(process.pid)
-        family = [driver, *driver.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for one in family:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family[1:], timeout=20)
 
 
 def main() -> int:
