@@ -13,7 +13,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=10 -m "not long"
 
 # what `make test` leaves out, too: whole jobs on S3 and on a cluster, kills of many kinds
 test-all: $(VENV)/.test

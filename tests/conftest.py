@@ -14,6 +14,19 @@ from s3_server import S3Server, running_s3
 REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares fixtures goes to one process of pytest-xdist (`--dist loadgroup`), and whole commands begin first.
+
+    A file is a group; those that type commands in `world` are one together, so that its first run is trained once.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        shared = "world" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("world" if shared else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with `goodbooks-sample/` and `ml-latest-small/`: BEERAY_TEST_DATA, or ../shared/data."""

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 120.0
+START_S = 400.0
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Cluster:
         """SIGKILL for the last node's raylet, and another node in its place; returns the number of what went."""
         number = len(self.processes) - 1
         self.raylet(number).kill()
-        self.processes[number].wait(timeout=60)
+        self.processes[number].wait(timeout=300)
         self.start_node()
         return number
 
@@ -187,6 +187,6 @@ def end(processes: Sequence[subprocess.Popen[Any]]) -> None:
             one.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(everyone, timeout=20)
+    psutil.wait_procs(everyone, timeout=60)
     for process in processes:
         process.wait(timeout=20)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KEY, SECRET = "AKIATESTTESTTESTTEST", "test/secret+that/must+never/be+seen"
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def run(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProce
     (tmp_path / "shop.yaml").write_text("data: {source: shop}\n", encoding="utf-8")
     indented = "\n".join(f"    {line}" for line in body.splitlines())
     command = [sys.executable, "-c", VERB.format(body=indented), "--config", "shop.yaml", *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
 
 def log_of(tmp_path: Path) -> str:

@@ -79,7 +79,7 @@ def test_a_verb_that_gets_a_signal_ends_in_one_line_and_a_shells_exit_code(
     )
     assert process.stderr is not None and process.stderr.readline() == "at work\n"
     process.send_signal(signum)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=150)
     assert (process.returncode, out) == (code, "")
     assert err == f"beeray demo: {said}; run the same command again to go on\n"
 

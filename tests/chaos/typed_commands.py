@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_encoder import SYLLABLES, build_tiny_encoder
 
 VERBS = ("prepare", "train", "tune", "embed")
-LIMIT_S = 420.0
+LIMIT_S = 1200.0
 NUM_ITEMS, NUM_USERS, NUM_EMBEDDED = 120, 2000, 2000
 TOLERANCE = 1e-6
 """Of trained weights, losses and metrics; a resumed run's are within 1e-7."""

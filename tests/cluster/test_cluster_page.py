@@ -71,7 +71,7 @@ def test_the_token_that_the_page_has_made_is_the_owners_alone(tmp_path: Path) ->
         env={**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

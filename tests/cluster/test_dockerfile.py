@@ -103,7 +103,7 @@ def test_the_command_it_starts_with_runs(target: str) -> None:
     (command,) = of(target, "CMD")
     python, *arguments = json.loads(command)
     assert python == "python"
-    done = run_python(*arguments, cwd=ROOT, limit_s=60)
+    done = run_python(*arguments, cwd=ROOT, limit_s=300)
     assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout
 

@@ -69,6 +69,6 @@ def test_every_script_runs_from_another_folder(tmp_path: Path) -> None:
         "except SystemExit as ended:\n    assert ended.code == 0"
         for path in BUILT
     )
-    done = run_python("-c", f"import runpy, sys\n{calls}", cwd=tmp_path, limit_s=60)
+    done = run_python("-c", f"import runpy, sys\n{calls}", cwd=tmp_path, limit_s=300)
     assert done.returncode == 0, done.stderr
     assert [f"python -m beeray.{VERBS[path.stem]}" in done.stdout for path in BUILT] == [True] * len(BUILT)

@@ -21,7 +21,7 @@ from tiny_encoder import SYLLABLES, build_tiny_encoder
 
 from beeray.data.embeddings import open_embeddings
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NUM_STEPS = 400
 SUBMIT = "ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1"
@@ -97,7 +97,7 @@ def test_the_documented_command_trains_on_two_nodes_and_its_logs_and_exit_code_c
             "report.enabled=false",
             "tracking.log_model=false",
         ),
-        limit_s=540,
+        limit_s=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train goodlens-smoke: " in done.stdout
@@ -118,7 +118,7 @@ def test_ray_job_stop_ends_training_with_a_checkpoint_and_the_same_command_goes_
     script = ("--", "python", "jobs/train.py", "--config", str(tiny))
     submitted = cluster.run(*shlex.split(SUBMIT), "--no-wait", "--submission-id=first", *script)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while steps(folder, "tiny") < 3:
         assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", "first").stdout
         time.sleep(0.1)
@@ -179,7 +179,7 @@ def test_a_mistake_in_the_config_fails_the_job_with_the_verbs_line(cluster: Clus
 def test_nobody_submits_without_the_token_and_the_dashboard_is_on_loopback(cluster: Cluster, folder: Path) -> None:
     wrong = folder / "wrong"
     wrong.write_text("0" * 64)
-    done = cluster.run(*shlex.split("ray job list"), RAY_AUTH_TOKEN_PATH=str(wrong), limit_s=60)
+    done = cluster.run(*shlex.split("ray job list"), RAY_AUTH_TOKEN_PATH=str(wrong), limit_s=300)
     assert done.returncode != 0
     assert re.search(r"(?i)unauthori[sz]ed|forbidden|authentication|401|403", done.stdout + done.stderr)
     listening = {

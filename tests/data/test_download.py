@@ -103,7 +103,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": root, "no_proxy": "*"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -318,7 +318,7 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -23,7 +23,7 @@ from beeray.data.store import Store
 
 pytestmark = pytest.mark.long
 
-LIMIT_S = 120
+LIMIT_S = 600
 PROJECT = Path(__file__).resolve().parents[2]
 
 

@@ -105,5 +105,5 @@ def test_what_a_submitted_job_sets_alike_is_not_sent_twice_and_otherwise_is_refu
 
 def test_the_config_is_read_without_what_reads_data() -> None:
     code = "import sys, beeray.config; print([m for m in ('fsspec', 's3fs', 'pyarrow', 'ray') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ from test_world_sizes import run_world
 PROGRAM = Path(__file__).with_name("engine_state.py")
 LAST = 12
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def run(folder: Path, num_ranks: int, stage: int, optimizer: str, first: int, last: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from test_world_sizes import run_world
 
 PROGRAM = Path(__file__).with_name("train_head.py")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

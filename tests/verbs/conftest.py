@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tiny_encoder import SYLLABLES, build_tiny_encoder
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS = 120, 150, 6
-LIMIT_S = 480.0
+LIMIT_S = 1200.0  # a machine that others use can be five times slower than the fastest
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def end(processes: list[psutil.Process]) -> None:
             process.kill()  # psutil refuses when the pid has gone to another process meanwhile
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(processes, timeout=20)
+    psutil.wait_procs(processes, timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ from beeray.data.generated_catalog import GeneratedCatalog
 from beeray.runtime.session import ray_init_arguments
 
 KINDS = ("actor", "task", "driver", "machine")
-LIMIT_S = 240.0
+LIMIT_S = 900.0
 SHARES: dict[str, Any] = {"changed": 0.6, "deleted": 0.05, "added": 0.05}
 NUM_FILES = 16
 TOKEN_BUDGET = 32

@@ -20,7 +20,7 @@ from own_process import run_python
 if TYPE_CHECKING:
     from conftest import World
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 Tables = dict[str, dict[str, list[Any]]]
 
@@ -196,7 +196,7 @@ def typed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         "ray": [lay_out(one, root / one.name, world.encoder) for one in RAY],
     }
     (root / "cases.json").write_text(json.dumps(groups))
-    done = run_python("-c", SCRIPT, str(root / "cases.json"), cwd=root, limit_s=400, OMP_NUM_THREADS="1")
+    done = run_python("-c", SCRIPT, str(root / "cases.json"), cwd=root, limit_s=1500, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return root, json.loads(done.stdout.splitlines()[-1])
 

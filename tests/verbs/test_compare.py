@@ -62,7 +62,7 @@ def type_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
         env={**os.environ, "PYTHONPATH": str(PACKAGE)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -198,6 +198,6 @@ def test_a_comparison_imports_neither_torch_nor_ray(runs: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(PACKAGE)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.splitlines()[-1] == "exit 0 []", done.stderr

@@ -20,7 +20,7 @@ from beeray.data.quarantine import ERROR_SCHEMA
 from beeray.errors import DataError
 from beeray.runtime.embedding_plan import full_run_reasons
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_ITEMS, NUM_BAD, SEED = 3000, 18, 5
 SHARES = {"changed": 0.05, "deleted": 0.02, "added": 0.03}
@@ -162,6 +162,7 @@ def test_reused_vectors_are_bit_for_bit_those_of_the_night_before(first: Night, 
     assert moved == changed
 
 
+@pytest.mark.long
 def test_the_publication_is_that_of_a_full_run(second: Night, in_full: Night) -> None:
     ours, theirs = rows_of(second.published), rows_of(in_full.published)
     assert len(in_full.published.paths) > len(second.published.paths)
@@ -170,6 +171,7 @@ def test_the_publication_is_that_of_a_full_run(second: Night, in_full: Night) ->
     assert furthest(ours.vectors, theirs.vectors) < 1e-6
 
 
+@pytest.mark.long
 def test_a_full_run_of_the_first_night_would_be_another(first: Night, in_full: Night) -> None:
     common = sorted(set(SECOND.difference().changed.to_pylist()))
     assert all(first.rows[item_id] != in_full.rows[item_id] for item_id in common)
@@ -200,6 +202,7 @@ def test_bad_rows_are_counted_by_reason_and_listed_and_do_not_stop_the_job(first
     assert set(first.rows) == set(items_of(FIRST))
 
 
+@pytest.mark.long
 def test_the_same_catalog_again_is_up_to_date_and_publishes_nothing(jobs: Jobs, in_full: Night) -> None:
     path = jobs.folder / "in-full"
     before = {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.name != ".lock"}
@@ -219,6 +222,7 @@ def test_unchanged_items_have_not_drifted(first: Night, second: Night) -> None:
     assert drift["neighbours_kept"] == 1
 
 
+@pytest.mark.long
 def test_too_many_bad_rows_stop_the_publication(refused: Refused) -> None:
     said = refused.errors.complaint
     assert said.startswith(f"beeray embed: embed: {SHORT_BAD} of {SHORT + SHORT_BAD:,} rows were refused (2.91%: ")
@@ -227,6 +231,7 @@ def test_too_many_bad_rows_stop_the_publication(refused: Refused) -> None:
     assert refused.pointers[1] == refused.pointers[0]
 
 
+@pytest.mark.long
 def test_too_many_disappeared_items_stop_the_publication_without_encoding_again(refused: Refused) -> None:
     said = refused.deleted.complaint
     assert "embed.max_deleted_fraction allows 50.00%; nothing is published; check that the catalog is whole" in said
@@ -236,6 +241,7 @@ def test_too_many_disappeared_items_stop_the_publication_without_encoding_again(
     assert f"{files} of {files} files are there already" in refused.deleted.err
 
 
+@pytest.mark.long
 def test_a_raised_limit_publishes_what_was_encoded_before(refused: Refused) -> None:
     allowed, before, now = refused.allowed, items_of(SECOND), items_of(THIRD)
     files = len(allowed.published.paths)
@@ -247,6 +253,7 @@ def test_a_raised_limit_publishes_what_was_encoded_before(refused: Refused) -> N
     assert allowed.rows.keys() == now.keys()
 
 
+@pytest.mark.long
 def test_another_prefix_encodes_everything_and_says_why(another_prefix: Night, jobs: Jobs) -> None:
     reason = "prefix changed ('passage: ' → 'query: ')"
     assert f"full run: {reason}\n" in another_prefix.ended.err
@@ -293,6 +300,7 @@ def test_another_model_is_a_reason_and_another_name_of_the_same_is_none(first: N
     assert full_run_reasons(None, manifest.model, encoding) == ["nothing is published yet"]
 
 
+@pytest.mark.long
 def test_a_reader_of_an_earlier_version_reads_on_until_it_is_removed(
     jobs: Jobs, first: Night, second: Night, refused: Refused, another_prefix: Night
 ) -> None:
@@ -306,6 +314,7 @@ def test_a_reader_of_an_earlier_version_reads_on_until_it_is_removed(
     assert versions == sorted(versions)
 
 
+@pytest.mark.long
 def test_each_job_has_one_mlflow_run_refused_attempts_included(
     jobs: Jobs, second: Night, refused: Refused, another_prefix: Night
 ) -> None:

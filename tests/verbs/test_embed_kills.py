@@ -17,7 +17,7 @@ from embedding_jobs import files_of
 from beeray.data.parts import write_part
 from beeray.data.publishing import REPORTS, JobFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from beeray.data.embeddings import open_embeddings
 from beeray.data.generated_catalog import GeneratedCatalog
 from beeray.data.storage import storage_options
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-NUM_ITEMS, NUM_BAD, LIMIT_S = 600, 6, 240.0
+NUM_ITEMS, NUM_BAD, LIMIT_S = 600, 6, 900.0
 SHARES = {"changed": 0.1, "deleted": 0.05, "added": 0.1}
 FIRST = GeneratedCatalog(NUM_ITEMS, 2, 0, mean_tokens=16, **SHARES)
 SECOND = GeneratedCatalog(NUM_ITEMS, 2, 1, bad=NUM_BAD, mean_tokens=16, **SHARES)

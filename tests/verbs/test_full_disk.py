@@ -17,7 +17,7 @@ from beeray.data.store import Store
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 SIZE_MIB, ROOM_KIB = 64, 120
 

@@ -13,8 +13,9 @@ from own_process import run_python
 from beeray.data.store import Store
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_goodbooks_goes_from_raw_files_to_metrics_with_the_published_items_held_out(
     real_data: Path, tmp_path: Path
 ) -> None:
@@ -25,7 +26,7 @@ def test_goodbooks_goes_from_raw_files_to_metrics_with_the_published_items_held_
         *(f"data.path={source}", "train.max_steps=3", "train.max_output=64", "evaluate.max_seq_length=16"),
         *("cluster.object_store_mib=200", "tracking.log_model=false", "report.enabled=false"),
         cwd=tmp_path,
-        limit_s=560,
+        limit_s=1500,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])

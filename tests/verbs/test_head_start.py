@@ -16,7 +16,7 @@ from test_resume import beyond_a_checkpoint
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 UNITS, HIDDEN = 8, 32
 HEAD = (f"train.head.units={UNITS}", "train.head.steps=8", "train.head.lr=3e-3", "train.head.max_output=40")

@@ -19,7 +19,7 @@ from beeray.config import validate_config
 
 DIM = 16
 EARLIER, LATER = "20260101T000000Z-0", "20260102T000000Z-0"
-LIMIT_S = 120
+LIMIT_S = 600
 TREE: dict[str, Any] = {
     "name": "shop",
     "data": {"source": "goodbooks", "path": "raw"},
@@ -167,6 +167,7 @@ def started_build(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.long
 def test_a_killed_build_leaves_no_index_and_the_next_one_clears_up(folder: Path) -> None:
     process = started_build(folder)
     process.kill()
@@ -177,6 +178,7 @@ def test_a_killed_build_leaves_no_index_and_the_next_one_clears_up(folder: Path)
     assert names(folder / "published" / "indexes") == ["20260103T000000Z-0-hnsw"]
 
 
+@pytest.mark.long
 def test_an_interrupted_build_says_so_and_leaves_nothing(folder: Path) -> None:
     process = started_build(folder)
     process.send_signal(signal.SIGINT)

@@ -13,7 +13,7 @@ from beeray.data.embeddings import open_embeddings
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NAME = "name=nights"
 SMALL = ("train.max_steps=4", "evaluate.splits=[test]", "nightly.metric=ndcg@10")
@@ -21,7 +21,7 @@ SMALL = ("train.max_steps=4", "evaluate.splits=[test]", "nightly.metric=ndcg@10"
 
 def night(world: World, date: str, *overrides: str) -> Done:
     own = (NAME, "data.store=stores/nights", "data.interactions.path=nights.parquet", "embed.path=embeddings/nights")
-    return world.run("nightly", *own, *SMALL, *overrides, "--night", date, limit_s=500)
+    return world.run("nightly", *own, *SMALL, *overrides, "--night", date, limit_s=1500)
 
 
 def published(world: World) -> Any:

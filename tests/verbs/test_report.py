@@ -21,7 +21,7 @@ from beeray.runtime.tracking import tracking_uri
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WITHOUT_RAY = """
 import sys
@@ -80,7 +80,7 @@ def test_a_folder_that_was_moved_is_reported_anew_without_ray_torch_or_store(
 ) -> None:
     moved = tmp_path / "elsewhere" / "42"
     shutil.copytree(world.path("first"), moved, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
-    done = run_python("-c", WITHOUT_RAY, str(moved), cwd=tmp_path, limit_s=120)
+    done = run_python("-c", WITHOUT_RAY, str(moved), cwd=tmp_path, limit_s=600)
     assert done.returncode == 0, done.stderr
     record, loaded = done.stdout.splitlines()
     assert loaded == "loaded []"

@@ -21,7 +21,7 @@ from beeray.runtime.run_folder import RunFolder
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NUM_STEPS, STEPS_PER_EPOCH = 15, 5
 EVERY = "train.checkpoint_every_steps=2"
@@ -149,7 +149,6 @@ def test_a_finished_run_whose_input_table_changed_is_refused_too(world: World, i
     assert "its tables, rules or split changed" in refused.complaint
 
 
-@pytest.mark.long
 def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(world: World, lost_worker: Done) -> None:
     assert lost_worker.code == 0, lost_worker.err
     assert re.search(r"^resumed from the checkpoint after step \d+ of 15$", lost_worker.err, flags=re.MULTILINE)
@@ -158,7 +157,6 @@ def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(wor
     assert len(lost_worker.out.splitlines()) == 1
 
 
-@pytest.mark.long
 def test_a_killed_run_goes_on_with_another_number_of_workers_to_the_same_weights(world: World) -> None:
     typed = ("train", EVERY, "encoder.dropout=0.0", "deepspeed.stage=2")  # dropout's masks are drawn by rank
     assert world.run(*typed, "name=whole").code == 0
@@ -172,7 +170,7 @@ def test_a_killed_run_goes_on_with_another_number_of_workers_to_the_same_weights
     assert json.loads((world.path("fewer") / "run.json").read_text())["num_shards"] == 2
 
 
-@pytest.mark.parametrize("name", ["first", "killed", pytest.param("lost", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["first", "killed", "lost"])
 def test_mlflow_has_one_finished_run_with_every_step_once(
     world: World, interrupted: Interrupted, request: pytest.FixtureRequest, name: str
 ) -> None:

@@ -16,7 +16,7 @@ from beeray.embeddings import open as open_embeddings
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,6 @@ def test_weights_make_an_epoch_and_every_step_has_its_share(world: World, traine
     assert world.steps("mixed") == list(range(20))
 
 
-@pytest.mark.long
 def test_a_model_of_both_scores_on_one_alone_as_it_does_in_the_mixed_store(world: World, trained: Done) -> None:
     alone = world.run("evaluate", "--model", "runs/mixed/model", "evaluate.splits=[test]", config="books.yaml")
     of_books = trained.record["metrics"]["test"]
@@ -71,7 +70,6 @@ def test_a_model_of_both_scores_on_one_alone_as_it_does_in_the_mixed_store(world
     assert "domains" not in alone.record["metrics"]["test"]["held_out"]
 
 
-@pytest.mark.long
 def test_catalogs_are_published_apart_under_the_ids_that_they_have(world: World, trained: Done) -> None:
     record = world.run("embed", "embed.num_actors=1", config="mixed.yaml").record["domains"]
     published = {name: open_embeddings(str(world.folder / "embeddings" / "mixed" / name)) for name in record}

@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NUM_STEPS = 5000
 COMMAND = ("train", "name=stopped", f"train.max_steps={NUM_STEPS}", "train.epochs=1000", "evaluate.splits=[test]")
@@ -39,7 +39,7 @@ def stop(world: World, signum: int, *, beyond: int, to_group: bool = False) -> S
     started = time.monotonic()
     (os.killpg if to_group else os.kill)(process.pid, signum)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         world.kill(process)
         raise

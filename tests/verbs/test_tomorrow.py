@@ -16,7 +16,7 @@ from beeray.data.store import Store
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NUM_OLD, NUM_NEW = 120, 30
 GROWN = ("data.catalog.path=grown-catalog.parquet", "data.interactions.path=grown.parquet", "data.store=stores/grown")

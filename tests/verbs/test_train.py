@@ -26,7 +26,7 @@ from beeray.runtime.tracking import tracking_uri
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_STEPS = 15
 OURS = [
@@ -192,7 +192,7 @@ def test_fresh_with_another_seed_starts_over_to_other_weights(world: World, shar
 
 def test_nothing_that_a_command_started_outlives_it(world: World, trained: Done) -> None:
     mine = [process for process in psutil.process_iter() if environment(process).get("PWD") == str(world.folder)]
-    _, left = psutil.wait_procs(mine, timeout=10)
+    _, left = psutil.wait_procs(mine, timeout=60)
     assert left == []
 
 

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 if TYPE_CHECKING:
     from conftest import Done, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 METRIC = "validation/ndcg@10"
 SIDE_BY_SIDE = ("cluster.num_workers=1", "train.epochs=2")
@@ -172,7 +172,6 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.long
 def test_a_killed_sweep_goes_on_and_repeats_no_trial_that_had_ended(world: World, killed: Killed) -> None:
     assert killed.done.code == 0, killed.done.err
     after = records(world, "many")
@@ -188,7 +187,6 @@ def test_a_killed_sweep_goes_on_and_repeats_no_trial_that_had_ended(world: World
         assert after[one["number"]]["values"] == one["values"]
 
 
-@pytest.mark.long
 def test_trials_are_stopped_early_and_leave_no_worker_behind(world: World, killed: Killed) -> None:
     after = records(world, "many")
     stopped = [one for one in after if one["status"] == "stopped"]
@@ -197,7 +195,6 @@ def test_trials_are_stopped_early_and_leave_no_worker_behind(world: World, kille
     assert killed.most_workers <= 3, "two trials at once, and one that is just ending"
 
 
-@pytest.mark.long
 def test_the_best_config_trains_to_the_trials_metric_again(world: World, killed: Killed) -> None:
     best = killed.done.record["best"]
     again = world.run("train", config=str(world.path("many") / "best.yaml"))
@@ -211,7 +208,6 @@ def test_the_best_config_trains_to_the_trials_metric_again(world: World, killed:
     assert worse < best["metric"] - 1e-3
 
 
-@pytest.mark.long
 def test_every_trial_has_one_mlflow_run_that_says_how_it_ended(world: World, killed: Killed) -> None:
     parent, trials = nested(world, "many")
     ended = {run.info.run_name: run.data.tags["beeray.status"] for run in trials}
