@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_process import run_python
 from tiny_encoder import build_tiny_encoder
 
 PACKAGE = Path(__file__).resolve().parents[1] / "beeray"
@@ -233,3 +234,14 @@ def test_a_whole_training_step_runs_where_ray_deepspeed_mlflow_and_pydantic_cann
         "items 8 finite True moved True",
         "loaded []",
     ]
+
+
+def test_workers_import_deepspeed_without_mlflow(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom beeray.runtime.engine import import_deepspeed\nmodule = import_deepspeed()\n"
+        "print(module.__name__, 'mlflow' in sys.modules)\n"
+        "import mlflow\nprint(mlflow.__name__, import_deepspeed() is module)"
+    )
+    done = run_python("-c", program, cwd=tmp_path, limit_s=300, PYTHONPATH=str(PACKAGE.parent))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == ["deepspeed False", "mlflow True"]

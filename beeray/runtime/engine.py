@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,23 @@ from beeray.core.schedules import lr_factor
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed without MLflow, whose import is half of its own and which its autotuner alone asks for.
+
+    The driver tracks runs, so no worker needs MLflow. Where it is imported already nothing is done about it.
+    """
+    if "mlflow" not in sys.modules:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # importing it is an ImportError, which is expected
+        try:
+            import deepspeed
+        finally:
+            del sys.modules["mlflow"]
+    import deepspeed
+
+    module: ModuleType = deepspeed
+    return module
 
 
 def deepspeed_config(train: TrainConfig, stage: int) -> dict[str, Any]:
@@ -47,8 +66,7 @@ def build_engine(
         num_steps: length of the lr schedule.
         optimizer: over the encoder's parameters; the one that `train` names unless given.
     """
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     # without CUDA, DeepSpeed would compile a C++ all-reduce first: a minute, and a compiler that may not be there
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = optimizer or build_optimizer(

@@ -9,12 +9,12 @@ from beeray.runtime.doctor.finding import FAILED, OK, Finding
 
 def check_deepspeed(stage: int, device: torch.device) -> Finding:
     """Build and drop an engine of the config's ZeRO stage around one small layer, and let it step. Collective."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
     from beeray.config import TrainConfig
     from beeray.runtime.doctor.gradient import RATE
-    from beeray.runtime.engine import build_engine
+    from beeray.runtime.engine import build_engine, import_deepspeed
+
+    deepspeed = import_deepspeed()
+    get_accelerator = deepspeed.accelerator.get_accelerator
 
     found = str(get_accelerator().device_name())
     version = deepspeed.__version__
