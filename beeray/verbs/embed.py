@@ -143,9 +143,18 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     source = {"path": where, "fingerprint": catalog.fingerprint()}
     layout = {key: getattr(embed, key) for key in ("max_text_chars", "rows_per_file", "rows_per_row_group")}
     plan = JobPlan(identity, encoding, catalog, source, template, previous, reasons, form, layout, pointed, follows)
-    use_gpu = config.cluster.use_gpu
-    task = EmbedderTask(
-        model=name,
+    return plan, embedder_task(config, identity, form), tokenizer
+
+
+def embedder_task(config: Config, identity: dict[str, str], form: EmbeddingFormat) -> EmbedderTask:
+    """What an actor loads and how it computes.
+
+    Args:
+        identity: `name` and `fingerprint` of the encoder.
+    """
+    embed, encoder, use_gpu = config.embed, config.encoder, config.cluster.use_gpu
+    return EmbedderTask(
+        model=identity["name"],
         fingerprint=identity["fingerprint"],
         max_seq_length=config.published_seq_length,
         prefix=encoder.prefix,
@@ -157,9 +166,8 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         threads=embed.threads_per_actor,
         format=form,
         trust_remote_code=encoder.trust_remote_code,
-        revision=encoder.revision_of(name),
+        revision=encoder.revision_of(identity["name"]),
     )
-    return plan, task, tokenizer
 
 
 def refuse_reading_itself(config: Config, source: Any) -> None:
