@@ -112,7 +112,7 @@ class TrainConfig(Section):
     """`multinomial`, `sampled_softmax`: cosines are divided by it."""
     relu: bool = True
     """`nmse`: drop negative scores."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=2)
     """`nmse`: optimise only each user's k highest scores."""
     matryoshka_dims: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Prefixes of the embedding that are to do by themselves, beside the whole one; scored after training, too."""

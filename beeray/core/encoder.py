@@ -84,8 +84,8 @@ def load_encoder(
         revision: commit, tag or branch of a hub name.
 
     Raises:
-        EncoderError: nothing loadable there, weights that are pickles, modules that do not fit together, or
-            `max_seq_length` beyond what its positions allow.
+        EncoderError: nothing loadable there, weights that are pickles, modules that do not fit together,
+            `max_seq_length` beyond what its positions allow, or a prompt of the model's own that `prefix` is not.
     """
     source = encoder_source(name)
     model_kwargs: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
@@ -107,12 +107,28 @@ def load_encoder(
         )
     model.float()  # an encoder published in half precision is trained in fp32 weights all the same
     model.max_seq_length = max_seq_length
+    _check_prompt(model, name, prefix)
     if prefix:
         model.prompts[PROMPT_NAME] = prefix
         model.default_prompt_name = PROMPT_NAME
     if dropout is not None:
         set_dropout(model, dropout)
     return model
+
+
+def _check_prompt(model: SentenceTransformer, name: str, prefix: str) -> None:
+    """Refuse a prompt that plain `encode` would treat otherwise than training and embedding do."""
+    own = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
+    if own and not prefix:
+        raise EncoderError(
+            f"encoder.prefix is '': {name!r} itself puts {own!r} before every text (its default prompt); set "
+            "encoder.prefix to that, or save the encoder without a default prompt"
+        )
+    if prefix and not all(getattr(module, "include_prompt", True) for module in model.children()):
+        raise EncoderError(
+            f"encoder.prefix {prefix!r}: {name!r} leaves a prompt's tokens out of its pooling (include_prompt), which "
+            "training does not; leave the prefix out, or give another encoder"
+        )
 
 
 def _open(

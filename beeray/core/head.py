@@ -30,6 +30,9 @@ from beeray.core.user_items import UserItems
 
 WHITENING_FLOOR = 0.1
 """Added to every variance, as a share of their mean: directions that texts hardly differ in stay small."""
+WHITENING_ROWS = 8192
+NO_VARIANCE = 1e-10
+"""Variance, as a share of the mean's squared length, that is what rounding left of texts that are all alike."""
 WARMUP_FRACTION = 0.1
 CLIPPING = 1.0
 
@@ -110,16 +113,19 @@ def head_units(model: SentenceTransformer) -> int | None:
 def whiten(head: Head, features: Tensor) -> None:
     """Make the head's first module take away the features' mean and even out their variances (ZCA).
 
-    The mean of the squared length of what comes out is 1. All ranks end with rank 0's values. Collective.
+    The mean of the squared length of what comes out is 1; features that are all alike stay as they are.
+    All ranks end with rank 0's values. Collective.
 
     Args:
         features: (n, d), the same on every rank.
     """
-    values = features.double()
-    mean = values.mean(dim=0)
-    centred = values - mean
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(values))
+    mean = features.mean(dim=0, dtype=torch.float64)
+    centred = (block.double() - mean for block in features.split(WHITENING_ROWS))  # float64 of all would be many GiB
+    covariance = sum((rows.T @ rows for rows in centred), start=torch.zeros_like(mean).diag()) / len(features)
+    variances, directions = torch.linalg.eigh(covariance)
     variances = variances.clamp_min(0.0)
+    if float(variances.sum()) <= NO_VARIANCE * float(mean.square().sum()):
+        return  # all alike but for rounding: there is nothing to even out
     evened = variances + WHITENING_FLOOR * variances.mean().clamp_min(1e-12)
     matrix = directions @ torch.diag(evened.rsqrt()) @ directions.T
     matrix /= (variances / evened).sum().clamp_min(1e-12).sqrt()

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from beeray.core.blockwise import in_blocks
-from beeray.core.elsa import EPSILON, elsa_scores, nmse_per_user, normalize_rows
+from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ def multinomial(embeddings: Tensor, users: StepUsers, *, temperature: float = 0.
 
     The multinomial likelihood of Liang et al., "Variational Autoencoders for Collaborative Filtering" (WWW 2018, arXiv
     1802.05814, eq. 2), of ELSA's scores; scores are cosines to the user's vector but for the 1 that an item of
-    the user's owes to itself.
+    the user's owes to itself. A vector shorter than 1, an item's own length, is not lengthened: items that nearly
+    cancel would have scores without bound, and gradients as large.
     """
     vectors = users.vectors(embeddings)
     scores = elsa_scores(vectors, embeddings, users.items)
-    lengths = vectors.norm(dim=1, keepdim=True).clamp_min(EPSILON)
+    lengths = vectors.norm(dim=1, keepdim=True).clamp_min(1.0)
     chances = (scores / (lengths * temperature)).log_softmax(dim=1)
     return -(chances * users.items).sum(dim=1) / users.items.sum(dim=1).clamp_min(1.0)
 

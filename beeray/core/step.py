@@ -131,7 +131,8 @@ class TrainingStep:
         self.activations = ActivationBudget(settings.activation_budget_bytes)
         self._latest: tuple[StepPlan, Tensor] | None = None
         self.table: CatalogTable | None = None
-        if settings.keeps_table:
+        every = len(trainable)
+        if settings.keeps_table and (settings.max_output or every) < every:  # else all are drawn
             self.table = CatalogTable(tokens, trainable, settings.max_seq_length, settings.token_budget, self.device)
 
     def loss(self, users: UserItems, *, epoch: int, step: int, step_in_epoch: int | None = None) -> StepLoss:

@@ -1,6 +1,8 @@
 """A store that has grown: which of its items an earlier run knew, told by item id and domain, and which it trained on.
 
-runs/<name>/items.parquet   item_id string, domain, trained: every item of the store that the run trained on
+runs/<name>/items.parquet   item_id string, domain, trained: the store's items, and whether the run's encoder ever
+                            trained on them: in the run, or before it in those that it began with; then items of those
+                            runs that the store has no more
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ class Growth:
     """What an earlier run knew of a store's items.
 
     Attributes:
-        known: bool (items,), whether the earlier store had the item.
-        trained: bool (items,), whether the earlier run trained on it.
-        domains: of the earlier store.
+        known: bool (items,), whether the earlier store had the item, or one before it.
+        trained: bool (items,), whether the earlier run trained on it, or one before it.
+        domains: of the earlier stores.
+        gone: the earlier list's items that the store does not have, as in the list.
     """
 
     known: NDArray[np.bool_]
     trained: NDArray[np.bool_]
     domains: tuple[str, ...]
+    gone: pa.Table
 
     def record(self, store: Store) -> dict[str, Any]:
         """How many items are old and new; in an `item` split also how many held-out ones are not unseen any more."""
@@ -45,26 +49,35 @@ class Growth:
         return counts
 
 
-def write_items(store: Store, with_validation: bool, path: str) -> None:
-    """Leave the list of a store's items, for a later run that begins with what this one learned."""
-    trained = np.zeros(store.meta.num_items, dtype=bool)
+def write_items(store: Store, with_validation: bool, path: str, before: Growth | None = None) -> None:
+    """Leave the list of a store's items, for a later run that begins with what this one learned.
+
+    Args:
+        before: what the run itself begins with.
+    """
+    trained = np.zeros(store.meta.num_items, dtype=bool) if before is None else before.trained.copy()
     trained[store.trainable_items(with_validation)] = True
     table = store.catalog(["item_id", "domain"])
-    write_part(
-        pa.table(
-            {"item_id": table["item_id"].cast(pa.string()), "domain": table["domain"], "trained": pa.array(trained)}
-        ),
-        path,
+    listed = pa.table(
+        {
+            "item_id": table["item_id"].cast(pa.string()),
+            "domain": table["domain"].cast(pa.string()),
+            "trained": pa.array(trained),
+        }
     )
+    write_part(listed if before is None else pa.concat_tables([listed, before.gone]).combine_chunks(), path)
 
 
 def growth_since(store: Store, path: str) -> Growth:
     """A store compared with the list that an earlier run left."""
     earlier = read_part(path, ["item_id", "domain", "trained"])
-    places = pc.index_in(_keys(store.catalog(["item_id", "domain"])), value_set=_keys(earlier))
+    here, listed = _keys(store.catalog(["item_id", "domain"])), _keys(earlier)
+    places = pc.index_in(here, value_set=listed)
+    gone = earlier.filter(pc.invert(pc.is_in(listed, value_set=here)))
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
-    return Growth(known, trained, tuple(pc.unique(earlier["domain"]).to_pylist()))
+    of_text = pa.schema([("item_id", pa.string()), ("domain", pa.string()), ("trained", pa.bool_())])
+    return Growth(known, trained, tuple(pc.unique(earlier["domain"]).to_pylist()), gone.cast(of_text))
 
 
 def _keys(table: pa.Table) -> pa.Array:

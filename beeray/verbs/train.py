@@ -17,7 +17,7 @@ import numpy as np
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.growth import growth_since, write_items
+from beeray.data.growth import Growth, growth_since, write_items
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
@@ -136,10 +136,11 @@ def begin_run(
     if fresh:
         folder.clear()
     folder.claim(store.meta.fingerprint, fingerprint)
-    write_items(store, config.trains_on_validation, str(folder.items))
+    growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
+    write_items(store, config.trains_on_validation, str(folder.items), growth)
     if warm is None:
         return inputs
-    start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, store, folder, console)}
+    start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
     return replace(inputs, init_from=start)
 
 
@@ -162,12 +163,13 @@ def open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]
     return tokenizer, fingerprint
 
 
-def _compare(warm: WarmStart, store: Store, folder: RunFolder, console: Console) -> dict[str, Any]:
+def _compare(
+    warm: WarmStart, growth: Growth | None, store: Store, folder: RunFolder, console: Console
+) -> dict[str, Any]:
     """Tell old items from new ones, for scoring; says so where there are held-out items that are not unseen."""
-    if warm.items is None:
+    if growth is None:
         console.line(f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new")
         return {}
-    growth = growth_since(store, warm.items)
     with open(folder.old_items, "wb") as file:
         np.save(file, growth.known)
     record = growth.record(store)

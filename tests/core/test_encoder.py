@@ -96,6 +96,23 @@ def test_the_prefix_is_exported_so_that_plain_encode_gives_what_was_trained(tiny
     np.testing.assert_allclose(exported.encode(TEXTS, prompt=""), without_prefix, atol=1e-5)
 
 
+def test_an_encoder_with_a_prompt_of_its_own_is_not_opened_without_it(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "model")
+    save_encoder(load_encoder(str(tiny_folder), max_seq_length=24, prefix="mer tan "), tmp_path / "model")
+    with pytest.raises(EncoderError, match=r"encoder.prefix is '': .* itself puts 'mer tan ' before every text"):
+        load_encoder(folder, max_seq_length=24)
+    assert load_encoder(folder, max_seq_length=24, prefix="mer tan ").prompts["document"] == "mer tan "
+
+
+def test_a_prefix_whose_tokens_would_not_be_pooled_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    model = load_encoder(str(tiny_folder), max_seq_length=24)
+    model.set_pooling_include_prompt(False)
+    model.save(str(tmp_path / "model"))
+    with pytest.raises(EncoderError, match="leaves a prompt's tokens out of its pooling"):
+        load_encoder(str(tmp_path / "model"), max_seq_length=24, prefix="mer tan ")
+    load_encoder(str(tmp_path / "model"), max_seq_length=24)
+
+
 def test_the_text_length_is_exported(tiny_folder: Path, tmp_path: Path) -> None:
     model = load_encoder(str(tiny_folder), max_seq_length=10)
     save_encoder(model, tmp_path / "model")

@@ -89,6 +89,21 @@ def test_whitening_of_fewer_texts_than_dimensions_stays_finite() -> None:
     assert torch.isfinite(head(torch.randn(5, 8))).all()
 
 
+def test_texts_that_are_all_alike_are_left_as_they_are() -> None:
+    head, alike = a_head(), torch.randn(1, 8).repeat(5, 1) * 3
+    whiten(head, alike)
+    assert torch.equal(head.whitening.linear.weight, torch.eye(8))
+    torch.testing.assert_close(head(alike), alike)
+
+
+def test_whitening_in_blocks_is_whitening_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, heads = torch.randn(50, 8), [a_head(), a_head()]
+    whiten(heads[0], features)
+    monkeypatch.setattr("beeray.core.head.WHITENING_ROWS", 7)
+    whiten(heads[1], features)
+    torch.testing.assert_close(heads[0](features), heads[1](features))
+
+
 def test_training_lowers_the_loss_leaves_the_whitening_and_repeats_itself() -> None:
     features, users = two_tastes()
     losses: list[list[float]] = []

@@ -78,14 +78,22 @@ def test_of_a_user_with_one_item_nothing_is_learned_from_what_is_left_of_it() ->
 
 def test_multinomial_is_one_softmax_of_the_scores_without_the_items_themselves() -> None:
     vectors = USERS @ ITEMS + ELSEWHERE
-    scores = (vectors @ ITEMS.T - USERS) / np.linalg.norm(vectors, axis=1, keepdims=True) / SHARP
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert lengths.min() > 1, "none is too short to be divided by"
+    scores = (vectors @ ITEMS.T - USERS) / lengths / SHARP
     chances = np.log(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True))
     expected = -(chances * USERS).sum(axis=1) / USERS.sum(axis=1)
     found = of("multinomial", elsewhere=ELSEWHERE, temperature=SHARP)
     assert found == pytest.approx(expected.tolist(), abs=1e-9)
-    with_itself = scores + USERS / np.linalg.norm(vectors, axis=1, keepdims=True) / SHARP
+    with_itself = scores + USERS / lengths / SHARP
     wrong = np.log(np.exp(with_itself) / np.exp(with_itself).sum(axis=1, keepdims=True))
     assert np.abs(-(wrong * USERS).sum(axis=1) / USERS.sum(axis=1) - found).min() > 1e-2
+
+
+def test_multinomial_of_items_that_nearly_cancel_stays_of_order_one_over_temperature() -> None:
+    items = torch.tensor([[1.0, 0.0], [-1.0, 1e-4], [0.0, 1.0]], dtype=torch.float64)
+    users = StepUsers(torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64))
+    assert float(user_loss("multinomial", temperature=SHARP)(items, users)) < 2 / SHARP
 
 
 def test_nmse_under_its_name_is_elsas() -> None:

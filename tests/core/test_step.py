@@ -183,6 +183,11 @@ def test_a_catalog_step_counts_users_with_one_drawn_item(tokens: ListTokens) -> 
     assert bounded.num_users == 4
 
 
+def test_a_catalog_whose_items_are_all_drawn_is_not_embedded_a_second_time(tokens: ListTokens) -> None:
+    steps = [build_step(TokenMean(), tokens, items="catalog", max_output=size) for size in (14, 1000)]
+    assert [step.table is None for step in steps] == [False, True]
+
+
 def test_a_catalog_step_differs_from_a_bounded_one_through_items_that_were_not_drawn(tokens: ListTokens) -> None:
     losses, lists = zip(
         *(run(build_step(TokenMean(), tokens, items=items, max_output=14), tokens) for items in ("bounded", "catalog")),

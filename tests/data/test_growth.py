@@ -52,3 +52,20 @@ def test_numbers_and_their_digits_are_the_same_ids_and_other_splits_hold_no_item
     growth = growth_since(today, path)
     assert growth.known.tolist() == [True, False]
     assert growth.record(today) == {"old_items": 1, "new_items": 1}
+
+
+def test_what_earlier_runs_of_a_chain_trained_on_and_knew_is_not_forgotten(tmp_path: Path) -> None:
+    monday = a_store(tmp_path / "m", ["1", "2", "3", "4"], ["a"] * 4, [0, 0, 0, 0], "item")
+    tuesday = a_store(tmp_path / "t", ["1", "2", "3", "5"], ["a"] * 4, [1, 2, 0, 0], "item")
+    wednesday = a_store(tmp_path / "w", ["1", "2", "4", "5"], ["a"] * 4, [1, 2, 2, 0], "item")
+    lists = [str(tmp_path / f"{day}.parquet") for day in ("monday", "tuesday")]
+    write_items(monday, False, lists[0])
+    write_items(tuesday, False, lists[1], growth_since(tuesday, lists[0]))
+    assert growth_since(tuesday, lists[1]).trained.all()
+    growth = growth_since(wednesday, lists[1])
+    assert growth.record(wednesday) == {
+        "old_items": 4,
+        "new_items": 0,
+        "held_out_but_trained_on_before": {"validation": 1, "test": 2},
+    }
+    assert growth.gone.to_pylist() == [{"item_id": "3", "domain": "a", "trained": True}]
