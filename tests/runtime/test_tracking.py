@@ -249,9 +249,10 @@ def test_a_password_from_the_environment_is_never_shown(
 
 
 def test_a_password_is_kept_neither_in_the_run_folder_nor_on_the_server_yet_it_connects(
-    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    runs_dir: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sqlite takes no password, but a query: a real connection by a URI that holds one."""
+    monkeypatch.chdir(tmp_path)  # MLflow makes the folder that it takes such a URI for
     database = runs_dir / "mlflow.db"
     log(a_config(runs_dir), run_dir, {0: 1.0})
     (run_dir / tracking.ID_FILE).unlink()
