@@ -34,7 +34,7 @@ class CatalogIndex:
 
 
 def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool = False) -> pa.Array:
-    """Ids as one array of int64 or string.
+    """Ids as one array of int64 or string; an empty text, as of an empty field of a CSV, is null.
 
     Args:
         as_text: make strings of integers, too.
@@ -56,10 +56,15 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool 
             raise DataError(f"{where}: an id does not fit 64 bits with sign ({error}); give ids as strings") from error
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
         _require_utf8(array, f"{where}: an id")
-        return array.cast(pa.string())
+        return _null_where_empty(array.cast(pa.string()))
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
     raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers: cast the column")
+
+
+def _null_where_empty(ids: pa.Array) -> pa.Array:
+    empty = pc.equal(ids, "")
+    return pc.if_else(empty, pa.scalar(None, pa.string()), ids) if pc.any(empty).as_py() else ids
 
 
 def _require_utf8(texts: pa.Array, what: str) -> None:
@@ -114,7 +119,7 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
         ids_as_text: make strings of integer ids.
 
     Raises:
-        DataError: a null id; text that is empty, or is no UTF-8.
+        DataError: a null or empty id; text that is empty, or is no UTF-8.
     """
     item_ids = normalize_ids(table["item_id"], "catalog item_id", as_text=ids_as_text)
     if item_ids.null_count:

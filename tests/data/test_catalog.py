@@ -89,6 +89,11 @@ def test_the_row_of_a_null_id_is_counted_from_one() -> None:
         catalog_texts(raw(item_id=["a", None], text=["x", "y"]), "{text}", "error")
 
 
+def test_an_empty_id_is_refused_as_a_null_one_is() -> None:
+    with pytest.raises(DataError, match="null in row 2"):
+        catalog_texts(raw(item_id=["a", ""], text=["x", "y"]), "{text}", "error")
+
+
 def test_a_null_id_after_the_first_fragment_keeps_the_row_inside_its_file() -> None:
     table = pa.table({"item_id": ["a", None], "text": ["x", "y"], "row": [(3 << 40) + 6, (3 << 40) + 7]})
     with pytest.raises(DataError, match="null in row 8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from beeray.data.id_ranges import hash_ids
 from beeray.data.interactions import Rules, bucket_interactions, derived_buckets, group_users
+from beeray.data.tables import Table
 from beeray.errors import DataError
 
 RULES = Rules(min_value=4.0, min_user_interactions=2, num_buckets=3)
@@ -37,6 +39,21 @@ def test_every_rule_drops_and_counts_its_own_rows() -> None:
         "interactions_below_min_value": 3,
         "interactions_of_unknown_items": 1,
     }
+
+
+def test_an_empty_text_is_no_id() -> None:
+    table = rows(user_id=["", "u", "", "v"], item_id=["a", "", "b", "b"])
+    kept, dropped = bucket_interactions(table, CATALOG, RULES)
+    assert kept.select(["user_id", "row"]).to_pylist() == [{"user_id": "v", "row": 103}]
+    assert dropped["interactions_without_id"] == 3
+
+
+def test_a_user_called_by_an_empty_field_of_a_csv_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text('user_id,item_id\nu,a\n,a\n,b\n"",c\n')
+    (fragment,) = Table(str(tmp_path / "orders.csv"), {"user_id": "user_id", "item_id": "item_id"}).fragments()
+    kept, dropped = bucket_interactions(next(fragment.read()), CATALOG, RULES)
+    assert kept["user_id"].to_pylist() == ["u"]
+    assert dropped["interactions_without_id"] == 3
 
 
 def test_without_a_min_value_or_a_value_column_every_value_counts() -> None:
