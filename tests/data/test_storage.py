@@ -85,11 +85,11 @@ def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     host = socket.gethostname()
     dead, living = (
-        tmp_path / f"store.partial-{host}-{gone_pid()}-aa",
-        tmp_path / f"store.partial-{host}-{os.getpid()}-bb",
+        tmp_path / f"store.partial-{host}-{gone_pid()}-aaaaaaaa",
+        tmp_path / f"store.partial-{host}-{os.getpid()}-bbbbbbbb",
     )
-    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cc"
-    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dd"
+    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cccccccc"
+    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dddddddd"
     for folder in (dead, living, elsewhere, other_store):
         folder.mkdir()
     with Staging(str(tmp_path / "store")) as staging:
@@ -97,8 +97,28 @@ def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(t
     assert names(tmp_path) == sorted(["store", living.name, elsewhere.name, other_store.name])
 
 
+def test_a_host_whose_name_begins_with_this_ones_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: f"node-{gone_pid()}")
+        theirs = Staging(str(tmp_path / "store"))
+    make_dir(theirs.path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    with Staging(str(tmp_path / "store")) as staging:
+        staging.publish()
+    assert names(tmp_path) == ["store", Path(theirs.path).name]
+
+
+def test_what_stands_beside_a_folder_whose_name_holds_a_bracket_is_swept(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyError), Staging(str(tmp_path / "store[1]")) as staging:
+        left = Path(staging.path).with_name(Path(staging.path).name.replace(f"-{os.getpid()}-", f"-{gone_pid()}-"))
+        left.mkdir()
+        raise KeyError
+    with Staging(str(tmp_path / "store[1]")):
+        assert not left.exists()
+
+
 def test_an_old_folder_that_was_moved_aside_by_a_process_that_died_then_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aa"
+    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aaaaaaaa"
     aside.mkdir()
     (aside / "old.txt").write_text("old")
     with pytest.raises(RuntimeError), Staging(str(tmp_path / "store")):
