@@ -205,6 +205,23 @@ def test_a_glob_lists_what_it_matches_and_a_file_itself(tmp_path: Path) -> None:
     assert [Path(file.path).name for file in list_files(f"file://{tmp_path}/other.csv")] == ["other.csv"]
 
 
+@pytest.mark.parametrize("pattern", ["orders/dt=2025-*", "orders/dt=2025-*/", "orders/dt=2025-*/**", "*/dt=2025-*"])
+def test_a_glob_of_folders_lists_what_is_below_them_once(remote: str, tmp_path: Path, pattern: str) -> None:
+    kept = ["orders/dt=2025-01/a.csv", "orders/dt=2025-02/b/c.csv"]
+    for place in (remote, str(tmp_path)):
+        for name in [*kept, "orders/dt=2024-12/z.csv", "orders/dt=2025-01/_SUCCESS"]:
+            if "**" not in pattern or "_" not in name:  # what a glob itself matches may be hidden
+                write_json(join(place, name), {})
+        inside = [file.path.partition("orders/")[2] for file in list_files(join(place, pattern))]
+        assert [f"orders/{path}" for path in inside] == kept
+
+
+def test_a_glob_of_folders_without_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dt=2025-01").mkdir()
+    with pytest.raises(DataError, match="no such file, folder or match"):
+        list_files(f"{tmp_path}/dt=2025-*")
+
+
 def test_a_folder_whose_name_holds_a_bracket_is_read_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "run[1]"
     folder.mkdir()
