@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.data.tables import ROW
-from beeray.errors import DataError
+from beeray.errors import DataError, RowError
 
 HASH_BYTES = 16
 SHOWN = 60
@@ -119,12 +119,14 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
         ids_as_text: make strings of integer ids.
 
     Raises:
-        DataError: a null or empty id; text that is empty, or is no UTF-8.
+        RowError: a null or empty id, or empty text.
+        DataError: ids or texts that are no UTF-8, or of a type that is none.
     """
     item_ids = normalize_ids(table["item_id"], "catalog item_id", as_text=ids_as_text)
+    rows = one_array(table[ROW])
     if item_ids.null_count:
-        row = int(one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
-        raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")
+        row = rows[pc.index(pc.is_null(item_ids), True).as_py()].as_py()
+        raise RowError("catalog item_id: null or empty; every item needs an id", row)
     try:
         texts = render(template, table)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -137,10 +139,11 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
     if not pc.any(empty).as_py():
         return result
     if empty_text == "error":
-        first = item_ids[pc.index(empty, True).as_py()].as_py()
-        raise DataError(
-            f"catalog text: item_id {first!r} has null or empty text ({pc.sum(empty).as_py()} such rows in its batch); "
-            "give it one, or set data.empty_text: drop"
+        place = pc.index(empty, True).as_py()
+        raise RowError(
+            f"catalog text: item_id {item_ids[place].as_py()!r} has null or empty text "
+            f"({pc.sum(empty).as_py()} such rows in its batch); give it one, or set data.empty_text: drop",
+            rows[place].as_py(),
         )
     return result.filter(pc.invert(empty))
 

@@ -184,7 +184,7 @@ LONG = "the same beginning of sixty characters and then some more of it: "
         ),
         pytest.param(
             with_row(good_catalog(), item_id=None, text="nobody"),
-            ["catalog item_id: null in row 11", "every item needs an id"],
+            ["catalog.parquet, row 11: catalog item_id: null or empty; every item needs an id"],
             id="null id",
         ),
         pytest.param(
