@@ -278,7 +278,7 @@ class _Preparation:
         others = sum(totals.get(f"interactions_{rule}", 0) for rule in ("without_id", "below_min_value"))
         if unknown and unknown + others == totals["interactions"]:
             items = next(next(f.read() for f in self.raw.interactions.fragments()))["item_id"]
-            theirs = normalize_ids(items, "interactions item_id")
+            theirs = normalize_ids(items, "interactions item_id", as_text=self.rules.item_ids_as_text)
             raise DataError(
                 "interactions share no item with the catalog: the catalog has "
                 f"{_three(index.item_ids)}, the interactions {_three(theirs)}; "

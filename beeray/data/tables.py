@@ -29,7 +29,7 @@ from beeray.data.table_files import (
     estimated_csv_rows,
     first_line,
     format_of,
-    ids_with_leading_zeros,
+    ids_kept_as_text,
     read_options,
     unreadable,
 )
@@ -84,8 +84,8 @@ class Table:
         columns: standard name → name in the files.
         label: how errors call it, e.g. `catalog`.
         unchecked_text: read texts of CSVs that are no UTF-8, for whoever sorts them out row by row.
-        typed: standard columns whose type the values of a CSV decide. All others are text as it is written there:
-            `1.50`, `007` and `TRUE` stay what they are.
+        typed: standard columns whose type the values of a CSV decide, ids among them numbers only where all are plain
+            whole numbers. All others are text as it is written there: `1.50`, `007` and `TRUE` stay what they are.
     """
 
     source: str | pa.Table
@@ -240,13 +240,13 @@ class Table:
         if files not in self._opened:
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
-            zeros = _in_threads(
-                lambda file: ids_with_leading_zeros(
+            kept = _in_threads(
+                lambda file: ids_kept_as_text(
                     file.path, filesystem, ids, unchecked_text=self.unchecked_text, header=self.header
                 ),
                 files,
             )
-            texts = sorted(set(self._text_columns()).union(*zeros))
+            texts = sorted(set(self._text_columns()).union(*kept))
             opened = _in_threads(
                 lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
                 files,
