@@ -29,6 +29,18 @@ class DataError(BeerayError):
     """An input table that breaks the data contract (missing column, empty text, nothing left …)."""
 
 
+class RowError(DataError):
+    """A row of a table that breaks the data contract.
+
+    Attributes:
+        row: its number, as the table gives it; whoever has the table can say where that is (`Table.place_of`).
+    """
+
+    def __init__(self, message: object = "", row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class StoreError(BeerayError):
     """A prepared store that is missing, half-written, from another version, or leaks held-out data."""
 

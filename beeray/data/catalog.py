@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.data.tables import ROW
-from beeray.errors import DataError
+from beeray.errors import DataError, RowError
 
 HASH_BYTES = 16
 SHOWN = 60
@@ -34,7 +34,7 @@ class CatalogIndex:
 
 
 def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool = False) -> pa.Array:
-    """Ids as one array of int64 or string.
+    """Ids as one array of int64 or string; an empty text, as of an empty field of a CSV, is null.
 
     Args:
         as_text: make strings of integers, too.
@@ -56,10 +56,15 @@ def normalize_ids(ids: pa.ChunkedArray | pa.Array, where: str, *, as_text: bool 
             raise DataError(f"{where}: an id does not fit 64 bits with sign ({error}); give ids as strings") from error
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
         _require_utf8(array, f"{where}: an id")
-        return array.cast(pa.string())
+        return _null_where_empty(array.cast(pa.string()))
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
     raise DataError(f"{where}: ids are of type {array.type}; they must be strings or integers: cast the column")
+
+
+def _null_where_empty(ids: pa.Array) -> pa.Array:
+    empty = pc.equal(ids, "")
+    return pc.if_else(empty, pa.scalar(None, pa.string()), ids) if pc.any(empty).as_py() else ids
 
 
 def _require_utf8(texts: pa.Array, what: str) -> None:
@@ -114,12 +119,14 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
         ids_as_text: make strings of integer ids.
 
     Raises:
-        DataError: a null id; text that is empty, or is no UTF-8.
+        RowError: a null or empty id, or empty text.
+        DataError: ids or texts that are no UTF-8, or of a type that is none.
     """
     item_ids = normalize_ids(table["item_id"], "catalog item_id", as_text=ids_as_text)
+    rows = one_array(table[ROW])
     if item_ids.null_count:
-        row = int(one_array(table[ROW])[pc.index(pc.is_null(item_ids), True).as_py()].as_py()) & (2**40 - 1)
-        raise DataError(f"catalog item_id: null in row {row + 1}; every item needs an id")
+        row = rows[pc.index(pc.is_null(item_ids), True).as_py()].as_py()
+        raise RowError("catalog item_id: null or empty; every item needs an id", row)
     try:
         texts = render(template, table)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -132,10 +139,11 @@ def catalog_texts(table: pa.Table, template: str, empty_text: str, *, ids_as_tex
     if not pc.any(empty).as_py():
         return result
     if empty_text == "error":
-        first = item_ids[pc.index(empty, True).as_py()].as_py()
-        raise DataError(
-            f"catalog text: item_id {first!r} has null or empty text ({pc.sum(empty).as_py()} such rows in its batch); "
-            "give it one, or set data.empty_text: drop"
+        place = pc.index(empty, True).as_py()
+        raise RowError(
+            f"catalog text: item_id {item_ids[place].as_py()!r} has null or empty text "
+            f"({pc.sum(empty).as_py()} such rows in its batch); give it one, or set data.empty_text: drop",
+            rows[place].as_py(),
         )
     return result.filter(pc.invert(empty))
 

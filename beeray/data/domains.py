@@ -57,12 +57,12 @@ def told_of(domain: str | None) -> Iterator[None]:
 
 
 def differ_in_type(domains: Sequence[Domain], column: str) -> bool:
-    """Whether the ids of some domains are integers and those of others strings.
+    """Whether some tables have integers and others strings for one kind of ids, so that all must be strings.
 
     Args:
-        column: `item_id` or `user_id`.
+        column: `item_id`, of catalogs and interactions, or `user_id`.
     """
-    if len(domains) < 2:
-        return False
-    tables = [one.raw.catalog if column == "item_id" else one.raw.interactions for one in domains]
+    tables = [one.raw.interactions for one in domains]
+    if column == "item_id":
+        tables += [one.raw.catalog for one in domains]
     return len({pa.types.is_integer(table.check().field(column).type) for table in tables}) > 1

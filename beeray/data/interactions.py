@@ -19,6 +19,8 @@ from beeray.errors import DataError
 BUCKET = "bucket"
 ROWS_PER_BUCKET = 1 << 20
 LEAST_BUCKETS, MOST_BUCKETS = 8, 4096
+NO_TIME = int(np.iinfo(np.int64).min)
+"""The timestamp of interactions that have none: no other is earlier, though times before 1970 are negative."""
 Numbers = NDArray[Any]
 
 
@@ -144,7 +146,7 @@ def _repeated(code: Numbers, item: Numbers) -> NDArray[np.bool_]:
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:
-    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null and NaN are earliest."""
+    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null and NaN are `NO_TIME`."""
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         array = _in_range(array, pa.timestamp("us"))
@@ -154,7 +156,7 @@ def _seconds(column: pa.ChunkedArray) -> pa.Array:
         _in_range(array, pa.int64())
     elif pa.types.is_unsigned_integer(array.type) or pa.types.is_decimal(array.type):
         array = _in_range(array, pa.int64())
-    return pc.fill_null(_cast(array, pa.int64(), "timestamp"), 0)
+    return pc.fill_null(_cast(array, pa.int64(), "timestamp"), NO_TIME)
 
 
 def _in_range(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -43,7 +43,7 @@ from beeray.data.storage import exists, join, list_files, make_dir, remove_tree,
 from beeray.data.store import META, Store, label_counts
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
-from beeray.data.tables import ROW
+from beeray.data.tables import ROW, located
 from beeray.data.time_windows import NUM_BINS, SortedTimes
 from beeray.errors import ConfigError, DataError, OlderStoreError
 
@@ -215,10 +215,11 @@ class _Preparation:
         )
         listings: list[pa.Table] = []
         num_rows = 0
-        for table in drain(texts):
-            listings.append(table.filter(pc.is_valid(table["item_id"])))
-            num_rows += int(pc.sum(table["read"]).as_py() or 0)
-            self.report("read catalog", num_rows, None)
+        with located(self.raw.catalog):
+            for table in drain(texts):
+                listings.append(table.filter(pc.is_valid(table["item_id"])))
+                num_rows += int(pc.sum(table["read"]).as_py() or 0)
+                self.report("read catalog", num_rows, None)
         if not listings:
             raise DataError("catalog: no item has text (0 rows read); check the path")
         listing = pa.concat_tables(listings).sort_by(ROW)
@@ -277,7 +278,7 @@ class _Preparation:
         others = sum(totals.get(f"interactions_{rule}", 0) for rule in ("without_id", "below_min_value"))
         if unknown and unknown + others == totals["interactions"]:
             items = next(next(f.read() for f in self.raw.interactions.fragments()))["item_id"]
-            theirs = normalize_ids(items, "interactions item_id")
+            theirs = normalize_ids(items, "interactions item_id", as_text=self.rules.item_ids_as_text)
             raise DataError(
                 "interactions share no item with the catalog: the catalog has "
                 f"{_three(index.item_ids)}, the interactions {_three(theirs)}; "

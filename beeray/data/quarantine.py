@@ -2,7 +2,7 @@
 
 | reason | the row |
 |---|---|
-| `null_item_id` | has no id |
+| `null_item_id` | has no id, or an empty one |
 | `broken_item_id` | has an id that is not UTF-8 |
 | `null_text` | has null in every column of the template |
 | `empty_text` | has nothing but white space in them |
@@ -68,10 +68,9 @@ def sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Ta
 
 def _sort_out(table: pa.Table, template: str, max_text_chars: int) -> tuple[pa.Table, pa.Table]:
     reasons = np.full(table.num_rows, "", dtype=object)
-    ids = one_array(table["item_id"])
     table, broken = _without_broken_text(table)
     reasons[broken.pop("item_id", np.zeros(table.num_rows, dtype=bool))] = "broken_item_id"
-    reasons[~ids.is_valid().to_numpy(zero_copy_only=False)] = "null_item_id"
+    _mark(reasons, _without_id(one_array(table["item_id"])), "null_item_id")
     null = np.ones(table.num_rows, dtype=bool)
     for name in {field for _, field, _, _ in string.Formatter().parse(template) if field}:
         null &= ~one_array(table[name]).is_valid().to_numpy(zero_copy_only=False)
@@ -177,6 +176,15 @@ def _plain(column: pa.Array) -> pa.Array:
     elif pa.types.is_binary_view(column.type) or pa.types.is_fixed_size_binary(column.type):
         column = column.cast(pa.binary())
     return column
+
+
+def _without_id(ids: pa.Array) -> Mask:
+    """Which ids are null, or empty texts."""
+    null = ids.is_null()
+    if not pa.types.is_integer(ids.type):
+        null = pc.or_(null, pc.fill_null(pc.equal(ids, ""), False))
+    mask: Mask = null.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def _check_castable(name: str, kind: pa.DataType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -91,12 +92,14 @@ class Staging:
 
     def _sweep(self) -> None:
         """Remove what processes of this host that are gone left behind."""
-        host = socket.gethostname()
-        for kind in ("partial", "replaced"):
-            for left in self._final.parent.glob(f"{self._final.name}.{kind}-{host}-*"):
-                pid = left.name.removeprefix(f"{self._final.name}.{kind}-{host}-").partition("-")[0]
-                if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                    if kind == "replaced" and not self._final.exists():
-                        left.rename(self._final)  # it died between its two renames: the old one is still whole
-                    else:
-                        shutil.rmtree(left, ignore_errors=True)
+        name, host = re.escape(self._final.name), re.escape(socket.gethostname())
+        theirs = re.compile(rf"{name}\.(partial|replaced)-{host}-(\d+)-[0-9a-f]{{8}}")
+        beside = self._final.parent.iterdir() if self._final.parent.is_dir() else []
+        for left, match in [(one, match) for one in sorted(beside) if (match := theirs.fullmatch(one.name))]:
+            kind, pid = match.groups()
+            if Path(f"/proc/{pid}").exists():
+                continue
+            if kind == "replaced" and not self._final.exists():
+                left.rename(self._final)  # it died between its two renames: the old one is still whole
+            else:
+                shutil.rmtree(left, ignore_errors=True)

@@ -215,9 +215,10 @@ def _info(path: str) -> fs.FileInfo:
 
 
 def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False) -> list[FileStat]:
-    """Files of a path: itself, everything below a folder, or what a glob matches; sorted by path.
+    """Files of a path: itself, everything below a folder, or what a glob matches; sorted by path, each once.
 
-    In a glob `*` stays within a folder and `**` stands for any number of them.
+    In a glob `*` stays within a folder and `**` stands for any number of them. Of a folder that it matches
+    everything below counts, as of a folder that is named.
 
     Args:
         may_be_empty: nothing there is no error.
@@ -230,10 +231,11 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
     with storage_errors(pattern):
         info = filesystem.get_file_info(inside)
         if info.type == fs.FileType.Directory:
-            below = filesystem.get_file_info(fs.FileSelector(inside, recursive=True))
-            found = [one for one in below if hidden or not _is_hidden(one.path[len(inside) :])]
+            found = _below(filesystem, inside, hidden)
         elif info.type == fs.FileType.NotFound:
             found = _glob(filesystem, inside) if any(sign in inside for sign in WILDCARDS) else []
+            found += [one for folder in _folders(found, inside) for one in _below(filesystem, folder, hidden)]
+            found = list({one.path: one for one in found}.values())
         else:
             found = [info]
     etags = getattr(getattr(filesystem, "handler", None), "etags", {})
@@ -245,6 +247,18 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
     if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)
+
+
+def _below(filesystem: fs.FileSystem, folder: str, hidden: bool) -> list[fs.FileInfo]:
+    below = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+    return [one for one in below if hidden or not _is_hidden(one.path[len(folder) :])]
+
+
+def _folders(found: list[fs.FileInfo], pattern: str) -> list[str]:
+    """Folders that a glob matches; hidden ones only where it spells the first letter of their names."""
+    any_name = pattern.rstrip("/").rpartition("/")[2].startswith(tuple(WILDCARDS))
+    folders = [one.path.rstrip("/") for one in found if one.type == fs.FileType.Directory]
+    return [path for path in folders if not (any_name and _is_hidden(path.rpartition("/")[2]))]
 
 
 def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:

@@ -28,6 +28,7 @@ SAMPLE_BYTES = 1 << 20
 SAMPLE_TEXT_BYTES = 32 << 20
 PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 BLOCK_BYTES = 8 << 20
+WHOLE_NUMBER = r"^(0|-?[1-9][0-9]*)$"
 
 
 def read_options(header: Sequence[str] = ()) -> pyarrow.csv.ReadOptions:
@@ -78,7 +79,7 @@ def _unzipped(head: bytes) -> tuple[bytes, int]:
     return text, len(head) - len(left)
 
 
-def ids_with_leading_zeros(
+def ids_kept_as_text(
     path: str,
     filesystem: fs.FileSystem,
     id_columns: Sequence[str],
@@ -86,9 +87,10 @@ def ids_with_leading_zeros(
     unchecked_text: bool,
     header: Sequence[str] = (),
 ) -> set[str]:
-    """Id columns that must stay text in all of a table's CSVs: as numbers `007` and `7` would be one id.
+    """Id columns that must be text in all of a table's CSVs, since not all of their values are `WHOLE_NUMBER`s.
 
-    Looks at the first block of a CSV.
+    As numbers `007` and `7`, ` 7` and `7`, or `0x1A` and `26` would be one id, and hashes of 64 bits without sign would
+    be rounded. Looks at the first block of a CSV, which decides the columns' types.
     """
     if format_of(path) != "csv":
         return set()
@@ -96,6 +98,7 @@ def ids_with_leading_zeros(
         include_columns=list(dict.fromkeys(id_columns)),
         include_missing_columns=True,
         column_types=dict.fromkeys(id_columns, pa.string()),
+        strings_can_be_null=True,
         check_utf8=not unchecked_text,
     )
     with unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
@@ -105,8 +108,18 @@ def ids_with_leading_zeros(
         head = next(iter(reader), None)
     if head is None:
         return set()
-    ids = {name: pc.cast(head[name], pa.binary()) for name in id_columns}
-    return {name for name, values in ids.items() if pc.any(pc.match_substring_regex(values, r"^0[0-9]")).as_py()}
+    return {name for name in id_columns if not _are_whole_numbers(pc.cast(head[name], pa.binary()))}
+
+
+def _are_whole_numbers(values: pa.Array) -> bool:
+    """Whether numbers of 64 bits with sign are, written out again, these very values; nulls are passed over."""
+    if pc.any(pc.invert(pc.match_substring_regex(values, WHOLE_NUMBER))).as_py():
+        return False
+    try:
+        values.cast(pa.string()).cast(pa.int64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def check_structure(batch: pa.RecordBatch) -> None:

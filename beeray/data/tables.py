@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,11 +29,11 @@ from beeray.data.table_files import (
     estimated_csv_rows,
     first_line,
     format_of,
-    ids_with_leading_zeros,
+    ids_kept_as_text,
     read_options,
     unreadable,
 )
-from beeray.errors import ConfigError, DataError
+from beeray.errors import ConfigError, DataError, RowError
 
 if TYPE_CHECKING:
     import ray.data
@@ -83,8 +84,8 @@ class Table:
         columns: standard name → name in the files.
         label: how errors call it, e.g. `catalog`.
         unchecked_text: read texts of CSVs that are no UTF-8, for whoever sorts them out row by row.
-        typed: standard columns whose type the values of a CSV decide. All others are text as it is written there:
-            `1.50`, `007` and `TRUE` stay what they are.
+        typed: standard columns whose type the values of a CSV decide, ids among them numbers only where all are plain
+            whole numbers. All others are text as it is written there: `1.50`, `007` and `TRUE` stay what they are.
     """
 
     source: str | pa.Table
@@ -138,6 +139,22 @@ class Table:
         return [
             Fragment(number, path, one, columns, schema, weight) for number, (path, one, weight) in enumerate(pieces)
         ]
+
+    def place_of(self, row: int) -> str:
+        """The file of a row and its number there, from 1, as an error tells it.
+
+        In a range of a large CSV rows are counted from the range's first byte.
+
+        Args:
+            row: as `Fragment.read` numbers rows.
+        """
+        fragments = self.fragments()
+        fragment, inside = fragments[row >> FRAGMENT_SHIFT], row & ((1 << FRAGMENT_SHIFT) - 1)
+        place = f"{shown_uri(fragment.path)}, row "
+        if isinstance(fragment.piece, CsvRange):
+            return f"{place}{inside + 1:,} after byte {fragment.piece.start:,}"
+        before = [one for one in fragments[: fragment.number] if one.path == fragment.path]
+        return f"{place}{sum(one.num_rows for one in before) + inside + 1:,}"
 
     def _pieces(self, file: OpenFile) -> list[tuple[pads.Fragment | CsvRange, int]]:
         """What of a file is read at a time, with its weight: row groups, ranges of a large CSV, or all of it."""
@@ -223,13 +240,13 @@ class Table:
         if files not in self._opened:
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
-            zeros = _in_threads(
-                lambda file: ids_with_leading_zeros(
+            kept = _in_threads(
+                lambda file: ids_kept_as_text(
                     file.path, filesystem, ids, unchecked_text=self.unchecked_text, header=self.header
                 ),
                 files,
             )
-            texts = sorted(set(self._text_columns()).union(*zeros))
+            texts = sorted(set(self._text_columns()).union(*kept))
             opened = _in_threads(
                 lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
                 files,
@@ -253,6 +270,14 @@ class Fragment:
     columns: dict[str, str]
     schema: pa.Schema
     weight: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a row group, or of a piece of a table in memory."""
+        if isinstance(self.piece, pa.Table):
+            return int(self.piece.num_rows)
+        assert isinstance(self.piece, pads.ParquetFileFragment), self.piece
+        return sum(int(group.num_rows) for group in self.piece.row_groups)
 
     def read(self) -> Iterator[pa.Table]:
         """Batches of standard columns and `row` (fragment number << 40 | row inside the fragment).
@@ -291,6 +316,19 @@ class Fragment:
                 ):
                     check_structure(batch)
                     yield batch
+
+
+@contextmanager
+def located(table: Table) -> Iterator[None]:
+    """Put before what is wrong with a row of a table where the row is.
+
+    Raises:
+        DataError: in place of a `RowError`.
+    """
+    try:
+        yield
+    except RowError as error:
+        raise DataError(f"{table.place_of(error.row)}: {error}") from None
 
 
 def _parquet_batches(

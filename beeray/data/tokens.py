@@ -10,32 +10,27 @@ limit. Padding and truncation that a tokenizer.json may carry are switched off.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from uuid import uuid4
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
 from pydantic import Field, TypeAdapter
 from tokenizers import Tokenizer
 
 from beeray.data.staging import Staging
-from beeray.data.storage import exists, is_local, join, read_json, resolve, storage_errors, write_json
+from beeray.data.storage import exists, is_local, join, read_json, resolve, write_json
 from beeray.data.store import Store
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.table_files import unreadable
+from beeray.data.token_copies import bring_over
 from beeray.errors import BeerayError, EncoderError, StoreError
 
 Report = Callable[[str, int, int | None], None]
@@ -66,18 +61,22 @@ class TokenStore:
         self._suffix = np.asarray(meta.suffix_ids, dtype=np.int64)
         self._dtype = np.dtype(meta.dtype)
         self.limit = meta.limit
+        self._in_use: BinaryIO | None = None
 
     @classmethod
     def open(cls, path: str, cache_dir: str | None = None) -> TokenStore:
         """Open a token store; one that is not on this machine's disk is brought over first, once a node.
 
         Args:
-            cache_dir: where to; `~/.cache/beeray/tokens` unless given.
+            cache_dir: where to; `~/.cache/beeray/tokens` unless given. Others there that are not in use, and have not
+                been for some time, are removed (`token_copies.py`).
         """
+        in_use: BinaryIO | None = None
         if not is_local(path):
-            path = _bring_over(path, Path(cache_dir or Path.home() / ".cache" / "beeray" / "tokens"))
+            path, in_use = bring_over(path, META, Path(cache_dir or Path.home() / ".cache" / "beeray" / "tokens"))
         try:
             store = cls(path, TypeAdapter(TokenMeta).validate_python(read_json(join(path, META))))
+            store._in_use = in_use
             ids, ends = store._ids, store._offsets
             if ends.dtype != np.int64 or ends.ndim != 1 or ends[0] != 0 or ends[-1] != len(ids):
                 raise ValueError(f"ids.bin holds {len(ids)} ids, offsets.npy says otherwise")
@@ -274,35 +273,3 @@ def _tokenise_part(
 def _damaged(path: str, reason: str) -> StoreError:
     said = reason.splitlines()[0][:200] if reason else "empty"
     return StoreError(f"token store {path}: is damaged ({said}); delete that folder and run the same command again")
-
-
-def _bring_over(path: str, cache: Path) -> str:
-    name = path.rstrip("/").rpartition("/")[2]
-    final = cache / name
-    with storage_errors(str(cache)):
-        cache.mkdir(parents=True, exist_ok=True)
-    with _held(cache):  # workers of a node that come meanwhile find the first one's copy
-        if (final / META).is_file():
-            return str(final)
-        partial = cache / f"{name}.partial-{os.getpid()}-{uuid4().hex[:8]}"
-        filesystem, inside = resolve(path)
-        local = fs.LocalFileSystem()
-        try:
-            partial.mkdir()
-            with storage_errors(path):
-                fs.copy_files(inside, str(partial), source_filesystem=filesystem, destination_filesystem=local)
-                partial.rename(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return str(final)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other processes of this node that ask for the same folder waiting."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -184,7 +184,7 @@ LONG = "the same beginning of sixty characters and then some more of it: "
         ),
         pytest.param(
             with_row(good_catalog(), item_id=None, text="nobody"),
-            ["catalog item_id: null in row 11", "every item needs an id"],
+            ["catalog.parquet, row 11: catalog item_id: null or empty; every item needs an id"],
             id="null id",
         ),
         pytest.param(
@@ -237,10 +237,10 @@ def test_files_of_one_table_whose_columns_differ_in_type_are_refused(tmp_path: P
     folder = tmp_path / "parts"
     folder.mkdir()
     table = pa.table(good_catalog())
-    pyarrow.csv.write_csv(table.slice(0, 5), folder / "a.csv")
+    pq.write_table(table.slice(0, 5), folder / "a.parquet")
     as_text = pa.table({"item_id": [f"B{item}" for item in range(5, 10)], "text": table["text"].slice(5)})
-    pyarrow.csv.write_csv(as_text, folder / "b.csv")
-    refusal(tmp_path, DataError, "b.csv", "item_id", data={"catalog": {"path": str(folder)}})
+    pq.write_table(as_text, folder / "b.parquet")
+    refusal(tmp_path, DataError, "b.parquet", "item_id", data={"catalog": {"path": str(folder)}})
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -268,7 +268,7 @@ def test_files_of_one_table_whose_columns_differ_in_type_are_refused(tmp_path: P
             {},
             [
                 "interactions share no item with the catalog: ",
-                "the catalog has 0, 1, 2 (int64)",
+                "the catalog has '0', '1', '2' (string)",
                 "the interactions 'B0', 'B1', 'B2' (string)",
                 "give both ids one type",
             ],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from beeray.data.catalog import DuplicateItemError, catalog_texts, content_hash, index_catalog, normalize_ids, render
-from beeray.errors import DataError
+from beeray.data.tables import FRAGMENT_ROWS, Table, located
+from beeray.errors import DataError, RowError
 
 
 def raw(**columns: list[object]) -> pa.Table:
@@ -84,15 +89,30 @@ def test_rows_without_text_are_dropped_or_refused() -> None:
         catalog_texts(table, "{text}", "error")
 
 
-def test_the_row_of_a_null_id_is_counted_from_one() -> None:
-    with pytest.raises(DataError, match="null in row 2"):
-        catalog_texts(raw(item_id=["a", None], text=["x", "y"]), "{text}", "error")
-
-
-def test_a_null_id_after_the_first_fragment_keeps_the_row_inside_its_file() -> None:
-    table = pa.table({"item_id": ["a", None], "text": ["x", "y"], "row": [(3 << 40) + 6, (3 << 40) + 7]})
-    with pytest.raises(DataError, match="null in row 8"):
+@pytest.mark.parametrize("ids", [["a", None], ["a", ""]])
+def test_a_null_or_empty_id_is_refused_with_its_row(ids: list[object]) -> None:
+    table = pa.table({"item_id": ids, "text": ["x", "y"], "row": [(3 << 40) + 6, (3 << 40) + 7]})
+    with pytest.raises(RowError, match="catalog item_id: null or empty; every item needs an id") as caught:
         catalog_texts(table, "{text}", "error")
+    assert caught.value.row == (3 << 40) + 7
+    assert pickle.loads(pickle.dumps(caught.value)).row == caught.value.row  # it comes from a task
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3, None, 5], [1, 2, 3, 4, 5]])
+def test_what_is_wrong_with_a_row_is_told_with_its_file_and_its_number_there(tmp_path: Path, ids: list[Any]) -> None:
+    texts = ["x", "x", "x", None if ids[3] else "x", "x"]
+    pq.write_table(pa.table({"item_id": [7], "text": ["x"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"item_id": ids, "text": texts}), tmp_path / "1.parquet", row_group_size=2)
+    table = Table(str(tmp_path), {"item_id": "item_id", "text": "text"})
+    with pytest.raises(DataError, match=r"1\.parquet, row 4: catalog (text: item_id 4|item_id: null)"), located(table):
+        for fragment in table.fragments():
+            for batch in fragment.read():
+                catalog_texts(batch, "{text}", "error")
+
+
+def test_rows_of_a_table_in_memory_are_counted_over_all_its_pieces() -> None:
+    table = Table(pa.table({"item_id": pa.array(range(FRAGMENT_ROWS + 9))}), {"item_id": "item_id"})
+    assert table.place_of((1 << 40) + 4) == f"the table in memory, row {FRAGMENT_ROWS + 5:,}"
 
 
 def listing(ids: list[object], texts: list[str], rows: list[int]) -> pa.Table:

@@ -62,3 +62,12 @@ def test_a_value_that_fits_no_more_further_down_is_told_with_the_file(
     table = write(tmp_path / "t.csv", [*ROWS[:250], "n,none,1,1.0", *ROWS[251:]])
     with pytest.raises(DataError, match=r"t\.csv: .*none"):
         rows_of(table)
+
+
+def test_a_row_is_placed_by_the_byte_at_which_its_range_begins(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", ROWS)
+    start = len("note,user,item,stars\n")
+    assert table.place_of(3) == f"{tmp_path}/t.csv, row 4 after byte {start}"
+    later = table.fragments()[2]
+    assert isinstance(later.piece, csv_ranges.CsvRange)
+    assert table.place_of((2 << 40) + 3).endswith(f"t.csv, row 4 after byte {later.piece.start:,}")

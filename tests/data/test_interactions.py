@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from beeray.data.id_ranges import hash_ids
-from beeray.data.interactions import Rules, bucket_interactions, derived_buckets, group_users
+from beeray.data.interactions import NO_TIME, Rules, bucket_interactions, derived_buckets, group_users
+from beeray.data.tables import Table
+from beeray.data.time_windows import SortedTimes
 from beeray.errors import DataError
 
 RULES = Rules(min_value=4.0, min_user_interactions=2, num_buckets=3)
@@ -37,6 +40,21 @@ def test_every_rule_drops_and_counts_its_own_rows() -> None:
         "interactions_below_min_value": 3,
         "interactions_of_unknown_items": 1,
     }
+
+
+def test_an_empty_text_is_no_id() -> None:
+    table = rows(user_id=["", "u", "", "v"], item_id=["a", "", "b", "b"])
+    kept, dropped = bucket_interactions(table, CATALOG, RULES)
+    assert kept.select(["user_id", "row"]).to_pylist() == [{"user_id": "v", "row": 103}]
+    assert dropped["interactions_without_id"] == 3
+
+
+def test_a_user_called_by_an_empty_field_of_a_csv_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text('user_id,item_id\nu,a\n,a\n,b\n"",c\n')
+    (fragment,) = Table(str(tmp_path / "orders.csv"), {"user_id": "user_id", "item_id": "item_id"}).fragments()
+    kept, dropped = bucket_interactions(next(fragment.read()), CATALOG, RULES)
+    assert kept["user_id"].to_pylist() == ["u"]
+    assert dropped["interactions_without_id"] == 3
 
 
 def test_without_a_min_value_or_a_value_column_every_value_counts() -> None:
@@ -159,7 +177,9 @@ def test_grouping_agrees_with_a_plain_account_of_the_rules(kind: str) -> None:
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        (pa.array([5, None], pa.int32()), [5, 0]),
+        (pa.array([5, None], pa.int32()), [5, NO_TIME]),
+        (pa.array([-1.5, float("nan")]), [-1, NO_TIME]),
+        (pa.array([datetime(1969, 12, 31), None]), [-86_400_000_000, NO_TIME]),
         (pa.array([1.9e9, float(2**40)]), [1_900_000_000, 2**40]),
         (pa.array([datetime(1970, 1, 1, 0, 0, 1), datetime(1970, 1, 2)]), [1_000_000, 86_400_000_000]),
         (pa.array([datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)] * 2, pa.timestamp("ms", "UTC")), [1_000_000] * 2),
@@ -173,6 +193,15 @@ def test_timestamps_of_every_type_become_whole_numbers_that_keep_their_order(
     table = rows(user_id=["u", "u"], item_id=["a", "b"], timestamp=column)
     kept, _ = bucket_interactions(table, CATALOG, RULES)
     assert kept["timestamp"].to_pylist() == expected
+
+
+def test_an_interaction_without_a_time_is_earlier_than_one_before_1970() -> None:
+    times = pa.array([5, -5, None], pa.int64())
+    table = rows(user_id=["u"] * 3, item_id=["a", "b", "c"], timestamp=times)
+    users, _ = group_users(bucket_interactions(table, CATALOG, RULES)[0], RULES)
+    assert users["items"].to_pylist() == [[2, 1, 0]]
+    ordered = SortedTimes.of(users["timestamps"].combine_chunks().values.to_numpy())
+    assert [ordered.at(place) for place in range(3)] == [(NO_TIME, 0), (-5, 1), (5, 2)]
 
 
 def test_timestamps_that_are_text_of_dates_are_read_or_refused_in_our_own_words() -> None:

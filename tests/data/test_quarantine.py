@@ -57,6 +57,14 @@ def test_a_row_without_an_id_is_refused() -> None:
     assert reasons(catalog(pa.nulls(2), title=["x", "y"])) == {0: "null_item_id", 1: "null_item_id"}
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+def test_an_empty_id_is_no_id_and_a_broken_one_stays_a_broken_one(kind: pa.DataType) -> None:
+    values = [b"", BROKEN, b"c", None]
+    ids = pa.array(values, kind) if kind == pa.binary() else unchecked(values, kind)
+    found = reasons(catalog(ids, title=["w", "x", "y", "z"]))
+    assert found == {0: "null_item_id", 1: "broken_item_id", 3: "null_item_id"}
+
+
 def test_a_column_called_text_may_be_the_text() -> None:
     table = catalog(["a", "b", None, "d"], text=["x", None, "z", "y" * 99])
     assert reasons(table, "{text}") == {1: "null_text", 2: "null_item_id", 3: "too_long_text"}

@@ -13,8 +13,9 @@ import pytest
 from pyarrow import csv, feather
 from pyarrow import parquet as pq
 
-from beeray.config import CatalogTable, DataConfig, InteractionsTable
+from beeray.config import CatalogTable, DataConfig, InteractionsTable, validate_config
 from beeray.data.catalog import render
+from beeray.data.domains import differ_in_type, open_domains
 from beeray.data.sources import open_source, template_columns
 from beeray.data.tables import FRAGMENT_SHIFT, Table
 from beeray.errors import ConfigError, DataError
@@ -384,6 +385,55 @@ def test_ids_with_leading_zeros_stay_different_ids(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("item_id,text\n0195153448,x\n195153448,y\n")
     ids = [str(row["item_id"]) for row in rows_of(Table(str(tmp_path / "t.csv"), ITEMS))]
     assert ids == ["0195153448", "195153448"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["0x1A", "26"],
+        [" 7", "7"],
+        ["7 ", "7"],
+        ["-01", "-1"],
+        ["-0", "0"],
+        ["+7", "7"],
+        ["1e3", "1000"],
+        ["18446744073709551615", "18446744073709551614"],
+        ["9223372036854775808", "1"],
+        ["2024-01-01", "2024-01-02"],
+        ["true", "false"],
+        ["12:30:00", "12:30"],
+    ],
+)
+def test_ids_of_a_csv_that_are_no_plain_whole_numbers_are_kept_as_they_are_written(
+    tmp_path: Path, ids: list[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("item_id,text\n" + "".join(f"{one},x\n" for one in ids))
+    assert [row["item_id"] for row in rows_of(Table(str(tmp_path / "t.csv"), ITEMS))] == ids
+    (tmp_path / "t.csv").rename(tmp_path / "2.csv")
+    (tmp_path / "1.csv").write_text("item_id,text\n5,x\n")  # in all files of a table they are one kind
+    assert [row["item_id"] for row in rows_of(Table(f"{tmp_path}/*.csv", ITEMS))] == ["5", *ids]
+
+
+def test_plain_whole_numbers_of_a_csv_are_numbers_whatever_stands_for_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('item_id,text\n0,x\n-9223372036854775808,x\n,x\nNA,x\n"7",x\n')
+    ids = [row["item_id"] for row in rows_of(Table(str(tmp_path / "t.csv"), ITEMS))]
+    assert ids == [0, -(2**63), None, None, 7]
+
+
+@pytest.mark.parametrize(("catalog", "orders", "expected"), [("7", "7", False), ("7a", "7", True), ("7", "7a", True)])
+def test_items_are_text_as_soon_as_one_of_the_two_tables_has_text(
+    tmp_path: Path, catalog: str, orders: str, expected: bool
+) -> None:
+    (tmp_path / "items.csv").write_text(f"item_id,text\n{catalog},x\n")
+    (tmp_path / "orders.csv").write_text(f"user_id,item_id\n1,{orders}\n")
+    data = {
+        "source": "tables",
+        "catalog": {"path": str(tmp_path / "items.csv")},
+        "interactions": {"path": str(tmp_path / "orders.csv")},
+    }
+    domains = open_domains(validate_config({"name": "x", "data": data}))
+    assert differ_in_type(domains, "item_id") == expected
+    assert not differ_in_type(domains, "user_id")
 
 
 # --- what is refused

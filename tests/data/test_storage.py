@@ -85,11 +85,11 @@ def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     host = socket.gethostname()
     dead, living = (
-        tmp_path / f"store.partial-{host}-{gone_pid()}-aa",
-        tmp_path / f"store.partial-{host}-{os.getpid()}-bb",
+        tmp_path / f"store.partial-{host}-{gone_pid()}-aaaaaaaa",
+        tmp_path / f"store.partial-{host}-{os.getpid()}-bbbbbbbb",
     )
-    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cc"
-    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dd"
+    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cccccccc"
+    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dddddddd"
     for folder in (dead, living, elsewhere, other_store):
         folder.mkdir()
     with Staging(str(tmp_path / "store")) as staging:
@@ -97,8 +97,28 @@ def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(t
     assert names(tmp_path) == sorted(["store", living.name, elsewhere.name, other_store.name])
 
 
+def test_a_host_whose_name_begins_with_this_ones_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: f"node-{gone_pid()}")
+        theirs = Staging(str(tmp_path / "store"))
+    make_dir(theirs.path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    with Staging(str(tmp_path / "store")) as staging:
+        staging.publish()
+    assert names(tmp_path) == ["store", Path(theirs.path).name]
+
+
+def test_what_stands_beside_a_folder_whose_name_holds_a_bracket_is_swept(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyError), Staging(str(tmp_path / "store[1]")) as staging:
+        left = Path(staging.path).with_name(Path(staging.path).name.replace(f"-{os.getpid()}-", f"-{gone_pid()}-"))
+        left.mkdir()
+        raise KeyError
+    with Staging(str(tmp_path / "store[1]")):
+        assert not left.exists()
+
+
 def test_an_old_folder_that_was_moved_aside_by_a_process_that_died_then_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aa"
+    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aaaaaaaa"
     aside.mkdir()
     (aside / "old.txt").write_text("old")
     with pytest.raises(RuntimeError), Staging(str(tmp_path / "store")):
@@ -183,6 +203,23 @@ def test_a_glob_lists_what_it_matches_and_a_file_itself(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     assert [Path(file.path).name for file in list_files(f"{tmp_path}/part-*.csv")] == ["part-1.csv", "part-2.csv"]
     assert [Path(file.path).name for file in list_files(f"file://{tmp_path}/other.csv")] == ["other.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["orders/dt=2025-*", "orders/dt=2025-*/", "orders/dt=2025-*/**", "*/dt=2025-*"])
+def test_a_glob_of_folders_lists_what_is_below_them_once(remote: str, tmp_path: Path, pattern: str) -> None:
+    kept = ["orders/dt=2025-01/a.csv", "orders/dt=2025-02/b/c.csv"]
+    for place in (remote, str(tmp_path)):
+        for name in [*kept, "orders/dt=2024-12/z.csv", "orders/dt=2025-01/_SUCCESS"]:
+            if "**" not in pattern or "_" not in name:  # what a glob itself matches may be hidden
+                write_json(join(place, name), {})
+        inside = [file.path.partition("orders/")[2] for file in list_files(join(place, pattern))]
+        assert [f"orders/{path}" for path in inside] == kept
+
+
+def test_a_glob_of_folders_without_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dt=2025-01").mkdir()
+    with pytest.raises(DataError, match="no such file, folder or match"):
+        list_files(f"{tmp_path}/dt=2025-*")
 
 
 def test_a_folder_whose_name_holds_a_bracket_is_read_as_it_is(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def interactions_with(**columns: list[Any]) -> Tables:
     return {"interactions": good_tables()["interactions"] | columns}
 
 
-TEXT_IDS = [f"{pair}" for pair in good_tables()["interactions"]["sku"]]
+TEXT_IDS = [f"sku {pair}" for pair in good_tables()["interactions"]["sku"]]
 
 WITHOUT_RAY = [
     Mistake("unknown-key", ["unknown key 'train.epoch'", "did you mean 'train.epochs'?"], ["train.epoch=3"]),
@@ -110,7 +110,11 @@ RAY = [
     ),
     Mistake(
         "no-shared-item",
-        ["share no item", "the catalog has 0, 1, 2 (int64)", "the interactions '0', '1', '2' (string)"],
+        [
+            "share no item",
+            "the catalog has '0', '1', '2' (string)",
+            "the interactions 'sku 0', 'sku 1', 'sku 2' (string)",
+        ],
         tables=interactions_with(sku=TEXT_IDS),
         verb="prepare",
     ),
