@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SPLIT_KINDS = ("item", "time", "user")
 T = TypeVar("T")
 

@@ -231,7 +231,18 @@ def test_a_meta_whose_values_are_of_another_kind_is_damaged(folder: Path, key: s
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{", '"text"', "\x00", '{"schema_version": 2}', "[" * 5000, '{"schema_version": NaN}']
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{",
+        '"text"',
+        "\x00",
+        f'{{"schema_version": {SCHEMA_VERSION}}}',
+        "[" * 5000,
+        '{"schema_version": NaN}',
+    ],
 )
 def test_a_meta_that_is_no_meta_is_damaged(folder: Path, text: str) -> None:
     path, _ = meta_of(folder)
