@@ -23,6 +23,7 @@ from beeray.errors import RunError
 
 ID_FILE = "mlflow_run.json"
 BATCH = 500
+"""Metrics of one request; a server refuses more than a thousand."""
 RETRY_PAUSES_S = (1.0, 5.0)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -296,7 +297,8 @@ class Tracker:
             return
         values = dict(metrics) | ({"step": float(step)} if once else {})
         entries = [Metric(_metric_name(name), float(value), timestamp, step) for name, value in values.items()]
-        client.log_batch(self.run_id, metrics=entries[:BATCH])
+        for start in range(0, len(entries), BATCH):
+            client.log_batch(self.run_id, metrics=entries[start : start + BATCH])
         if once:
             self._last_step = step
 

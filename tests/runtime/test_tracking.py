@@ -132,6 +132,16 @@ def test_params_are_the_dotted_config_and_metric_names_carry_no_at_sign(runs_dir
     assert list((runs_dir / "mlartifacts").rglob("config.yaml")), "artifacts lie in the runs folder"
 
 
+def test_more_metrics_than_one_request_takes_are_all_logged(runs_dir: Path, run_dir: Path) -> None:
+    config = a_config(runs_dir)
+    means = {f"final/test/held_out/domain-{number}/ndcg@10": float(number) for number in range(2 * tracking.BATCH + 1)}
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_metrics(means, 7)
+    assert tracker.trouble is None and tracker.run_id is not None
+    logged = mlflow.MlflowClient(tracking_uri(config)).get_run(tracker.run_id).data.metrics
+    assert logged == {name.replace("@", "_at_"): value for name, value in means.items()}
+
+
 def test_a_run_that_raised_is_marked_failed_and_its_own_error_is_what_is_raised(runs_dir: Path, run_dir: Path) -> None:
     config = a_config(runs_dir)
     with pytest.raises(KeyError, match="mine"), Tracker(config, run_dir) as tracker:
