@@ -153,9 +153,11 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
 def _trained_and_judged(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     """The verdict; a run that is finished is not trained again, also where its tables have changed since."""
     run = RunFolder(tonight)
-    if run.finished() is not None:
+    finished = run.finished()
+    if finished is not None:
         run.check_config()
         console.line(f"run {tonight.name!r} in {run.path} is finished already")
+        train.tracked_later(tonight, run, finished, console)
         return _verdict(tonight, night, console)
     try:
         train.execute(tonight, argparse.Namespace(fresh=False), console)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import socket
@@ -12,11 +14,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from finished_run import a_record
 
 from beeray.config import Config, flatten_config, load_config, validate_config
+from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime import tracking
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.tracking import Tracker, track_evaluation, tracking_uri
+from beeray.verbs import train
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
 
@@ -140,6 +146,43 @@ def test_more_metrics_than_one_request_takes_are_all_logged(runs_dir: Path, run_
     assert tracker.trouble is None and tracker.run_id is not None
     logged = mlflow.MlflowClient(tracking_uri(config)).get_run(tracker.run_id).data.metrics
     assert logged == {name.replace("@", "_at_"): value for name, value in means.items()}
+
+
+def test_a_run_that_was_killed_between_disk_and_mlflow_is_logged_by_the_same_command(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = a_config(runs_dir, uri=tracking_uri(a_config(runs_dir))).model_dump(mode="json")
+    tree |= {"runs_dir": str(run_dir), "report": {"enabled": False}}
+    tree["tracking"]["log_model"] = False
+    config, shown = validate_config(tree), io.StringIO()
+    folder = RunFolder(config)
+    folder.claim("store-a")
+    folder.model.mkdir()
+    folder.original_embeddings.parent.mkdir()
+    folder.original_embeddings.write_bytes(b"")
+    folder.log_step(A_STEP)
+    measured = a_record(0.4) | {"model": str(folder.model)}
+    measured.pop("neighbours_kept")
+    folder.finish(measured)
+    with Tracker(config, folder.path) as killed:
+        pass
+    client = mlflow.MlflowClient(killed.uri)
+    client.update_run(str(killed.run_id), status="RUNNING")
+    monkeypatch.setattr(train, "store_fingerprint", lambda config: "store-a")
+    record = train.execute(config, argparse.Namespace(fresh=False), Console(shown, shown))
+    assert record["mlflow_run_id"] == killed.run_id and record == folder.finished()
+    run = client.get_run(record["mlflow_run_id"])
+    assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", 1.5)
+    assert run.data.metrics["final/test/held_out/ndcg_at_20"] == 0.4
+    assert not folder.original_embeddings.exists()
+    monkeypatch.setattr(train, "Tracker", None)
+    assert train.execute(config, argparse.Namespace(fresh=False), Console(shown, shown)) == record, "it is done once"
+
+
+A_STEP = {"step": 0, "loss": 1.5, "items": 9, "tokens": 90, "padded_tokens": 99, "recomputed_tokens": 0} | {
+    "step_s": 0.5,
+    "wait_s": 0.1,
+}
 
 
 def test_a_run_that_raised_is_marked_failed_and_its_own_error_is_what_is_raised(runs_dir: Path, run_dir: Path) -> None:

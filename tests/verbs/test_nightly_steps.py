@@ -76,7 +76,7 @@ def trained(config: Config, store: str) -> RunFolder:
     run = RunFolder(config)
     run.claim(store)
     run.model.mkdir()
-    run.finish({})
+    run.finish({train.TRACKED: None})
     return run
 
 
