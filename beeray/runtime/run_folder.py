@@ -39,6 +39,7 @@ from beeray.data.parts import write_part
 from beeray.data.scored import EVALUATIONS, METRICS, SCORES
 from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, DataError, RunError
+from beeray.runtime.tracking import ID_FILE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -320,7 +321,8 @@ class RunFolder:
         """
         folder = self.evaluations / label
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, ID_FILE):  # of what was scored before
+            (folder / name).unlink(missing_ok=True)
         write_part(scores, str(folder / SCORES))
         record = {**record, "scores": str(folder / SCORES)}
         write_whole(folder / METRICS, json.dumps(record, indent=2))

@@ -354,7 +354,18 @@ def track_evaluation(config: Config, label: str, folder: Path, metrics: Mapping[
     with Tracker(config.model_copy(update={"name": f"{config.name}:{label}"}), folder) as tracker:
         tracker.log_metrics({f"final/{name}": value for name, value in metrics.items()})
         tracker.log_tags({"beeray.kind": kind, "beeray.run": config.name})
+    if tracker.trouble is None:
+        record = json.loads((folder / ID_FILE).read_text())
+        (folder / ID_FILE).write_text(json.dumps(record | {"whole": True}))
     return tracker.trouble
+
+
+def evaluation_tracked(folder: Path) -> bool:
+    """Whether MLflow has all of an evaluation: `track_evaluation` came to its end since it was scored."""
+    try:
+        return bool(json.loads((folder / ID_FILE).read_text()).get("whole"))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
 
 
 def _is_refusal(error: Exception) -> bool:

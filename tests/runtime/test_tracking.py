@@ -21,7 +21,7 @@ from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime import tracking
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.tracking import Tracker, track_evaluation, tracking_uri
+from beeray.runtime.tracking import Tracker, evaluation_tracked, track_evaluation, tracking_uri
 from beeray.verbs import train
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
@@ -98,6 +98,7 @@ def test_every_evaluation_is_a_run_of_its_own_with_the_names_that_training_gives
         ("FINISHED", "baseline", "tracked")
     }
     assert runs[0].info.run_id == json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+    assert evaluation_tracked(run_dir)
 
 
 def test_an_mlflow_that_does_not_answer_costs_an_evaluation_one_line(
@@ -108,6 +109,7 @@ def test_an_mlflow_that_does_not_answer_costs_an_evaluation_one_line(
     config = a_config(run_dir, uri=f"http://127.0.0.1:{dead_port}")
     said = track_evaluation(config, "model-32", run_dir, {"test/held_out/ndcg@10": 0.3}, "evaluation")
     assert said is not None and said.startswith("tracking.uri 'http://127.0.0.1:")
+    assert not evaluation_tracked(run_dir)
 
 
 def test_a_step_repeated_by_a_restarted_worker_is_logged_once(runs_dir: Path, run_dir: Path) -> None:
