@@ -22,6 +22,7 @@ from beeray.config.credentials import redact_text, redact_uri
 from beeray.errors import RunError
 
 ID_FILE = "mlflow_run.json"
+MODEL = "model"
 BATCH = 500
 """Metrics of one request; a server refuses more than a thousand."""
 RETRY_PAUSES_S = (1.0, 5.0)
@@ -179,6 +180,10 @@ class Tracker:
         """The trained encoder, as an MLflow model (registered when `tracking.registered_model` is set)."""
         self._put(lambda client: self._log_model(folder), upload=True)
 
+    def register_model(self, name: str) -> None:
+        """Make the model that this run logged a version of a registered model, once."""
+        self._put(lambda client: self._register_model(client, name), upload=True)
+
     def wait_for_id(self) -> str:
         """The run's id, once MLflow has given it.
 
@@ -314,10 +319,17 @@ class Tracker:
         with mlflow.start_run(run_id=self.run_id):
             mlflow.sentence_transformers.log_model(
                 open_encoder(self.config, str(folder), self.config.served_seq_length, "cpu"),
-                name="model",
+                name=MODEL,
                 registered_model_name=self.config.tracking.registered_model,
                 pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them
             )
+
+    def _register_model(self, client: Any, name: str) -> None:
+        import mlflow
+
+        known = client.search_model_versions(f"run_id = '{self.run_id}'")
+        if not any(version.name == name for version in known):
+            mlflow.register_model(f"runs:/{self.run_id}/{MODEL}", name)
 
 
 class Untracked(Tracker):

@@ -187,6 +187,27 @@ A_STEP = {"step": 0, "loss": 1.5, "items": 9, "tokens": 90, "padded_tokens": 99,
 }
 
 
+def test_a_model_that_was_logged_is_registered_later_and_once(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", ())
+    config = a_config(runs_dir)
+    with Tracker(config, run_dir) as tracker:
+        tracker._put(lambda client: log_any_model(str(tracker.run_id)), upload=True)
+    client = mlflow.MlflowClient(tracking_uri(config))
+    for _ in range(2):
+        with Tracker(config, run_dir) as again:
+            again.register_model("ours")
+        assert again.trouble is None
+    (version,) = client.search_model_versions("name = 'ours'")
+    assert version.run_id == tracker.run_id
+
+
+def log_any_model(run_id: str) -> None:
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(name="model", python_model=lambda model_input: model_input, pip_requirements=[])
+
+
 def test_a_run_that_raised_is_marked_failed_and_its_own_error_is_what_is_raised(runs_dir: Path, run_dir: Path) -> None:
     config = a_config(runs_dir)
     with pytest.raises(KeyError, match="mine"), Tracker(config, run_dir) as tracker:
