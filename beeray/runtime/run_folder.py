@@ -37,7 +37,7 @@ import yaml
 from beeray.config import Config, load_config
 from beeray.data.parts import write_part
 from beeray.data.scored import EVALUATIONS, METRICS, SCORES
-from beeray.data.storage import storage_errors
+from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import ConfigError, DataError, RunError
 from beeray.runtime.tracking import ID_FILE
 
@@ -85,9 +85,11 @@ def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
                 f"{path}: its file system takes no locks ({error.strerror}), so that two commands could spoil one run; "
                 "mount it with locks, or give another runs_dir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with storage_errors(str(path)):
+            file.truncate(0)
+            os.write(
+                file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode()
+            )  # nothing left to flush
         yield
 
 
@@ -256,7 +258,7 @@ class RunFolder:
         return self._latest(VALIDATION)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.path / name, "a+b") as file:
+        with storage_errors(str(self.path / name)), open(self.path / name, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # the torn line of a killed driver must not swallow this one
@@ -334,7 +336,9 @@ class RunFolder:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    """Write a file, whole or not at all, also where another process writes the same one.
+
+    Raises:
+        DataError: the disk is full, or the folder may not be written.
+    """
+    write_bytes(str(path), text.encode())
