@@ -49,7 +49,7 @@ BEFORE, VALIDATION = "before.json", "validation.jsonl"
 ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
 ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-REPORT = "report.html"
+REPORT, PROFILE = "report.html", "profile/summary.html"
 NOT_FINITE = "not_finite.json"
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
@@ -234,8 +234,12 @@ class RunFolder:
         return str(self.old_items) if json.loads(marker.read_text())["store_fingerprint"] == store_fingerprint else ""
 
     def finished(self) -> dict[str, Any] | None:
-        """What the finished run measured; None while there is something to do."""
-        return self.measured() if self.model.is_dir() else None
+        """What the finished run measured, its paths where they are now; None while there is something to do."""
+        measured = self.measured() if self.model.is_dir() else None
+        if measured is None:
+            return None
+        now = {"folder": self.path, "model": self.model, "report": self.path / REPORT, "profile": self.path / PROFILE}
+        return {key: str(now[key]) if key in now else value for key, value in measured.items()}
 
     def measured(self) -> dict[str, Any] | None:
         """What metrics.json says; None without it."""

@@ -161,6 +161,16 @@ def test_a_run_is_finished_only_with_both_model_and_metrics(tmp_path: Path) -> N
     assert folder.finished() is None and not folder.path.exists()
 
 
+def test_a_finished_run_that_was_moved_is_told_where_it_is_now(tmp_path: Path) -> None:
+    folder = claimed(tmp_path / "here")
+    folder.model.mkdir()
+    folder.finish({"folder": str(folder.path), "model": str(folder.model), "loss": 0.5})
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = tmp_path / "there" / "mine"
+    told = RunFolder(a_config(tmp_path / "there")).finished()
+    assert told == {"folder": str(moved), "model": str(moved / "model"), "loss": 0.5}
+
+
 def test_a_model_is_taken_whole_and_replaces_the_one_before_and_what_a_crash_left(tmp_path: Path) -> None:
     folder = claimed(tmp_path)
     for names in (["old", "config"], ["weights", "config"]):
