@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -253,7 +253,8 @@ def _guarded(
         console.line(f"beeray {verb}: {stopped.said}; run the same command again to go on")
         return stopped.exit_code
     except Exception as error:
-        traceback.print_exc()
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         where = f"; traceback in {log_path}" if log_path else ""
         said = (str(error).splitlines() or ["no message"])[0]
         console.line(f"beeray {verb}: internal error: {type(error).__name__}: {said}{where}")

@@ -26,7 +26,11 @@ def _expanded(argument: str) -> list[str]:
     if "=" in argument or not (folder / "config.yaml").is_file():
         return [argument]
     place = {"name": folder.name, "runs_dir": str(folder.parent)}
-    return ["--config", str(folder / "config.yaml"), *(f"{key}={json.dumps(value)}" for key, value in place.items())]
+    return [
+        "--config",
+        str(folder / "config.yaml"),
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items()),
+    ]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,12 @@ def test_a_defect_keeps_its_traceback_in_the_log_and_off_the_terminal(tmp_path: 
     assert "in deep" in log_of(tmp_path)
 
 
+def test_a_log_that_cannot_be_written_leaves_the_line_of_a_defect(tmp_path: Path) -> None:
+    full = "full = os.open('/dev/full', os.O_WRONLY)\nos.dup2(full, 2)\n"
+    done = run(tmp_path, f"{full}raise RuntimeError('first line')")
+    assert "internal error: RuntimeError: first line; traceback in " in done.stderr
+
+
 def test_a_defect_without_a_message_is_reported_like_any_other(tmp_path: Path) -> None:
     done = run(tmp_path, "assert config.seed == -1")
     assert done.returncode == 1

@@ -27,4 +27,4 @@ class NightlyConfig(Section):
     """Loss that the interval may not rule out, as a share of the serving model's metric."""
     num_bootstrap: int = Field(10_000, ge=100)
     keep_runs: int = Field(7, ge=1)
-    """Runs of finished nights that are kept, beside those whose models serve."""
+    """Runs of the last nights that are kept, beside those whose models serve."""

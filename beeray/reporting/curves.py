@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ Record = dict[str, Any]
 Values = NDArray[np.float64]
 
 
-def training_curves(steps: list[Record]) -> dict[str, list[float]]:
+def training_curves(steps: list[Record]) -> dict[str, list[float | None]]:
     """`step, loss, smooth, lr, tokens_per_s`, each at most `MAX_POINTS` long; empty lists without steps.
+
+    What is no finite number, as the loss of training that diverged, is None: a gap in the curve.
 
     Args:
         steps: records of `steps.jsonl`, in order.
@@ -29,14 +32,18 @@ def training_curves(steps: list[Record]) -> dict[str, list[float]]:
         "lr": np.array([step["lr"] for step in steps], dtype=np.float64),
         "tokens_per_s": np.array([step["tokens"] / max(step["step_s"], 1e-9) for step in steps], dtype=np.float64),
     }
-    return {name: [float(f"{value:.6g}") for value in thin(values)] for name, values in series.items()}
+    return {name: [_drawn(value) for value in thin(values)] for name, values in series.items()}
 
 
 def validation_curves(epochs: list[Record]) -> dict[str, Any]:
     """`{"step": […], "metrics": {"ndcg@100": […]}}` of `validation.jsonl`'s records."""
     names = sorted({name for epoch in epochs for name in epoch if name.startswith("validation/")})
-    metrics = {name.removeprefix("validation/"): [epoch.get(name) for epoch in epochs] for name in names}
+    metrics = {name.removeprefix("validation/"): [_drawn(epoch.get(name)) for epoch in epochs] for name in names}
     return {"step": [epoch["step"] for epoch in epochs], "metrics": metrics}
+
+
+def _drawn(value: float | None) -> float | None:
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def smooth(values: Values, span: float) -> Values:

@@ -13,9 +13,10 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from beeray.config import Config
@@ -116,19 +117,33 @@ class Nights:
         """Name of a night's training run."""
         return f"{self.config.name}-{night}"
 
-    def prune(self, serving: Sequence[str]) -> list[str]:
-        """Remove runs of older finished nights, but never one that a serving model is in; returns their names.
+    def prune(self, serving: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+        """Remove runs of older nights, but never one that a serving model is in; returns their names.
+
+        An unfinished night goes when a later one is finished, since no command goes on with it unless named. It is
+        forgotten, too, and begins anew if it is.
 
         Args:
-            serving: folders of models that serve.
+            serving: folders of models that serve, by whatever name.
+            tell: takes a line about each run that cannot be removed.
         """
-        removed = []
-        for name in self._names()[: -self.config.nightly.keep_runs]:
-            night, run = self.kept(name), self.config.run_dir.parent / self.run_name(name)
-            serves = any(model.startswith(f"{run}/") for model in serving)
-            if night is None or not night.finished or not run.is_dir() or serves:
+        nights = [night for night in map(self.kept, self._names()) if night is not None]
+        last_finished = max((night.name for night in nights if night.finished), default="")
+        models, removed = [Path(model).resolve() for model in serving], []
+        for night in nights[: -self.config.nightly.keep_runs]:
+            run = self.config.run_dir.parent / self.run_name(night.name)
+            serves = any(model.is_relative_to(run.resolve()) for model in models)
+            if night.name > last_finished or not run.is_dir() or serves:
                 continue
-            shutil.rmtree(run)
+            try:
+                shutil.rmtree(run)
+            except OSError as error:
+                tell(
+                    f"warning: {run} cannot be removed ({error.strerror}); remove it, or give this user the right to it"
+                )
+                continue
+            if not night.finished:
+                self.forget(night.name)
             removed.append(run.name)
         return removed
 

@@ -48,7 +48,7 @@ class StepProfiler:
 
     Args:
         folder: takes trace and page; None: nothing is profiled.
-        num_steps: steps that are still to come.
+        num_steps: steps that are still to come; without any, what is in the folder stays.
         title: of the page.
         written: told the page's path.
     """
@@ -58,7 +58,7 @@ class StepProfiler:
         skipped = max(0, min(SKIPPED, num_steps - 1))
         self.num_traced = max(1, min(TRACED, num_steps - skipped))
         self._profile: Any = None
-        if folder is not None:
+        if folder is not None and num_steps > 0:
             on_gpu = torch.cuda.is_available()
             self._profile = profile(
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],

@@ -37,8 +37,9 @@ import yaml
 from beeray.config import Config, load_config
 from beeray.data.parts import write_part
 from beeray.data.scored import EVALUATIONS, METRICS, SCORES
-from beeray.data.storage import storage_errors
+from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import ConfigError, DataError, RunError
+from beeray.runtime.tracking import ID_FILE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +49,7 @@ BEFORE, VALIDATION = "before.json", "validation.jsonl"
 ITEMS, OLD_ITEMS = "items.parquet", "old_items.npy"
 ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-REPORT = "report.html"
+REPORT, PROFILE = "report.html", "profile/summary.html"
 NOT_FINITE = "not_finite.json"
 SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
@@ -84,9 +85,11 @@ def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
                 f"{path}: its file system takes no locks ({error.strerror}), so that two commands could spoil one run; "
                 "mount it with locks, or give another runs_dir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with storage_errors(str(path)):
+            file.truncate(0)
+            os.write(
+                file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode()
+            )  # nothing left to flush
         yield
 
 
@@ -231,8 +234,12 @@ class RunFolder:
         return str(self.old_items) if json.loads(marker.read_text())["store_fingerprint"] == store_fingerprint else ""
 
     def finished(self) -> dict[str, Any] | None:
-        """What the finished run measured; None while there is something to do."""
-        return self.measured() if self.model.is_dir() else None
+        """What the finished run measured, its paths where they are now; None while there is something to do."""
+        measured = self.measured() if self.model.is_dir() else None
+        if measured is None:
+            return None
+        now = {"folder": self.path, "model": self.model, "report": self.path / REPORT, "profile": self.path / PROFILE}
+        return {key: str(now[key]) if key in now else value for key, value in measured.items()}
 
     def measured(self) -> dict[str, Any] | None:
         """What metrics.json says; None without it."""
@@ -255,7 +262,7 @@ class RunFolder:
         return self._latest(VALIDATION)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.path / name, "a+b") as file:
+        with storage_errors(str(self.path / name)), open(self.path / name, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # the torn line of a killed driver must not swallow this one
@@ -320,7 +327,8 @@ class RunFolder:
         """
         folder = self.evaluations / label
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, ID_FILE):  # of what was scored before
+            (folder / name).unlink(missing_ok=True)
         write_part(scores, str(folder / SCORES))
         record = {**record, "scores": str(folder / SCORES)}
         write_whole(folder / METRICS, json.dumps(record, indent=2))
@@ -332,7 +340,9 @@ class RunFolder:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    """Write a file, whole or not at all, also where another process writes the same one.
+
+    Raises:
+        DataError: the disk is full, or the folder may not be written.
+    """
+    write_bytes(str(path), text.encode())

@@ -22,7 +22,9 @@ from beeray.config.credentials import redact_text, redact_uri
 from beeray.errors import RunError
 
 ID_FILE = "mlflow_run.json"
+MODEL = "model"
 BATCH = 500
+"""Metrics of one request; a server refuses more than a thousand."""
 RETRY_PAUSES_S = (1.0, 5.0)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -178,6 +180,10 @@ class Tracker:
         """The trained encoder, as an MLflow model (registered when `tracking.registered_model` is set)."""
         self._put(lambda client: self._log_model(folder), upload=True)
 
+    def register_model(self, name: str) -> None:
+        """Make the model that this run logged a version of a registered model, once."""
+        self._put(lambda client: self._register_model(client, name), upload=True)
+
     def wait_for_id(self) -> str:
         """The run's id, once MLflow has given it.
 
@@ -296,7 +302,8 @@ class Tracker:
             return
         values = dict(metrics) | ({"step": float(step)} if once else {})
         entries = [Metric(_metric_name(name), float(value), timestamp, step) for name, value in values.items()]
-        client.log_batch(self.run_id, metrics=entries[:BATCH])
+        for start in range(0, len(entries), BATCH):
+            client.log_batch(self.run_id, metrics=entries[start : start + BATCH])
         if once:
             self._last_step = step
 
@@ -312,10 +319,17 @@ class Tracker:
         with mlflow.start_run(run_id=self.run_id):
             mlflow.sentence_transformers.log_model(
                 open_encoder(self.config, str(folder), self.config.served_seq_length, "cpu"),
-                name="model",
+                name=MODEL,
                 registered_model_name=self.config.tracking.registered_model,
                 pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them
             )
+
+    def _register_model(self, client: Any, name: str) -> None:
+        import mlflow
+
+        known = client.search_model_versions(f"run_id = '{self.run_id}'")
+        if not any(version.name == name for version in known):
+            mlflow.register_model(f"runs:/{self.run_id}/{MODEL}", name)
 
 
 class Untracked(Tracker):
@@ -352,7 +366,18 @@ def track_evaluation(config: Config, label: str, folder: Path, metrics: Mapping[
     with Tracker(config.model_copy(update={"name": f"{config.name}:{label}"}), folder) as tracker:
         tracker.log_metrics({f"final/{name}": value for name, value in metrics.items()})
         tracker.log_tags({"beeray.kind": kind, "beeray.run": config.name})
+    if tracker.trouble is None:
+        record = json.loads((folder / ID_FILE).read_text())
+        (folder / ID_FILE).write_text(json.dumps(record | {"whole": True}))
     return tracker.trouble
+
+
+def evaluation_tracked(folder: Path) -> bool:
+    """Whether MLflow has all of an evaluation: `track_evaluation` came to its end since it was scored."""
+    try:
+        return bool(json.loads((folder / ID_FILE).read_text()).get("whole"))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -42,7 +42,7 @@ def find_warm_start(config: Config) -> WarmStart | None:
         return None
     folder = Path(given).absolute()
     run = folder.parent if folder.name == MODEL and (folder.parent / RUN).is_file() else folder
-    if run == config.run_dir:
+    if folder.resolve().is_relative_to(config.run_dir.resolve()):  # by whatever name: --fresh would delete it
         raise RunError(f"train.init_from {given!r} is this run's own folder; name another, or choose another name=…")
     if (run / RUN).is_file() or (run / CONFIG).is_file():
         if not ((run / METRICS).is_file() and (run / MODEL).is_dir()):

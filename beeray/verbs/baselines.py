@@ -25,7 +25,7 @@ from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.tracking import track_evaluation
+from beeray.runtime.tracking import evaluation_tracked, track_evaluation
 from beeray.verbs.report import refresh_report
 
 CANNOT_RANK_NEW_ITEMS = (
@@ -66,13 +66,15 @@ def ensure(
             console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
         if missing:
             _fit_and_score(config, missing, console)
-    _track(config, missing, fingerprint, console)
+        _track(config, which, fingerprint, console)
     return fingerprint, missing
 
 
-def _track(config: Config, fitted: list[Baseline], fingerprint: str, console: Console) -> None:
-    """Log each baseline as an MLflow run; one line where MLflow does not take them."""
-    for name in fitted:
+def _track(config: Config, which: list[Baseline], fingerprint: str, console: Console) -> None:
+    """Log each baseline that MLflow lacks, whoever scored it, as a run; one line where MLflow does not take them."""
+    for name in which:
+        if evaluation_tracked(folder_of(name, config)):
+            continue
         record = kept(name, config, fingerprint)
         assert record is not None, name
         means = flat_means(record["metrics"])

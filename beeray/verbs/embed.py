@@ -95,7 +95,8 @@ def _run_dir(config: Config, digest: str) -> Path:
     folder = config.run_dir / "embed"
     with storage_errors(str(folder)):
         (folder / digest).mkdir(parents=True, exist_ok=True)
-        for old in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)[:-KEPT_RUN_DIRS]:
+        others = [one for one in folder.iterdir() if one.name != digest]  # which may be dated after this one
+        for old in sorted(others, key=lambda one: one.stat().st_mtime)[: 1 - KEPT_RUN_DIRS]:
             shutil.rmtree(old, ignore_errors=True)
     return folder / digest
 

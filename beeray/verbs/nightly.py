@@ -26,6 +26,7 @@ from beeray.runtime.gate import check_ranking, gate_metric, gate_split, judge
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import ray_session
+from beeray.runtime.tracking import Tracker
 from beeray.verbs import embed, evaluate, train
 
 FIRST = {"publish": True}
@@ -58,7 +59,7 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
         return night
     serving = serving_model(config)
     run = RunFolder(_tonight(config, nights, name, None))
-    if serving is not None and serving["name"].startswith(f"{run.path}/"):
+    if serving is not None and Path(serving["name"]).resolve().is_relative_to(run.path.resolve()):
         raise RunError(f"night {name}: {serving['name']} of this very night serves; name another with --night")
     run.clear()
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
@@ -113,8 +114,7 @@ def _check_serving(config: Config, serving: dict[str, str]) -> None:
     """Refuse to compare with a model that is not the one that was published."""
     name = serving["name"]
     remedy = f"publish {config.embeddings_path} again with python -m beeray.embed --config C embed.model=MODEL"
-    if name.startswith("/") and not Path(name).is_dir():
-        raise RunError(f"the serving model {name} is gone, so the new one cannot be compared with it; {remedy}")
+    _check_there(name, remedy)
     found = model_fingerprint(open_encoder(config, name, config.served_seq_length))
     if found != serving["fingerprint"]:
         raise RunError(
@@ -123,13 +123,21 @@ def _check_serving(config: Config, serving: dict[str, str]) -> None:
         )
 
 
+def _check_there(name: str, remedy: str) -> None:
+    if name.startswith("/") and not Path(name).is_dir():
+        raise RunError(f"the serving model {name} is gone, so the new one cannot be compared with it; {remedy}")
+
+
 def _tonight(config: Config, nights: Nights, night: str, serving: dict[str, str] | None) -> Config:
     """The config of a night's training run: it begins with the serving model, on the store of all nights."""
     tree = config.model_dump(mode="json")
     tree["name"] = nights.run_name(night)
     tree["data"]["store"] = config.store_path
-    if serving is not None and Path(serving["name"]).is_dir():
+    if serving is not None and serving["name"].startswith("/"):
         tree["train"]["init_from"] = serving["name"]
+    elif serving is not None:
+        tree["encoder"] |= {"name": serving["name"], "revision": config.encoder.revision_of(serving["name"])}
+    tree["tracking"]["registered_model"] = None  # none is registered before its verdict
     return validate_config(tree)
 
 
@@ -147,16 +155,33 @@ def _work(config: Config, nights: Nights, night: Night, console: Console) -> Nig
     )
     record = embed.execute(served, argparse.Namespace(model=model), console)
     versions = {name: one["version"] for name, one in record.get("domains", {"": record}).items()}
+    if not night.refused:
+        _register(config, tonight, console)
     return nights.keep(night, **{"refreshed" if night.refused else "published": versions})
+
+
+def _register(config: Config, tonight: Config, console: Console) -> None:
+    """Register what was published under `tracking.registered_model`; one line where MLflow does not."""
+    name = config.tracking.registered_model
+    if name is None or not config.tracking.log_model:
+        return
+    with Tracker(tonight, tonight.run_dir) as tracker:
+        tracker.register_model(name)
+    if tracker.trouble:
+        console.line(f"warning: {tracker.trouble}: the model is not registered as {name!r}")
 
 
 def _trained_and_judged(tonight: Config, night: Night, console: Console) -> dict[str, Any]:
     """The verdict; a run that is finished is not trained again, also where its tables have changed since."""
     run = RunFolder(tonight)
-    if run.finished() is not None:
+    finished = run.finished()
+    if finished is not None:
         run.check_config()
         console.line(f"run {tonight.name!r} in {run.path} is finished already")
+        train.tracked_later(tonight, run, finished, console)
         return _verdict(tonight, night, console)
+    if night.serving is not None:
+        _check_there(night.serving["name"], "put it back, or have the night begin anew with --fresh")
     try:
         train.execute(tonight, argparse.Namespace(fresh=False), console)
     except DivergedError as error:
@@ -192,7 +217,7 @@ def _told(config: Config, nights: Nights, night: Night, console: Console) -> dic
     assert night.verdict is not None
     model = config.run_dir.parent / nights.run_name(night.name) / "model"
     serving = str(model) if night.published else (night.serving or {}).get("name", "")
-    for run in nights.prune([serving, *_serving_now(config)]):
+    for run in nights.prune([serving, *_serving_now(config)], console.line):
         console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")
     versions = ", ".join(f"{name} {one}".strip() for name, one in (night.published or night.refreshed or {}).items())
     said = "refused the new model; published" if night.refused else "published"

@@ -52,6 +52,9 @@ from beeray.verbs.report import choose_report_items, refresh_report
 if TYPE_CHECKING:
     import ray.train
 
+TRACKED = "mlflow_run_id"
+"""What a record has once the run is over in MLflow too (None where nothing is tracked)."""
+
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
@@ -66,6 +69,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
             finished = folder.finished()
             if finished is not None:
                 console.line(f"run {config.name!r} in {folder.path} is finished already; --fresh starts it over")
+                finished = tracked_later(config, folder, finished, console)
                 _show(console, finished, config)
                 return finished
         warm = find_warm_start(config)
@@ -238,15 +242,27 @@ def train_run(
         record = _report(config, folder, inputs, handler)
         record["wall_s"] = round(time.monotonic() - started, 1)
         folder.finish(record)  # from here on nothing that goes wrong with report or tracking costs the run
-        report = refresh_report(config, console)
-        if report is not None:
-            record["report"] = str(report)
-        _track(config, folder, tracker, record)
-    record["mlflow_run_id"] = tracker.run_id
+        _report_and_track(config, folder, tracker, record, console)
+    return _concluded(folder, tracker, record, console)
+
+
+def tracked_later(config: Config, folder: RunFolder, record: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Do what a kill left undone between a finished run's end on disk and in MLflow; returns the whole record."""
+    if TRACKED in record:
+        return record
+    with Tracker(config, folder.path) as tracker:
+        EventHandler(console, 0, 0, tracker=tracker).track(folder.steps())
+        _report_and_track(config, folder, tracker, record, console)
+    return _concluded(folder, tracker, record, console)
+
+
+def _concluded(folder: RunFolder, tracker: Tracker, record: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The record with the id of its MLflow run, by which a later command knows that nothing is left to do."""
+    record = {**record, TRACKED: tracker.run_id}
     if tracker.trouble:
         console.line(f"warning: {tracker.trouble}; what was measured is in {folder.metrics}")
-    folder.finish(record)
     folder.original_embeddings.unlink(missing_ok=True)  # as large as a catalog's embeddings, and not needed again
+    folder.finish(record)
     return record
 
 
@@ -343,7 +359,12 @@ def _neighbours_kept(
     return None if kept is None else summarise_neighbours(kept, config.evaluate, config.begins_with, among)
 
 
-def _track(config: Config, folder: RunFolder, tracker: Tracker, record: dict[str, Any]) -> None:
+def _report_and_track(
+    config: Config, folder: RunFolder, tracker: Tracker, record: dict[str, Any], console: Console
+) -> None:
+    report = refresh_report(config, console)
+    if report is not None:
+        record["report"] = str(report)
     steps = record["training"]["steps"]
     tracker.log_metrics({f"final/{name}": value for name, value in flat_means(record["metrics"]).items()}, steps)
     if "neighbours_kept" in record:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,11 @@ def test_curves_are_equally_long_and_bounded() -> None:
 def test_validation_curves_keep_a_place_for_an_epoch_without_a_metric() -> None:
     epochs = [{"epoch": 1, "step": 5, "validation/ndcg@10": 0.1}, {"epoch": 2, "step": 10}]
     assert validation_curves(epochs) == {"step": [5, 10], "metrics": {"ndcg@10": [0.1, None]}}
+
+
+def test_what_is_no_number_is_a_gap_that_json_takes() -> None:
+    curves = training_curves([a_step(0), a_step(1) | {"loss": float("nan")}, a_step(2) | {"loss": float("inf")}])
+    assert curves["loss"] == [1.5, None, None] and curves["smooth"] == [1.5, None, None]
+    epochs = validation_curves([{"epoch": 1, "step": 5, "validation/ndcg@10": float("nan")}])
+    assert epochs["metrics"] == {"ndcg@10": [None]}
+    json.dumps([curves, epochs], allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from finished_run import HOSTILE, NUM_ITEMS, a_run, original_group, trained_group
 
-from beeray.config import Config
+from beeray.config import Config, load_config
 from beeray.console import Console
 from beeray.data.report_items import MAX_TEXT
 from beeray.errors import RunError
+from beeray.report import _expanded as expanded
 from beeray.reporting.page import content_policy, embedded_json
 from beeray.runtime.run_folder import RunFolder
 from beeray.verbs.report import refresh_report, write_report
@@ -148,3 +150,9 @@ def test_a_report_that_is_switched_off_is_not_written(tmp_path: Path) -> None:
     config = a_run(tmp_path, enabled=False)
     assert refresh_report(config, Console()) is None
     assert not (config.run_dir / "report.html").exists()
+
+
+def test_the_command_finds_a_folder_whatever_signs_are_in_its_name(tmp_path: Path) -> None:
+    shutil.copytree(a_run(tmp_path, name="mine").run_dir, tmp_path / "läufe 🐝" / "mine")
+    arguments = expanded(str(tmp_path / "läufe 🐝" / "mine"))
+    assert load_config(arguments[1], arguments[2:]).run_dir == tmp_path / "läufe 🐝" / "mine"

@@ -94,6 +94,14 @@ def test_an_encoders_folder_that_names_no_prefix_may_begin_with_any(tmp_path: Pa
     assert find_warm_start(config) is not None
 
 
+@pytest.mark.parametrize("given", ["today", "today/model", "link", "yesterday/../today", "link/model"])
+def test_the_runs_own_folder_is_refused_by_any_name(tmp_path: Path, given: str) -> None:
+    finished(tmp_path), finished(tmp_path, "today")
+    (tmp_path / "link").symlink_to(tmp_path / "today")
+    with pytest.raises(BeerayError, match="is this run's own folder; name another"):
+        find_warm_start(a_config(tmp_path, init_from=str(tmp_path / given)))
+
+
 def test_a_run_whose_beginning_has_changed_since_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(a_config(tmp_path, init_from="runs/yesterday"))
     folder.claim("store", "1234")

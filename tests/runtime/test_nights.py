@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,16 +83,49 @@ def test_a_run_of_that_name_that_starts_over_leaves_nights_and_their_lock(config
     assert [path.name for path in run.path.iterdir()] == ["nights"]
 
 
-def test_runs_of_old_finished_nights_go_but_never_the_serving_one_nor_an_unfinished(config: Config) -> None:
+def leave_runs(config: Config, verdicts: dict[str, dict[str, Any] | None]) -> Path:
+    """Leave a night's file and run for each day; returns the folder of runs."""
     nights, runs = Nights(config), config.run_dir.parent
-    verdicts = {"01": PASSED, "02": REFUSED, "03": None, "04": REFUSED, "05": REFUSED}
     for day, verdict in verdicts.items():
         published = {"": "v"} if verdict is PASSED else None
         refreshed = {"": "v"} if verdict is REFUSED else None
         nights.keep(Night(f"2026-01-{day}", "store-a", None, verdict, published, refreshed))
         (runs / f"shop-2026-01-{day}" / "model").mkdir(parents=True)
+    return runs
+
+
+def test_runs_of_old_nights_go_but_never_the_serving_one(config: Config) -> None:
+    runs = leave_runs(config, {"01": PASSED, "02": REFUSED, "03": None, "04": REFUSED, "05": REFUSED})
+    nights = Nights(config)
     (runs / "shop-2026-01-01b").mkdir()
     told_of, serves = (str(runs / f"shop-2026-01-{day}" / "model") for day in ("05", "01"))
-    assert nights.prune([told_of, serves]) == ["shop-2026-01-02"]
+    told: list[str] = []
+    assert nights.prune([told_of, serves], told.append) == ["shop-2026-01-02", "shop-2026-01-03"]
     left = sorted(one.name for one in runs.iterdir() if one.name.startswith("shop-"))
-    assert left == [f"shop-2026-01-{day}" for day in ("01", "01b", "03", "04", "05")]
+    assert left == [f"shop-2026-01-{day}" for day in ("01", "01b", "04", "05")] and not told
+    assert nights.kept("2026-01-03") is None and nights.kept("2026-01-02") is not None, (
+        "what was abandoned is forgotten"
+    )
+
+
+def test_an_unfinished_night_stays_while_no_later_one_is_finished(config: Config) -> None:
+    leave_runs(config, {"01": PASSED, "02": None, "03": None, "04": None})
+    assert Nights(config).prune([], [].append) == ["shop-2026-01-01"]
+
+
+def test_a_model_that_serves_by_another_name_of_its_folder_stays(config: Config, tmp_path: Path) -> None:
+    runs = leave_runs(config, {"01": PASSED, "02": REFUSED, "03": REFUSED})
+    (tmp_path / "other").symlink_to(runs)
+    assert Nights(config).prune([str(tmp_path / "other" / "shop-2026-01-01" / "model")], [].append) == []
+
+
+def test_a_run_that_cannot_be_removed_is_told_in_a_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    leave_runs(config, {"01": PASSED, "02": REFUSED, "03": REFUSED})
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    told: list[str] = []
+    assert Nights(config).prune([], told.append) == []
+    (line,) = told
+    assert "shop-2026-01-01 cannot be removed (Permission denied); remove it, or" in line

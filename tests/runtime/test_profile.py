@@ -47,3 +47,9 @@ def test_a_trace_and_a_page_of_the_steps_after_the_first(tmp_path: Path, num_ste
 def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:
     assert run_steps(None, 9) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_at_its_last_step_keeps_the_profile_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / SUMMARY).write_text("good")
+    assert run_steps(tmp_path, 0) == []
+    assert [path.name for path in tmp_path.iterdir()] == [SUMMARY] and (tmp_path / SUMMARY).read_text() == "good"

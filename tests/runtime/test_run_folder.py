@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from beeray.config import Config, load_config, validate_config
 from beeray.errors import DataError, RunError
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_folder import RunFolder, write_whole
 
 
 def a_config(runs_dir: Path, **sections: Any) -> Config:
@@ -160,6 +161,16 @@ def test_a_run_is_finished_only_with_both_model_and_metrics(tmp_path: Path) -> N
     assert folder.finished() is None and not folder.path.exists()
 
 
+def test_a_finished_run_that_was_moved_is_told_where_it_is_now(tmp_path: Path) -> None:
+    folder = claimed(tmp_path / "here")
+    folder.model.mkdir()
+    folder.finish({"folder": str(folder.path), "model": str(folder.model), "loss": 0.5})
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = tmp_path / "there" / "mine"
+    told = RunFolder(a_config(tmp_path / "there")).finished()
+    assert told == {"folder": str(moved), "model": str(moved / "model"), "loss": 0.5}
+
+
 def test_a_model_is_taken_whole_and_replaces_the_one_before_and_what_a_crash_left(tmp_path: Path) -> None:
     folder = claimed(tmp_path)
     for names in (["old", "config"], ["weights", "config"]):
@@ -185,3 +196,52 @@ def test_a_model_that_cannot_be_copied_leaves_the_one_before(tmp_path: Path) -> 
     with pytest.raises(OSError):
         folder.take_model(exported)
     assert (folder.model / "weights").read_text() == "good"
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No byte more can be written: what was opened is a device that is full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+
+    def opened(path: Any, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+        file = open(path, mode, *arguments, **keywords)  # noqa: SIM115
+        if mode != "r":
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, file.fileno())
+            os.close(full)
+        return file
+
+    for module in ("beeray.runtime.run_folder", "beeray.data.storage"):
+        monkeypatch.setattr(f"{module}.open", opened, raising=False)
+    yield
+
+
+def test_a_full_disk_is_one_line_whatever_is_written(tmp_path: Path, full_disk: None) -> None:
+    folder = RunFolder(a_config(tmp_path))
+    folder.path.mkdir()
+    for name, write in {
+        "metrics.json": lambda: folder.finish({"loss": 0.5}),
+        "steps.jsonl": lambda: folder.log_step({"step": 0}),
+        "mine.lock": lambda: folder.locked().__enter__(),
+    }.items():
+        said = "Invalid argument" if name.endswith(".lock") else "No space left on device"  # a device cannot be cut
+        with pytest.raises(DataError, match=rf"{name}: cannot be read or written \({said}\)"):
+            write()
+    assert [path.name for path in folder.path.iterdir()] == ["steps.jsonl"]
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def later(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(Path, "rename", rename)
+        write_whole(path, "the other's")
+        return replace(self, target)
+
+    path, rename = tmp_path / "file", Path.rename
+    monkeypatch.setattr(Path, "replace", later)
+    monkeypatch.setattr(Path, "rename", later)
+    write_whole(path, "mine")
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import socket
@@ -12,11 +14,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from finished_run import a_record
 
 from beeray.config import Config, flatten_config, load_config, validate_config
+from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime import tracking
-from beeray.runtime.tracking import Tracker, track_evaluation, tracking_uri
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.tracking import Tracker, evaluation_tracked, track_evaluation, tracking_uri
+from beeray.verbs import train
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
 
@@ -92,6 +98,7 @@ def test_every_evaluation_is_a_run_of_its_own_with_the_names_that_training_gives
         ("FINISHED", "baseline", "tracked")
     }
     assert runs[0].info.run_id == json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+    assert evaluation_tracked(run_dir)
 
 
 def test_an_mlflow_that_does_not_answer_costs_an_evaluation_one_line(
@@ -102,6 +109,7 @@ def test_an_mlflow_that_does_not_answer_costs_an_evaluation_one_line(
     config = a_config(run_dir, uri=f"http://127.0.0.1:{dead_port}")
     said = track_evaluation(config, "model-32", run_dir, {"test/held_out/ndcg@10": 0.3}, "evaluation")
     assert said is not None and said.startswith("tracking.uri 'http://127.0.0.1:")
+    assert not evaluation_tracked(run_dir)
 
 
 def test_a_step_repeated_by_a_restarted_worker_is_logged_once(runs_dir: Path, run_dir: Path) -> None:
@@ -130,6 +138,74 @@ def test_params_are_the_dotted_config_and_metric_names_carry_no_at_sign(runs_dir
     assert run.data.metrics["test/ndcg_at_100"] == 0.5
     assert [one.path for one in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
     assert list((runs_dir / "mlartifacts").rglob("config.yaml")), "artifacts lie in the runs folder"
+
+
+def test_more_metrics_than_one_request_takes_are_all_logged(runs_dir: Path, run_dir: Path) -> None:
+    config = a_config(runs_dir)
+    means = {f"final/test/held_out/domain-{number}/ndcg@10": float(number) for number in range(2 * tracking.BATCH + 1)}
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_metrics(means, 7)
+    assert tracker.trouble is None and tracker.run_id is not None
+    logged = mlflow.MlflowClient(tracking_uri(config)).get_run(tracker.run_id).data.metrics
+    assert logged == {name.replace("@", "_at_"): value for name, value in means.items()}
+
+
+def test_a_run_that_was_killed_between_disk_and_mlflow_is_logged_by_the_same_command(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = a_config(runs_dir, uri=tracking_uri(a_config(runs_dir))).model_dump(mode="json")
+    tree |= {"runs_dir": str(run_dir), "report": {"enabled": False}}
+    tree["tracking"]["log_model"] = False
+    config, shown = validate_config(tree), io.StringIO()
+    folder = RunFolder(config)
+    folder.claim("store-a")
+    folder.model.mkdir()
+    folder.original_embeddings.parent.mkdir()
+    folder.original_embeddings.write_bytes(b"")
+    folder.log_step(A_STEP)
+    measured = a_record(0.4) | {"model": str(folder.model)}
+    measured.pop("neighbours_kept")
+    folder.finish(measured)
+    with Tracker(config, folder.path) as killed:
+        pass
+    client = mlflow.MlflowClient(killed.uri)
+    client.update_run(str(killed.run_id), status="RUNNING")
+    monkeypatch.setattr(train, "store_fingerprint", lambda config: "store-a")
+    record = train.execute(config, argparse.Namespace(fresh=False), Console(shown, shown))
+    assert record["mlflow_run_id"] == killed.run_id and record == folder.finished()
+    run = client.get_run(record["mlflow_run_id"])
+    assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", 1.5)
+    assert run.data.metrics["final/test/held_out/ndcg_at_20"] == 0.4
+    assert not folder.original_embeddings.exists()
+    monkeypatch.setattr(train, "Tracker", None)
+    assert train.execute(config, argparse.Namespace(fresh=False), Console(shown, shown)) == record, "it is done once"
+
+
+A_STEP = {"step": 0, "loss": 1.5, "items": 9, "tokens": 90, "padded_tokens": 99, "recomputed_tokens": 0} | {
+    "step_s": 0.5,
+    "wait_s": 0.1,
+}
+
+
+def test_a_model_that_was_logged_is_registered_later_and_once(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", ())
+    config = a_config(runs_dir)
+    with Tracker(config, run_dir) as tracker:
+        tracker._put(lambda client: log_any_model(str(tracker.run_id)), upload=True)
+    client = mlflow.MlflowClient(tracking_uri(config))
+    for _ in range(2):
+        with Tracker(config, run_dir) as again:
+            again.register_model("ours")
+        assert again.trouble is None
+    (version,) = client.search_model_versions("name = 'ours'")
+    assert version.run_id == tracker.run_id
+
+
+def log_any_model(run_id: str) -> None:
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(name="model", python_model=lambda model_input: model_input, pip_requirements=[])
 
 
 def test_a_run_that_raised_is_marked_failed_and_its_own_error_is_what_is_raised(runs_dir: Path, run_dir: Path) -> None:

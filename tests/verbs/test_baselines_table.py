@@ -1,4 +1,4 @@
-"""Which runs stand beside the baselines in their table, without Ray."""
+"""Which runs stand beside the baselines in their table, and which baselines MLflow gets, without Ray."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beeray.config import validate_config
+from beeray.config import Config, validate_config
 from beeray.console import Console
 from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.tracking import evaluation_tracked
+from beeray.verbs import baselines
 from beeray.verbs.baselines import own_model
 
 
@@ -39,3 +41,29 @@ def test_a_run_that_was_scored_on_other_splits_is_left_out_in_a_line(
     own = own_model(config, store, Console(shown, shown))
     assert len(own) == (0 if said else 1)
     assert said in shown.getvalue() and bool(shown.getvalue()) == bool(said)
+
+
+def test_baselines_that_mlflow_does_not_have_are_logged_by_a_later_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(baselines, "store_fingerprint", lambda config: "store-a")
+    config = validate_config({"name": "mine", "runs_dir": str(tmp_path), "data": {"source": "shop"}})
+    which, console = baselines.chosen(config, "popularity,ease"), Console(io.StringIO(), io.StringIO())
+    scores = pa.table({"user_index": [0], "split": ["test"], "ranking": ["held_out"], "ndcg@10": [0.5]})
+    for name in which:
+        record = {"digest": baselines.digest(name, config, "store-a"), "metrics": {}}
+        RunFolder(config).keep_evaluation(f"baseline-{name}", scores, record)
+    answers, asked = ["no answer", None, None], []
+
+    def tracked(config: Config, label: str, folder: Path, *_: object) -> str | None:
+        asked.append(label)
+        (folder / "mlflow_run.json").write_text('{"run_id": "1", "whole": true}' if answers[0] is None else "{}")
+        return answers.pop(0)
+
+    monkeypatch.setattr(baselines, "track_evaluation", tracked)
+    for _ in range(3):
+        baselines.ensure(config, which, console)
+    assert asked == ["baseline-popularity", "baseline-popularity", "baseline-ease"]
+    RunFolder(config).keep_evaluation("baseline-ease", scores, record)
+    assert not evaluation_tracked(baselines.folder_of("ease", config)), "what MLflow has is of the scores before"

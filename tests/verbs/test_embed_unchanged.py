@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from published import write_publication
 
+from beeray.config import validate_config
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import Embeddings, open_embeddings
 from beeray.data.tables import Table
 from beeray.runtime.embedding_plan import JobPlan, full_run_reasons
+from beeray.verbs import embed
 from beeray.verbs.embed import unchanged_publication
 
 
@@ -29,3 +33,16 @@ def test_the_same_model_at_another_place_is_published_again_with_all_vectors_reu
     moved = a_plan(previous, "/elsewhere/model", {})
     assert moved.full_run == [] and unchanged_publication(moved) is None
     assert unchanged_publication(a_plan(previous, "model", {"path": "another"})) is None
+
+
+def test_a_jobs_own_folder_stays_when_others_are_dated_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "KEPT_RUN_DIRS", 2)
+    config = validate_config({"name": "mine", "runs_dir": str(tmp_path), "data": {"source": "shop"}})
+    for year, name in ((2100, "a"), (2101, "b"), (2102, "c")):
+        later = (year - 1970) * 365 * 86_400
+        embed._run_dir(config, name)
+        os.utime(tmp_path / "mine" / "embed" / name, (later, later))
+    own = embed._run_dir(config, "own")
+    assert sorted(one.name for one in own.parent.iterdir()) == ["c", "own"]

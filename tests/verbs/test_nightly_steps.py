@@ -76,7 +76,7 @@ def trained(config: Config, store: str) -> RunFolder:
     run = RunFolder(config)
     run.claim(store)
     run.model.mkdir()
-    run.finish({})
+    run.finish({train.TRACKED: None})
     return run
 
 
@@ -153,8 +153,53 @@ def test_a_pinned_store_is_opened_as_it_is_and_another_one_is_refused(
         evaluate.opened_store(config, "store-a", console)
 
 
+def test_a_night_begins_with_the_serving_model_whatever_its_name_is(tmp_path: Path) -> None:
+    config = a_config(tmp_path, encoder={"name": "hub/ours", "revision": "abc"})
+    nights = Nights(config)
+    for name, init_from, encoder, revision in (
+        ("/models/old", "/models/old", "hub/ours", "abc"),
+        ("hub/theirs", None, "hub/theirs", None),
+        ("hub/ours", None, "hub/ours", "abc"),
+    ):
+        tonight = nightly._tonight(config, nights, "2026-01-02", {"name": name, "fingerprint": "f"})
+        assert (tonight.train.init_from, tonight.encoder.name) == (init_from, encoder)
+        assert tonight.encoder.revision == revision
+
+
+def test_a_night_whose_serving_model_is_gone_trains_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nightly.train, "execute", None)
+    nights, serving = Nights(config), {"name": str(tmp_path / "gone"), "fingerprint": "f"}
+    night = nights.keep(Night("2026-01-02", "store-a", serving))
+    with pytest.raises(RunError, match=r"the serving model .*/gone is gone.*; put it back, or .* with --fresh"):
+        nightly._work(config, nights, night, a_console()[0])
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_model_is_registered_after_its_verdict_and_a_refused_one_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    registered: list[str] = []
+
+    class Registering(Untracked):
+        trouble = None
+
+        def register_model(self, name: str) -> None:
+            registered.append(name)
+
+    config = a_config(tmp_path, tracking={"registered_model": "ours"})
+    monkeypatch.setattr(nightly, "Tracker", Registering)
+    monkeypatch.setattr(nightly.embed, "execute", lambda config, arguments, console: {"version": "v"})
+    nights, serving = Nights(config), {"name": str(tmp_path), "fingerprint": "f"}
+    assert nightly._tonight(config, nights, "2026-01-02", serving).tracking.registered_model is None
+    night = nights.keep(Night("2026-01-02", "store-a", serving, {"publish": passes}))
+    nightly._work(config, nights, night, a_console()[0])
+    assert registered == (["ours"] if passes else [])
+
+
 def test_training_that_diverges_is_refused_where_a_model_serves_and_an_error_where_none_does(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverges(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         raise DivergedError("the loss became nan at step 3")
@@ -162,10 +207,10 @@ def test_training_that_diverges_is_refused_where_a_model_serves_and_an_error_whe
     monkeypatch.setattr(nightly.train, "execute", diverges)
     monkeypatch.setattr(nightly.embed, "execute", lambda config, arguments, console: {"version": arguments.model})
     nights, (console, shown) = Nights(config), a_console()
-    serving = {"name": "/models/old", "fingerprint": "f"}
+    serving = {"name": str(tmp_path), "fingerprint": "f"}
     night = nightly._work(config, nights, nights.keep(Night("2026-01-02", "store-a", serving)), console)
     assert night.verdict == {"publish": False, "diverged": "the loss became nan at step 3"}
-    assert (night.published, night.refreshed) == (None, {"": "/models/old"})
+    assert (night.published, night.refreshed) == (None, {"": str(tmp_path)})
     assert "gate: the loss became nan at step 3: refused" in shown.getvalue()
     with pytest.raises(DivergedError):
         nightly._work(config, nights, nights.keep(Night("2026-01-03", "store-a", None)), console)

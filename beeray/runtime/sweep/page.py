@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from beeray.config import Dimension
+from beeray.runtime.run_folder import write_whole
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, Trial, best_of, ranked
 from beeray.runtime.sweep.table import shown
 
@@ -38,9 +39,7 @@ def write_page(
     path: Path, title: str, trials: list[Trial], space: dict[str, Dimension], metric: str, mode: str
 ) -> None:
     """Write the page, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(sweep_page(title, trials, space, metric, mode), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, sweep_page(title, trials, space, metric, mode))
 
 
 def sweep_page(title: str, trials: list[Trial], space: dict[str, Dimension], metric: str, mode: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
+from beeray.runtime.run_folder import write_whole
 from beeray.runtime.sweep.folder import Trial, ranked
 
 SHOWN_TRIALS = 20
@@ -18,16 +20,15 @@ def shown(value: Any) -> str:
 
 def write_table(path: Path, trials: list[Trial], keys: list[str], metric: str, mode: str) -> None:
     """Write all trials, the best first, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "status", metric, "epochs", *keys, "wall_s", "mlflow_run_id", "reason"])
-        for trial in ranked(trials, mode):
-            values = [trial.values.get(key) for key in keys]
-            ends = [round(trial.wall_s, 1), trial.mlflow_run_id or "", trial.reason or ""]
-            metric_value = "" if trial.metric is None else repr(trial.metric)
-            writer.writerow([trial.name, trial.status, metric_value, len(trial.epochs), *values, *ends])
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["trial", "status", metric, "epochs", *keys, "wall_s", "mlflow_run_id", "reason"])
+    for trial in ranked(trials, mode):
+        values = [trial.values.get(key) for key in keys]
+        ends = [round(trial.wall_s, 1), trial.mlflow_run_id or "", trial.reason or ""]
+        metric_value = "" if trial.metric is None else repr(trial.metric)
+        writer.writerow([trial.name, trial.status, metric_value, len(trial.epochs), *values, *ends])
+    write_whole(path, text.getvalue())
 
 
 def table_lines(trials: list[Trial], keys: list[str], metric: str, mode: str) -> list[str]:
