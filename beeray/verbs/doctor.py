@@ -154,7 +154,7 @@ class _Examination:
         return judge_resources(self.config.cluster, self.free, joined=self.joined)
 
     def _versions(self) -> Finding:
-        asked = {node.name: node.probe.facts.remote(node.name) for node in self.nodes}
+        asked = {node.name: node.probe.facts.remote(node.name, node.num_gpus) for node in self.nodes}
         facts: list[NodeFacts] = []
         silent: dict[str, str] = {}
         for name, reference in asked.items():

@@ -55,6 +55,20 @@ def test_versions_alike_pass_and_drivers_are_compared_among_the_nodes_alone() ->
     assert finding.said == "alike on 2 nodes: Python 3.11.9, torch 2.13.0, ray 2.60.0, deepspeed 0.19.8, beeray 0.1+aa"
 
 
+def test_cpu_nodes_beside_gpu_nodes_pass_and_a_gpu_node_with_another_cuda_or_none_fails() -> None:
+    head = a_node("head", torch="2.13.0+cpu", **{"CUDA of torch": "none"})
+    here = replace(head, name="this command")
+    of_gpu = {"CUDA of torch": "13.0", "NVIDIA driver": "580.1"}
+    gpus = [replace(a_node(name, **of_gpu), num_gpus=1.0) for name in "ab"]
+    assert judge_versions(here, [head, *gpus]).status == "ok"
+    older = replace(a_node("c", **(of_gpu | {"CUDA of torch": "12.8"})), num_gpus=1.0)
+    finding = judge_versions(here, [head, *gpus, older])
+    assert (finding.status, finding.measured["differing"]) == ("FAILED", ["CUDA of torch"])
+    assert finding.said.startswith("CUDA of torch is 13.0 mostly and 12.8 on node c;")
+    for_cpus = replace(head, name="d", num_gpus=1.0, versions=head.versions | {"NVIDIA driver": "580.1"})
+    assert "CUDA of torch is 13.0 mostly and none on node d" in judge_versions(here, [head, *gpus, for_cpus]).said
+
+
 @pytest.mark.parametrize("package", ["python", "beeray", "torch", "ray", "deepspeed"])
 def test_a_node_with_another_version_of_what_matters_fails_and_is_named(package: str) -> None:
     finding = judge_versions(HERE, [a_node("a"), a_node("b", **{package: "9.9"}), a_node("c", **{package: "9.9"})])

@@ -35,6 +35,7 @@ class NodeFacts:
         free_disk_bytes: of the folder for temporary files, where checkpoints are written first.
         disk_used: share of that disk which is taken.
         clock_s: seconds since the epoch, while the facts were read.
+        num_gpus: that Ray gives away there.
     """
 
     name: str
@@ -45,13 +46,15 @@ class NodeFacts:
     free_disk_bytes: int
     disk_used: float
     clock_s: float = field(default_factory=time.time)
+    num_gpus: float = 0.0
 
 
-def read_facts(name: str = "") -> NodeFacts:
+def read_facts(name: str = "", num_gpus: float = 0.0) -> NodeFacts:
     """The facts of the machine of this process.
 
     Args:
         name: of the node; the machine's own unless given.
+        num_gpus: of the node, as Ray counts them.
     """
     memory = psutil.virtual_memory()
     limit, free = _container_memory(memory.total, memory.available)
@@ -64,6 +67,7 @@ def read_facts(name: str = "") -> NodeFacts:
         free_memory_bytes=free,
         free_disk_bytes=disk.free,
         disk_used=1.0 - disk.free / disk.total,
+        num_gpus=num_gpus,
     )
 
 
