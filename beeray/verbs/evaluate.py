@@ -28,7 +28,7 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_workers,
 )
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_folder import RunFolder, learned_validation
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.tracking import track_evaluation
 from beeray.verbs.report import choose_report_items, refresh_report
@@ -78,6 +78,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
+        **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
         "text_length": config.served_seq_length,
         "metrics": metrics,
         "timings": handler.timings.get("model", {}),

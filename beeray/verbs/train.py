@@ -310,6 +310,7 @@ def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: Eve
         "model": str(folder.model),
         "config_digest": config.result_digest(),
         "store_fingerprint": inputs.store.meta.fingerprint,
+        **folder.meaning(inputs.store.meta.fingerprint, config.trains_on_validation),
         "text_length": config.served_seq_length,
         "metrics": summarise_scores(after, config.evaluate),
         "training": summarise_training(folder.steps(), handler.workers()),

@@ -10,7 +10,7 @@ import pytest
 
 from beeray.config import Config, validate_config
 from beeray.errors import BeerayError
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_folder import RunFolder, learned_validation
 from beeray.runtime.warm_start import WarmStart, find_warm_start
 
 
@@ -109,6 +109,19 @@ def test_old_items_are_only_those_of_the_store_that_the_run_was_claimed_for(tmp_
     folder.old_items.write_bytes(b"")
     assert folder.old_items_of("store") == str(folder.old_items)
     assert folder.old_items_of("another") == ""
+
+
+def test_scores_say_by_which_list_old_items_were_told_and_whether_validation_was_trained_on(tmp_path: Path) -> None:
+    folder = RunFolder(a_config(tmp_path, with_validation=True))
+    folder.claim("store")
+    assert folder.meaning("store", None) == {}
+    folder.old_items.write_bytes(b"one list")
+    one = folder.meaning("store", learned_validation(str(folder.model)))
+    folder.old_items.write_bytes(b"another")
+    other = folder.meaning("store", False)
+    assert (one["trained_on_validation"], other["trained_on_validation"]) == (True, False)
+    assert one["old_items_digest"] != other["old_items_digest"]
+    assert folder.meaning("another", None) == {} and learned_validation("some/encoder") is None
 
 
 @pytest.mark.parametrize("saved", ["", "{", "[]", "3", '{"prompts": 3, "default_prompt_name": "x"}', "[" * 5000])
