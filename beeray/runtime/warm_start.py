@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,12 @@ def find_warm_start(config: Config) -> WarmStart | None:
         )
     _check_prefix(config, folder, always=False)
     return WarmStart(given, str(folder), None)
+
+
+def check_peft(config: Config) -> None:
+    """Refuse `train.lora` where its library is missing, before anything is started."""
+    if config.train.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError("train.lora needs peft, which is not installed: pip install 'beeray[lora]', or leave it out")
 
 
 def _check_prefix(config: Config, model: Path, *, always: bool) -> None:

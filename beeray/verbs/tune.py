@@ -56,8 +56,8 @@ from beeray.runtime.sweep.trial import (
     trial_config,
 )
 from beeray.runtime.tracking import Untracked
-from beeray.runtime.warm_start import find_warm_start
-from beeray.verbs.train import begin_run, check_peft, open_start, train_run
+from beeray.runtime.warm_start import check_peft, find_warm_start
+from beeray.verbs.train import begin_run, open_start, train_run
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""

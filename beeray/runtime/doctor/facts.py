@@ -32,8 +32,7 @@ class NodeFacts:
         name: as errors call it.
         versions: of Python, beeray (with a digest of its source), packages, torch's CUDA, the NVIDIA driver.
         free_memory_bytes: what a new process may take; of a container with a limit, what that leaves.
-        free_disk_bytes: of the folder for temporary files, where checkpoints are written first.
-        disk_used: share of that disk which is taken.
+        disk_used: share that is taken of the disk for temporary files, where Ray keeps objects.
         clock_s: seconds since the epoch, while the facts were read.
         num_gpus: that Ray gives away there.
     """
@@ -43,7 +42,6 @@ class NodeFacts:
     num_cpus: int
     memory_bytes: int
     free_memory_bytes: int
-    free_disk_bytes: int
     disk_used: float
     clock_s: float = field(default_factory=time.time)
     num_gpus: float = 0.0
@@ -65,7 +63,6 @@ def read_facts(name: str = "", num_gpus: float = 0.0) -> NodeFacts:
         num_cpus=os.cpu_count() or 1,
         memory_bytes=limit,
         free_memory_bytes=free,
-        free_disk_bytes=disk.free,
         disk_used=1.0 - disk.free / disk.total,
         num_gpus=num_gpus,
     )
