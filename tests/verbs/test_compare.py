@@ -119,6 +119,12 @@ def test_fewer_questions_are_a_smaller_family(runs: Path, monkeypatch: pytest.Mo
     assert float(lines[1]["difference"]) == pytest.approx(row["difference"]["mean"])
 
 
+def test_a_flag_that_is_given_twice_asks_for_both(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--metric", "ndcg@10", "--metric", "recall@5", "--ranking", "held_out")
+    code, out, _ = execute(runs, "first", "second", *asked, monkeypatch=monkeypatch)
+    assert code == 0 and set(json.loads(out.splitlines()[-1])["tables"][0]["metrics"]) == {"ndcg@10", "recall@5"}
+
+
 def test_many_questions_take_as_many_resamples_as_can_answer_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 12 hypotheses at 0.01: 2 / 501 × 12 = 0.048, so 500 resamples find nothing, however large a difference is
     code, out, _ = execute(
