@@ -20,6 +20,8 @@ from beeray.errors import ConfigError
 from beeray.runtime.comparison import RANKINGS, Choice, Settings, compare
 from beeray.runtime.rankings import all_rankings
 
+OF_A_LIST = ("old_items", "new_items")
+"""Rankings that are made only where a run begins with another that left its list of items."""
 WORSE, UNCERTAIN, PASSED = "worse", "uncertain", "not worse"
 
 
@@ -148,6 +150,11 @@ def gate_split(config: Config) -> str:
 def check_ranking(config: Config) -> None:
     """Refuse a ranking that evaluation does not make; ConfigError names those that it does."""
     asked, made = config.nightly.ranking, all_rankings(config)
+    if asked in OF_A_LIST:
+        raise ConfigError(
+            f"nightly.ranking is {asked!r}: old items are told from new ones only where the serving model's run left a "
+            f"list of its items, so a night would train and could not judge; name one of {', '.join(made)}"
+        )
     if asked is not None and asked not in made:
         raise ConfigError(
             f"nightly.ranking is {asked!r}: with split.kind {config.split.kind} evaluation makes {', '.join(made)}; "
