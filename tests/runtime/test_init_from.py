@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beeray.config import Config, validate_config
+from beeray.console import Console
 from beeray.errors import BeerayError
 from beeray.runtime.run_folder import RunFolder, learned_validation
-from beeray.runtime.warm_start import WarmStart, find_warm_start
+from beeray.runtime.warm_start import WarmStart, check_model_prefix, find_warm_start
+from beeray.verbs import embed, evaluate
+
+SAVED_PREFIX = {"prompts": {"document": "passage: "}, "default_prompt_name": "document"}
 
 
 def a_config(folder: Path, name: str = "today", **train: Any) -> Config:
@@ -85,6 +91,24 @@ def test_a_run_goes_on_with_the_prefix_that_it_was_trained_with(
     else:
         with pytest.raises(BeerayError, match=rf"encoder\.prefix is '{prefix}': what .* was trained with '.*'; set"):
             find_warm_start(config)
+
+
+@pytest.mark.parametrize(("saved", "prefix"), [({}, "passage: "), (SAVED_PREFIX, ""), (SAVED_PREFIX, "query: ")])
+def test_a_runs_model_is_scored_and_published_with_its_prefix_alone(
+    tmp_path: Path, saved: dict[str, Any], prefix: str
+) -> None:
+    model = finished(tmp_path) / "model"
+    (model / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    config = a_config(tmp_path)
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": prefix})})
+    said = rf"encoder\.prefix is '{prefix}': what .* was trained with '.*'; set"
+    with pytest.raises(BeerayError, match=said):
+        evaluate.execute(config, argparse.Namespace(model=str(model)), Console())
+    with pytest.raises(BeerayError, match=said):
+        embed.plan_job(config, str(model), Console())
+    elsewhere = tmp_path / "model"
+    shutil.copytree(model, elsewhere)
+    check_model_prefix(config, str(elsewhere), "--model")
 
 
 def test_an_encoders_folder_that_names_no_prefix_may_begin_with_any(tmp_path: Path) -> None:
