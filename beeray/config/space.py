@@ -61,7 +61,7 @@ def _as_the_tree_has_it(tree: type[BaseModel], key: str, dimension: Dimension) -
     field = _field(tree, key)
     if field is None or dimension.choice is None:
         return dimension
-    taken = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)])
+    taken: TypeAdapter[Any] = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)])  # type: ignore[arg-type]
     return dimension.model_copy(update={"choice": tuple(_normal(taken, value) for value in dimension.choice)})
 
 
