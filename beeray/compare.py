@@ -18,9 +18,9 @@ def main() -> int:
         "runs", nargs="+", metavar="RUN", help="a run's folder or name, an evaluation's folder, or RUN:LABEL"
     )
     parser.add_argument("--runs-dir", default="runs", help="where names of runs are looked up")
-    parser.add_argument("--split", nargs="+", help="only these splits; default: all that every system has")
-    parser.add_argument("--ranking", nargs="+", help="only these rankings")
-    parser.add_argument("--metric", nargs="+", help="only these metrics, e.g. ndcg@100")
+    parser.add_argument("--split", action="extend", nargs="+", help="only these splits; default: all that all have")
+    parser.add_argument("--ranking", action="extend", nargs="+", help="only these rankings")
+    parser.add_argument("--metric", action="extend", nargs="+", help="only these metrics, e.g. ndcg@100")
     parser.add_argument("--num-bootstrap", type=int, default=10_000, help="resamples of users")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--alpha", type=float, default=0.05, help="chance of any false finding in the table")

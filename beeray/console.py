@@ -41,19 +41,28 @@ class Console:
 
     def line(self, text: str) -> None:
         """One line of information, on stderr."""
-        print(text, file=self.err, flush=True)
+        _print(text, self.err)
 
     def show(self, text: str) -> None:
         """Something to read, on stdout."""
-        print(text, file=self.out, flush=True)
+        _print(text, self.out)
 
     def result(self, record: dict[str, Any]) -> None:
         """The last line of stdout: what was made and measured, as one line of JSON."""
-        print(json.dumps(record, default=str), file=self.out, flush=True)
+        _print(json.dumps(record, default=str), self.out)
 
     def progress(self, label: str, total: int | None = None, unit: str = "it") -> Progress:
         """A bar on a terminal, now and then a line elsewhere."""
         return Progress(self.err, label, total, unit)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a line; where its reader has gone (`| head`) the work goes on and is heard by nobody."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Progress:
@@ -83,7 +92,7 @@ class Progress:
             self._bar.update(done - self.done)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print(self._text(done), file=self.stream, flush=True)
+            _print(self._text(done), self.stream)
         self.done = done
 
     def close(self) -> None:
@@ -92,7 +101,7 @@ class Progress:
             self._bar.close()
         else:
             elapsed = time.monotonic() - self._started
-            print(f"{self._text(self.done)} in {elapsed:.1f} s", file=self.stream, flush=True)
+            _print(f"{self._text(self.done)} in {elapsed:.1f} s", self.stream)
 
     def __enter__(self) -> Progress:
         return self

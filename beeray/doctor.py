@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--timeout-s", type=float, default=TIMEOUT_S, help="seconds a check may take, starting workers twice that"
     )
+    parser.parse_intermixed_args()  # before anything is made: it ends the command at --help and at a mistake
     log = Path(tempfile.mkdtemp(prefix="beeray-doctor-")) / "doctor.log"
 
     def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_a_runs_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) ->
 def test_overrides_and_options_may_be_mixed(tmp_path: Path) -> None:
     done = run(tmp_path, "return {'lr': config.train.lr, 'seed': config.seed}", "train.lr=2e-5", "--verbose", "seed=1")
     assert json.loads(done.stdout.splitlines()[-1]) == {"lr": 2e-5, "seed": 1}
+
+
+def test_a_reader_that_has_gone_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as out:
+        console = Console(out, out)
+        console.show("a table")
+        console.line("a line")
+        console.result({"made": 1})
 
 
 def test_progress_off_a_terminal_says_in_one_line_what_was_done() -> None:

@@ -130,5 +130,16 @@ def test_the_configs_own_values_are_a_point_only_where_the_space_holds_them() ->
     assert own_point(outside, search_space(outside)) is None
 
 
+def test_choices_are_what_the_tree_makes_of_them() -> None:
+    space = {"train.lr": {"choice": ["1e-5", "3e-5"]}, "train.head": {"choice": [None, {"units": "8"}]}}
+    config = a_config(space, train={"batch_size": 32, "lr": 1e-5})
+    found = search_space(config)
+    assert found["train.lr"].probes == (1e-5, 3e-5)
+    assert found["train.head"].probes[0] is None and found["train.head"].probes[1]["units"] == 8
+    assert own_point(config, found) == {"train.lr": 1e-5, "train.head": None}
+    assert "train.lr choice has 1e-05 twice" in refusal({"train.lr": {"choice": ["1e-5", 0.00001]}})
+    assert "train.lr takes no 'fast'" in refusal({"train.lr": {"choice": ["fast", 0.1]}})
+
+
 def test_the_sweep_decides_nothing_of_a_run() -> None:
     assert a_config({"train.lr": {"choice": [1e-4]}}).result_digest() == a_config().result_digest()

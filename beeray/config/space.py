@@ -6,9 +6,10 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from beeray.config.explain import explain
 from beeray.config.tune import Dimension, TuneConfig
@@ -48,7 +49,43 @@ def search_space(config: Config) -> dict[str, Dimension]:
         presets = () if tune.space else ("lr", "max_output", "batch_size")
         if config.train.max_output == "all":
             presets = tuple(one for one in presets if one != "max_output")
-    return {f"train.{one}": _preset(config, one) for one in presets} | dict(tune.space)
+    space = {f"train.{one}": _preset(config, one) for one in presets} | dict(tune.space)
+    return {key: _as_the_tree_has_it(type(config), key, dimension) for key, dimension in space.items()}
+
+
+def _as_the_tree_has_it(tree: type[BaseModel], key: str, dimension: Dimension) -> Dimension:
+    """A dimension whose choices are what the tree makes of them: YAML reads `1e-5` as text, and 16 may stand for 16.0.
+
+    Choices that the key does not take stay as they are.
+    """
+    field = _field(tree, key)
+    if field is None or dimension.choice is None:
+        return dimension
+    taken: TypeAdapter[Any] = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)])  # type: ignore[arg-type]
+    return dimension.model_copy(update={"choice": tuple(_normal(taken, value) for value in dimension.choice)})
+
+
+def _normal(taken: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return taken.dump_python(taken.validate_python(value), mode="json")
+    except ValidationError:
+        return value
+
+
+def _field(model: type[BaseModel], key: str) -> FieldInfo | None:
+    """The field of a dotted key; None where there is none."""
+    name, _, rest = key.partition(".")
+    field = model.model_fields.get(name)
+    if field is None or not rest:
+        return field
+    section = _section(field)
+    return None if section is None else _field(section, rest)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, or may hold."""
+    options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _preset(config: Config, name: str) -> Dimension:
@@ -190,8 +227,7 @@ def _value(config: Config, key: str) -> Any:
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted keys of all values of a tree, those of sections that may be null too."""
     for name, field in model.model_fields.items():
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        section = _section(field)
         if section is None or field.default is None:
             yield f"{prefix}{name}"
         if section is not None:

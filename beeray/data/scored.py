@@ -18,6 +18,8 @@ from beeray.data.parts import read_part
 from beeray.errors import RunError
 
 METRICS, SCORES, EVALUATIONS = "metrics.json", "scores.parquet", "evaluations"
+OLD_ITEMS_DIGEST, TRAINED_ON_VALIDATION = "old_items_digest", "trained_on_validation"
+"""What records say of what their rankings mean, where it is known."""
 BEFORE, BEFORE_FILES = "before", ("run.json", "scores-before.parquet")
 TEXT_LENGTH = re.compile(r"-\d+$")
 """What an evaluation's label ends in unless it is a baseline's: tokens of a text."""
@@ -33,6 +35,8 @@ class Scored:
         folder: where the scores lie.
         store_fingerprint: of the store whose users were scored.
         table: user_index, split, ranking, perhaps domain, one float64 column a metric.
+        old_items: digest of the list by which `old_items` and `new_items` were told apart; None where it is not known.
+        trained_on_validation: whether the system learned from validation data; None where it is not known.
     """
 
     run: str
@@ -40,6 +44,8 @@ class Scored:
     folder: Path
     store_fingerprint: str
     table: pa.Table
+    old_items: str | None = None
+    trained_on_validation: bool | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +103,8 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
     if missing is not None:
         raise RunError(f"{folder}: {missing.name} is not there: nothing was scored, or the run is not finished")
     try:
-        fingerprint = str(json.loads(record.read_text(encoding="utf-8"))["store_fingerprint"])
+        about = json.loads(record.read_text(encoding="utf-8"))
+        fingerprint = str(about["store_fingerprint"])
         table = read_part(str(scores.absolute()))
         missing_columns = {"user_index", "split", "ranking"} - set(table.column_names)
         if missing_columns:
@@ -107,4 +114,4 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
         raise RunError(
             f"{folder}: {record.name} or {scores.name} is damaged ({reason[:200]}); score it again"
         ) from None
-    return Scored(run, label, folder, fingerprint, table)
+    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), about.get(TRAINED_ON_VALIDATION))

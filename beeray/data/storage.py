@@ -90,6 +90,11 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
 
+def local_path(path: str) -> Path:
+    """The path of a `file://` URI or of the disk itself, absolute; errors as `resolve`."""
+    return _local(path).absolute()
+
+
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path, and the path inside it.
 
@@ -97,7 +102,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
         DataError: no filesystem for that kind of URI is installed, or the URI holds settings or a password.
     """
     if is_local(path):
-        return fs.LocalFileSystem(), str(_local(path).absolute())
+        return fs.LocalFileSystem(), str(local_path(path))
     if path.startswith(("s3://", "s3a://")):
         return _resolve_s3(path)
     _refuse_password(path)

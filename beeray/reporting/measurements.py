@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ RANKINGS = {
     "new_items": "only new items asked for",
     "old_items": "only items known before asked for",
 }
+OWN = ("trained", "before")
+"""Labels of what the run's record tells of."""
 KINDS = ("baseline", "before", "other", "trained")
 """From the first row of a table to the last."""
 SHOWN = ("coverage", "gini", "popularity", "target_popularity")
@@ -79,16 +81,37 @@ def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Meas
             continue
         if isinstance(measurement, str):
             notes.append(measurement)
-        elif measurement is not None:
-            found.append(measurement)
+        else:
+            _add(found, measurement)
     known = list(BASELINES)
     places = {label: place for place, label in enumerate(known)}
     found.sort(key=lambda one: (KINDS.index(one.kind), places.get(one.label, len(known)), one.name))
     return found, notes
 
 
-def _evaluation(label: str, other: Record, record: Record | None) -> Measurement | str | None:
-    """An evaluation; a note instead where it is of other data, None where the run's own record has it."""
+def _add(found: list[Measurement], one: Measurement) -> None:
+    """Add a measurement; what was measured again of the run's own only adds what its record lacks."""
+    place = next((place for place, own in enumerate(found) if own.label == one.label and one.label in OWN), None)
+    if place is None:
+        found.append(one)
+    else:
+        found[place] = replace(found[place], metrics=_merged(found[place].metrics, one.metrics))
+
+
+def _merged(ours: Record, theirs: Record) -> Record:
+    """Ours, and what theirs has beyond it; nothing of theirs where the two are of other users."""
+    if ours.get("users") != theirs.get("users"):
+        return ours
+    both = {
+        name: _merged(value, theirs[name])
+        for name, value in ours.items()
+        if isinstance(value, dict) and isinstance(theirs.get(name), dict)
+    }
+    return {**ours, **both, **{name: value for name, value in theirs.items() if name not in ours}}
+
+
+def _evaluation(label: str, other: Record, record: Record | None) -> Measurement | str:
+    """An evaluation, under a label of `OWN` where the run's record tells of the same; a note if it is of other data."""
     ours, theirs = (record or {}).get("store_fingerprint"), other.get("store_fingerprint")
     if ours and theirs and ours != theirs:
         return f"{label}: measured on another store ({theirs}), so it is not shown"
@@ -102,12 +125,17 @@ def _evaluation(label: str, other: Record, record: Record | None) -> Measurement
     stem = label.removesuffix(f"-{length}")
     if stem == "model":
         own = record is not None and same_length
-        return None if own else Measurement(label, f"Trained{suffix}", "trained", other["metrics"])
+        return Measurement("trained" if own else label, f"Trained{suffix}", "trained", other["metrics"])
     if stem == "untouched":
-        if record is not None and same_length and "metrics_before" in record and "head" not in record:
-            return None
-        return Measurement(label, f"Untouched encoder{suffix}", "before", other["metrics"])
-    return Measurement(label, Path(str(other.get("model", stem))).name + suffix, "other", other["metrics"])
+        own = record is not None and same_length and "metrics_before" in record and "head" not in record
+        return Measurement("before" if own else label, f"Untouched encoder{suffix}", "before", other["metrics"])
+    return Measurement(label, _model_name(str(other.get("model", stem))) + suffix, "other", other["metrics"])
+
+
+def _model_name(model: str) -> str:
+    """A model's folder, or the run's that it lies in."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def rows(measurements: list[Measurement]) -> list[Record]:

@@ -42,7 +42,7 @@ def facts(config: Config, record: Record | None) -> list[tuple[str, str]]:
     """What the run was, as names and values."""
     found: list[tuple[str, Any]] = [
         ("encoder", config.encoder.name),
-        ("data", config.data.domain or config.data.source),
+        ("data", ", ".join(config.data.domains or ()) or config.data.domain or config.data.source),
         ("split", config.split.kind),
         ("text length", f"{config.served_seq_length} tokens"),
     ]

@@ -59,15 +59,17 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
         the settings; `systems`, a name, folder and fingerprint each; `tables`, one a split, ranking and domain, with
         its users and metrics, and for each metric a row a system: `mean`, `low`, `high` and, but for the reference,
         `difference` (mean, low, high), `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's
-        correction is over: all of these; `num_bootstrap`, and `num_bootstrap_asked` where that was too few.
+        correction is over: all of these; `num_bootstrap`, and `num_bootstrap_asked` where that was too few;
+        `not_alike`, why groups that all systems have were left out, if any were.
 
     Raises:
-        RunError: other stores, no user, ranking or metric in common, or too many questions.
+        RunError: other stores, no user, ranking or metric in common, too many questions, or what was asked for measures
+            different things of the systems.
     """
     check_stores(systems)
     names = distinct_names(systems)
     metrics = _common_metrics(systems, choice.metrics)
-    groups = _common_groups(systems, choice)
+    groups, unlike = _common_groups(systems, choice)
     asked, number = settings.num_bootstrap, len(groups) * len(metrics) * (len(systems) - 1)
     settings = replace(settings, num_bootstrap=_enough_bootstrap(number, settings))
     tables = [_table([one.table for one in systems], group, metrics, names, settings) for group in groups]
@@ -87,6 +89,7 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
         "num_bootstrap": settings.num_bootstrap,
         **({"num_bootstrap_asked": asked} if asked < settings.num_bootstrap else {}),
         "seed": settings.seed,
+        **({"not_alike": unlike} if unlike else {}),
         "tables": tables,
     }
 
@@ -146,7 +149,8 @@ def _common_metrics(systems: Sequence[Scored], asked: Sequence[str]) -> list[str
     return _asked(common, asked, "metric")
 
 
-def _common_groups(systems: Sequence[Scored], choice: Choice) -> list[Group]:
+def _common_groups(systems: Sequence[Scored], choice: Choice) -> tuple[list[Group], list[str]]:
+    """The groups to compare, and why others that all systems have are left out."""
     found = [_groups(one.table) for one in systems]
     common = [group for group in found[0] if all(group in other for other in found)]
     if not common:
@@ -155,9 +159,35 @@ def _common_groups(systems: Sequence[Scored], choice: Choice) -> list[Group]:
             for one, groups in zip(systems, found, strict=True)
         )
         raise RunError(f"no ranking was scored of all systems ({shown})")
-    splits = _asked([split for split, _, _ in common], choice.splits, "split")
-    rankings = _asked([ranking for _, ranking, _ in common], choice.rankings, "ranking")
-    return [group for group in common if group[0] in splits and group[1] in rankings]
+    unlike = {name: why for name, why in _unlike(systems).items() if any(name in group[:2] for group in common)}
+    alike = [group for group in common if not unlike.keys() & set(group[:2])]
+    asked = [why for name, why in unlike.items() if name in (*choice.splits, *choice.rankings)]
+    if asked or not alike:
+        raise RunError("; ".join(asked or dict.fromkeys(unlike.values())))
+    splits = _asked([split for split, _, _ in alike], choice.splits, "split")
+    rankings = _asked([ranking for _, ranking, _ in alike], choice.rankings, "ranking")
+    chosen = [group for group in alike if group[0] in splits and group[1] in rankings]
+    return chosen, list(dict.fromkeys(unlike.values()))
+
+
+def _unlike(systems: Sequence[Scored]) -> dict[str, str]:
+    """Splits and rankings that measure different things of the systems, and why; what is unknown counts as alike."""
+    unlike: dict[str, str] = {}
+    trained = {one.trained_on_validation: one.name for one in systems if one.trained_on_validation is not None}
+    if len(trained) > 1:
+        unlike["validation"] = (
+            f"validation is not compared: {trained[True]} was trained on validation data and {trained[False]} was not; "
+            "compare them by test"
+        )
+    lists = {one.old_items: one.name for one in reversed(systems) if one.old_items is not None}
+    if len(lists) > 1:
+        first, other, *_ = reversed(lists.values())
+        why = (
+            f"old_items and new_items are not compared: {first} and {other} began with runs that knew different items; "
+            "score both models under one run (beeray.evaluate --config C --model PATH)"
+        )
+        unlike |= {"old_items": why, "new_items": why}
+    return unlike
 
 
 def _asked(common: Sequence[str], asked: Sequence[str], what: str) -> list[str]:

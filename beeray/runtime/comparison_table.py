@@ -43,9 +43,9 @@ def _p_text(p: float, smallest: float) -> str:
 
 
 def _method(record: dict[str, Any]) -> list[str]:
-    number = record["hypotheses"]
+    number, unlike = record["hypotheses"], [f"{why}." for why in record.get("not_alike", ())]
     if not number:
-        return []
+        return unlike
     over = f"the {number} hypotheses of this table" if number > 1 else "the one hypothesis of this table"
     asked = record.get("num_bootstrap_asked")
     least = f", the least that can decide so many hypotheses: {asked:,} could not" if asked is not None else ""
@@ -54,6 +54,7 @@ def _method(record: dict[str, Any]) -> list[str]:
         f"{record['num_bootstrap']:,} resamples of users (seed {record['seed']}){least}.",
         f"Holm's correction over {over}; verdicts at {record['alpha']:g} by the corrected p; intervals are not "
         "corrected.",
+        *unlike,
     ]
 
 

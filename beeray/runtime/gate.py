@@ -11,7 +11,7 @@ Doubt counts against the new model, since what serves is known to work. Several 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from beeray.config import Config
@@ -20,6 +20,8 @@ from beeray.errors import ConfigError
 from beeray.runtime.comparison import RANKINGS, Choice, Settings, compare
 from beeray.runtime.rankings import all_rankings
 
+OF_A_LIST = ("old_items", "new_items")
+"""Rankings that are made only where a run begins with another that left its list of items."""
 WORSE, UNCERTAIN, PASSED = "worse", "uncertain", "not worse"
 
 
@@ -91,6 +93,8 @@ def judge(serving: Scored, new: Scored, config: Config) -> Verdict:
     nightly, metric, split = config.nightly, gate_metric(config), gate_split(config)
     ranking = nightly.ranking or _first_ranking(new, split)
     settings = Settings(num_bootstrap=nightly.num_bootstrap, seed=config.seed)
+    # what the serving model alone learned from validation data makes the gate stricter: no reason to stop a night
+    serving = replace(serving, trained_on_validation=new.trained_on_validation)
     compared = compare([serving, new], Choice((split,), (ranking,), (metric,)), settings)
     return Verdict(split, ranking, metric, tuple(_judged(compared["tables"], metric, nightly.max_loss)))
 
@@ -146,6 +150,11 @@ def gate_split(config: Config) -> str:
 def check_ranking(config: Config) -> None:
     """Refuse a ranking that evaluation does not make; ConfigError names those that it does."""
     asked, made = config.nightly.ranking, all_rankings(config)
+    if asked in OF_A_LIST:
+        raise ConfigError(
+            f"nightly.ranking is {asked!r}: old items are told from new ones only where the serving model's run left a "
+            f"list of its items, so a night would train and could not judge; name one of {', '.join(made)}"
+        )
     if asked is not None and asked not in made:
         raise ConfigError(
             f"nightly.ranking is {asked!r}: with split.kind {config.split.kind} evaluation makes {', '.join(made)}; "

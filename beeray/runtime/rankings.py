@@ -14,6 +14,9 @@ def rankings(config: Config, *, full_catalog: bool = True) -> list[str]:
 
 
 def all_rankings(config: Config) -> list[str]:
-    """The same, and those that `further_rankings` adds where the encoder is wide enough, or began with a run's."""
+    """The same, and those that `further_rankings` adds where the encoder is wide enough.
+
+    Not `old_items` and `new_items`: whether these are made is known only when a run has begun.
+    """
     usual = rankings(config)
-    return [*usual, *(f"{usual[0]}@{width}" for width in config.train.matryoshka_dims), "old_items", "new_items"]
+    return [*usual, *(f"{usual[0]}@{width}" for width in config.train.matryoshka_dims)]

@@ -23,6 +23,7 @@ runs/<name>/evaluations/     what beeray.evaluate measured, a folder an encoder 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ import yaml
 
 from beeray.config import Config, load_config
 from beeray.data.parts import write_part
-from beeray.data.scored import EVALUATIONS, METRICS, SCORES
+from beeray.data.scored import EVALUATIONS, METRICS, OLD_ITEMS_DIGEST, SCORES, TRAINED_ON_VALIDATION
 from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import ConfigError, DataError, RunError
 from beeray.runtime.tracking import ID_FILE
@@ -57,6 +58,22 @@ NIGHTS = "nights"
 """What nightly training of the same name did (`runtime/nights.py`)."""
 KEPT = {*SWEEP_FILES, NIGHTS}
 SHOWN_KEYS = 6
+
+
+def run_of(model: str) -> Path | None:
+    """The run whose trained encoder lies in a folder, or which is that folder; None where it is no run's."""
+    folder = Path(model)
+    run = folder.parent if folder.name == MODEL else folder
+    return run if (run / RUN).is_file() and (run / CONFIG).is_file() else None
+
+
+def learned_validation(model: str) -> bool | None:
+    """Whether the run whose encoder lies in a folder trained on validation data; None where that is not known."""
+    run = run_of(model)
+    try:
+        return None if run is None else load_config(str(run / CONFIG)).trains_on_validation
+    except ConfigError:  # of another version
+        return None
 
 
 @contextmanager
@@ -232,6 +249,16 @@ class RunFolder:
         if not (self.old_items.is_file() and marker.is_file()):
             return ""
         return str(self.old_items) if json.loads(marker.read_text())["store_fingerprint"] == store_fingerprint else ""
+
+    def meaning(self, store_fingerprint: str, trained_on_validation: bool | None) -> dict[str, Any]:
+        """What a record of scores says so that only like is compared with like; see `data.scored`."""
+        known = self.old_items_of(store_fingerprint)
+        about: dict[str, Any] = {}
+        if known:
+            about[OLD_ITEMS_DIGEST] = hashlib.sha256(Path(known).read_bytes()).hexdigest()[:16]
+        if trained_on_validation is not None:
+            about[TRAINED_ON_VALIDATION] = trained_on_validation
+        return about
 
     def finished(self) -> dict[str, Any] | None:
         """What the finished run measured, its paths where they are now; None while there is something to do."""

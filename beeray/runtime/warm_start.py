@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +49,42 @@ def find_warm_start(config: Config) -> WarmStart | None:
         if not ((run / METRICS).is_file() and (run / MODEL).is_dir()):
             raise RunError(f"train.init_from {given!r}: that run is not finished; finish it first, or name another")
         items = run / ITEMS
-        _check_prefix(config, run / MODEL, always=True)
+        _check_prefix(config, run / MODEL, f"train.init_from {given!r}", always=True)
         return WarmStart(given, str(run / MODEL), str(items) if items.is_file() else None)
     if not (folder / "modules.json").is_file():
         raise ConfigError(
             f"train.init_from {given!r}: neither a run nor an encoder is there; give the folder of a finished run "
             "(runs/<name>), or one written by SentenceTransformer.save"
         )
-    _check_prefix(config, folder, always=False)
+    _check_prefix(config, folder, f"train.init_from {given!r}", always=False)
     return WarmStart(given, str(folder), None)
 
 
-def _check_prefix(config: Config, model: Path, *, always: bool) -> None:
+def check_peft(config: Config) -> None:
+    """Refuse `train.lora` where its library is missing, before anything is started."""
+    if config.train.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError("train.lora needs peft, which is not installed: pip install 'beeray[lora]', or leave it out")
+
+
+def check_model_prefix(config: Config, model: str, given: str) -> None:
+    """A run's trained encoder is opened with the prefix that it was trained with; of any other nothing is known.
+
+    Args:
+        given: how the model was asked for, e.g. `embed.model 'runs/a/model'`.
+
+    Raises:
+        ConfigError: `encoder.prefix` is another, or the model's settings are damaged.
+    """
+    folder = Path(model)
+    if folder.name == MODEL and (folder.parent / RUN).is_file():
+        _check_prefix(config, folder, given, always=True)
+
+
+def _check_prefix(config: Config, model: Path, given: str, *, always: bool) -> None:
     """An encoder that learned with one prefix is to go on with it.
 
     Args:
+        given: how it was asked for.
         always: having none is a prefix, too: so it is with what a run exported, while other folders may just not say.
     """
     saved = model / "config_sentence_transformers.json"
@@ -71,11 +93,9 @@ def _check_prefix(config: Config, model: Path, *, always: bool) -> None:
         name = record.get("default_prompt_name")
         prefix = record.get("prompts", {}).get(name, "") if name else ""
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"train.init_from {config.train.init_from!r}: {saved} is damaged ({error}); save that encoder again"
-        ) from error
+        raise ConfigError(f"{given}: {saved} is damaged ({error}); save that encoder again") from error
     if prefix != config.encoder.prefix and (always or name):
         raise ConfigError(
-            f"encoder.prefix is {config.encoder.prefix!r}: what train.init_from {config.train.init_from!r} names was "
-            f"trained with {prefix!r}; set encoder.prefix to that"
+            f"encoder.prefix is {config.encoder.prefix!r}: what {given} names was trained with "
+            f"{prefix!r}; set encoder.prefix to that"
         )

@@ -186,6 +186,9 @@ def _keep(name: Baseline, config: Config, store: Store, scores: Any, about: dict
         "settings": config.baselines.settings_of(name),
         "digest": digest(name, config, store.meta.fingerprint),
         "store_fingerprint": store.meta.fingerprint,
+        **RunFolder(config).meaning(
+            store.meta.fingerprint, config.trains_on_validation if name != "untouched" else None
+        ),
         "metrics": metrics,
     }
     RunFolder(config).keep_evaluation(_label(name), scores_table(scores), record)

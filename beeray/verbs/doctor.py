@@ -29,6 +29,7 @@ from beeray.runtime.doctor.storage import check_storage, free_bytes, nearest_fol
 from beeray.runtime.doctor.tracking import check_mlflow
 from beeray.runtime.doctor.versions import judge_versions
 from beeray.runtime.session import cluster_address, lacking_workers, ray_session
+from beeray.runtime.warm_start import find_warm_start
 
 ON_CLUSTER = (
     "resources", "versions", "clocks", "storage", "data", "workers", "collectives", "deepspeed", "gradient", "encoder",
@@ -64,6 +65,12 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 told.add(name, Finding(SKIPPED, "needs ray, which did not pass"), 0.0)
         told.wait(mlflow)
     return told.record(config, time.time() - psutil.Process().create_time())  # imports count: a person waits for them
+
+
+def begun_with(config: Config) -> str:
+    """The encoder that a run begins with, as any worker understands it; errors as `find_warm_start`."""
+    warm = find_warm_start(config)
+    return located_encoder(config.encoder.name) if warm is None else warm.model
 
 
 class _Told:
@@ -154,7 +161,7 @@ class _Examination:
         return judge_resources(self.config.cluster, self.free, joined=self.joined)
 
     def _versions(self) -> Finding:
-        asked = {node.name: node.probe.facts.remote(node.name) for node in self.nodes}
+        asked = {node.name: node.probe.facts.remote(node.name, node.num_gpus) for node in self.nodes}
         facts: list[NodeFacts] = []
         silent: dict[str, str] = {}
         for name, reference in asked.items():
@@ -199,7 +206,7 @@ class _Examination:
         }
 
     def _encoder(self) -> Finding:
-        finding = self.gang.result().encoder(located_encoder(self.config.encoder.name))
+        finding = self.gang.result().encoder(begun_with(self.config))
         self.num_parameters = int(finding.measured.get("parameters", 0))
         return finding
 

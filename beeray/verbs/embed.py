@@ -37,6 +37,7 @@ from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
+from beeray.runtime.warm_start import check_model_prefix
 from beeray.verbs.evaluate import UNTOUCHED
 
 TOKEN_BUDGET = {"fp32": 2048, "bf16": 4096, "gpu": 65_536}
@@ -108,6 +109,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         the plan, what actors load, and the tokenizer as JSON.
     """
     name = published_model(config, asked or config.embed.model)
+    check_model_prefix(config, name, f"embed.model {name!r}")
     encoder = config.encoder
     model = open_encoder(config, name, config.published_seq_length)
     tokenizer = bare_tokenizer(model.tokenizer, f"encoder {name!r}")

@@ -28,9 +28,10 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_workers,
 )
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_folder import RunFolder, learned_validation
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.tracking import track_evaluation
+from beeray.runtime.warm_start import check_model_prefix
 from beeray.verbs.report import choose_report_items, refresh_report
 
 UNTOUCHED = "untouched"
@@ -50,6 +51,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
+    check_model_prefix(config, model, f"--model {arguments.model!r}" if arguments.model else f"run {config.name!r}")
     chosen = config
     config = config.model_copy(update={"encoder": _named(config.encoder, model)})
     tokenizer = open_tokenizer(config)
@@ -78,6 +80,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
+        **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
         "text_length": config.served_seq_length,
         "metrics": metrics,
         "timings": handler.timings.get("model", {}),

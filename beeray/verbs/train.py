@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import time
@@ -23,7 +22,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import ConfigError, DivergedError
+from beeray.errors import DivergedError
 from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
@@ -46,7 +45,7 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare, plan_steps, user_shares
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
-from beeray.runtime.warm_start import WarmStart, find_warm_start
+from beeray.runtime.warm_start import WarmStart, check_peft, find_warm_start
 from beeray.verbs.report import choose_report_items, refresh_report
 
 if TYPE_CHECKING:
@@ -146,12 +145,6 @@ def begin_run(
         return inputs
     start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
     return replace(inputs, init_from=start)
-
-
-def check_peft(config: Config) -> None:
-    """Refuse `train.lora` where its library is missing, before anything is started."""
-    if config.train.lora is not None and importlib.util.find_spec("peft") is None:
-        raise ConfigError("train.lora needs peft, which is not installed: pip install 'beeray[lora]', or leave it out")
 
 
 def open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]:
@@ -326,6 +319,7 @@ def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: Eve
         "model": str(folder.model),
         "config_digest": config.result_digest(),
         "store_fingerprint": inputs.store.meta.fingerprint,
+        **folder.meaning(inputs.store.meta.fingerprint, config.trains_on_validation),
         "text_length": config.served_seq_length,
         "metrics": summarise_scores(after, config.evaluate),
         "training": summarise_training(folder.steps(), handler.workers()),

@@ -56,8 +56,8 @@ from beeray.runtime.sweep.trial import (
     trial_config,
 )
 from beeray.runtime.tracking import Untracked
-from beeray.runtime.warm_start import find_warm_start
-from beeray.verbs.train import begin_run, check_peft, open_start, train_run
+from beeray.runtime.warm_start import check_peft, find_warm_start
+from beeray.verbs.train import begin_run, open_start, train_run
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""
@@ -69,6 +69,8 @@ ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
 SCRATCH = "ray-tune"
+FITTED = ("encoder.", "train.head", "train.lora", "train.freeze_layers", "train.matryoshka_dims")
+"""Keys whose values fit one encoder and not another."""
 STATE_API_PATIENCE_S = 30
 
 
@@ -133,13 +135,26 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
             warm,
             fingerprint,
         )
-        sweep = Sweep(config, folder, functools.partial(trial_config, folder, threads))
+        sweep = Sweep(config, folder, functools.partial(fitting_config, folder, threads))
         console.line(
             f"tune {config.name}: {', '.join(sweep.space)}; {sweep.num_left} of {config.tune.num_trials} trials to go, "
             f"{at_once} at once, {_workers(config.cluster.num_workers)} each"
         )
         with SweepTracking(config, folder, console) as tracking:
             _run(sweep, tracking, inputs, at_once, console)
+
+
+def fitting_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:
+    """See `trial_config`; refused before anything is started is what does not fit the encoder that it begins with.
+
+    Raises:
+        ConfigError: as `trial_config`, or peft is missing.
+        EncoderError: a head, adapters, frozen layers or prefixes that the encoder does not take.
+    """
+    if any(key.startswith(FITTED) for key in trial.values):  # else the sweep's own config was found to fit
+        check_peft(config)
+        open_start(config, find_warm_start(config))
+    return trial_config(folder, threads, trial, config)
 
 
 def _check_state_api(config: Config) -> None:

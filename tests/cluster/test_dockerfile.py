@@ -14,15 +14,16 @@ from own_process import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
-KNOWN = {"FROM", "RUN", "WORKDIR", "ENV", "COPY", "USER", "CMD"}
+KNOWN = {"ARG", "FROM", "RUN", "WORKDIR", "ENV", "COPY", "USER", "CMD"}
 TARGETS = ["cpu", "cuda"]
+ARGUMENTS = "before the first stage"
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
     """Instructions of every stage, continued lines joined, comments left out."""
     lines = [line for line in DOCKERFILE.read_text().splitlines() if line and not line.lstrip().startswith("#")]
     found: dict[str, list[tuple[str, str]]] = {}
-    name = ""
+    name = ARGUMENTS
     for instruction in "\n".join(lines).replace("\\\n", " ").splitlines():
         word, _, rest = instruction.partition(" ")
         if word == "FROM":
@@ -36,10 +37,19 @@ def of(target: str, word: str) -> list[str]:
 
 
 def test_it_has_a_target_for_cpus_and_one_for_cuda_of_known_instructions() -> None:
-    assert list(stages()) == TARGETS
-    assert of("cpu", "FROM")[0].startswith("python:3.12-slim ")
-    assert re.fullmatch(r"nvidia/cuda:[\d.]+-runtime-ubuntu24\.04 AS cuda", of("cuda", "FROM")[0])
+    assert list(stages()) == [ARGUMENTS, *TARGETS]
     assert {word for stage in stages().values() for word, _ in stage} <= KNOWN
+
+
+def test_both_targets_have_one_python_pinned_to_its_patch_since_ray_refuses_nodes_of_another() -> None:
+    pinned = dict(one.split("=", 1) for one in of(ARGUMENTS, "ARG"))
+    bases = {of(target, "FROM")[0].rpartition(" AS ")[0] for target in TARGETS}
+    (image,) = {re.sub(r"\$\{(\w+)\}", lambda name: pinned[name[1]], base) for base in bases}
+    assert re.fullmatch(r"python:3\.12\.\d+-slim-\w+", image)
+    for target in TARGETS:
+        (made,) = [rest for rest in of(target, "RUN") if "-m venv" in rest]
+        installed = made.partition("apt-get install")[2].partition("&&")[0]
+        assert "python" not in installed, f"{target} would have the distribution's Python beside its own"
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -91,8 +101,7 @@ def test_nobody_is_root_and_no_secret_or_private_index_is_baked_in(target: str) 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_cluster_asks_for_a_token_and_stops_jobs_patiently(target: str) -> None:
-    (environment,) = of(target, "ENV")
-    settings = dict(one.split("=", 1) for one in environment.split())
+    settings = environment(target)
     assert settings["RAY_AUTH_MODE"] == "token"
     assert int(settings["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
@@ -108,6 +117,13 @@ def test_the_command_it_starts_with_runs(target: str) -> None:
     assert "--config" in done.stdout
 
 
-def test_both_targets_install_alike() -> None:
-    same = [[one for one in stages()[target] if one[0] not in ("FROM", "RUN")] for target in TARGETS]
+def environment(target: str) -> dict[str, str]:
+    (settings,) = of(target, "ENV")
+    return dict(one.split("=", 1) for one in settings.split())
+
+
+def test_both_targets_install_alike_and_cuda_asks_for_the_driver_as_well() -> None:
+    same = [[one for one in stages()[target] if one[0] not in ("FROM", "RUN", "ENV")] for target in TARGETS]
     assert same[0] == same[1]
+    driver = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    assert environment("cuda") == environment("cpu") | driver

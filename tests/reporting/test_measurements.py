@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from beeray.config import validate_config
 from beeray.reporting.measurements import collect_measurements, described, rows
-from beeray.reporting.summary import tiles
+from beeray.reporting.summary import facts, tiles
 
 
 def metrics(mean: float, **more: Any) -> dict[str, Any]:
@@ -47,6 +48,36 @@ def test_what_the_run_measured_itself_is_not_shown_twice_unless_the_text_length_
         "Trained",
         "Trained (32 tokens)",
     ]
+
+
+def test_what_was_measured_again_adds_what_the_run_lacks_and_changes_nothing(tmp_path: Path) -> None:
+    again = {"mean": 0.9, "low": 0.8, "high": 1.0}
+    evaluation(tmp_path, "model-16", 0.6, text_length=16)
+    path = tmp_path / "evaluations" / "model-16" / "metrics.json"
+    record = json.loads(path.read_text())
+    record["metrics"]["test"]["held_out"]["ndcg@2"] = again
+    record["metrics"]["test"]["catalog"] = {"users": 9, "recall@2": again}
+    record["metrics"]["validation"] = {"held_out": {"users": 4, "recall@2": again}}
+    path.write_text(json.dumps(record))
+    own = {**RECORD, "metrics": {"test": {**metrics(0.5)["test"], "filtered": {"users": 8, "recall@2": again}}}}
+    record["metrics"]["test"]["filtered"] = {"users": 9, "ndcg@2": again}
+    path.write_text(json.dumps(record))
+    (trained,) = [one for one in collect_measurements(tmp_path, own)[0] if one.label == "trained"]
+    assert trained.metrics["test"]["held_out"]["recall@2"]["mean"] == 0.5
+    assert trained.metrics["test"]["held_out"]["ndcg@2"] == again
+    assert trained.metrics["test"]["filtered"] == {"users": 8, "recall@2": again}, "of other users"
+    assert trained.metrics["test"]["catalog"]["recall@2"] == again and "validation" in trained.metrics
+
+
+def test_models_of_other_runs_have_the_names_of_their_runs(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        evaluation(tmp_path, f"model-{run}-16", 0.3, text_length=16, model=f"/runs/{run}/model")
+    assert names(tmp_path)[1:3] == ["one", "two"]
+
+
+def test_several_domains_are_all_named() -> None:
+    domains = {"films": {"source": "movielens", "path": "films"}, "books": {"source": "goodbooks", "path": "books"}}
+    assert ("data", "films, books") in facts(validate_config({"name": "a", "data": {"domains": domains}}), None)
 
 
 def test_before_a_head_start_is_not_the_untouched_encoder(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def test_embedded_json_can_neither_end_its_element_nor_begin_another() -> None:
     assert jinja2.Template("{{ it }}", autoescape=True).render(it=text) == text
 
 
+def test_texts_of_items_are_shown_in_whichever_direction_they_are_read(page: str) -> None:
+    assert "node.dir = 'auto'" in page and 'type="search" dir="auto"' in page
+    shown = re.findall(r"(\w+)\('\w+', (?:title\()?items\.text", page)
+    assert len(shown) >= 5 and set(shown) == {"written"}
+
+
 def test_the_name_of_a_run_and_its_notes_are_escaped(tmp_path: Path) -> None:
     config = a_run(tmp_path)
     damaged = config.run_dir / "evaluations" / "<i>x"

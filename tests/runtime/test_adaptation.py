@@ -17,7 +17,7 @@ from beeray.core.encoder import load_encoder, save_encoder
 from beeray.core.head import append_head, head_units
 from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.adaptation import adapt, check_adaptation, check_head
-from beeray.verbs.train import check_peft
+from beeray.runtime.warm_start import check_peft
 
 TEXTS = ["ba ban bo", "fa fi fus fer fol"]
 LORA = {"rank": 4, "alpha": 8.0}

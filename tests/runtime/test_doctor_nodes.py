@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny_encoder import build_tiny_encoder
 
+from beeray import doctor
 from beeray.config import Config, validate_config
+from beeray.core.encoder import load_encoder, save_encoder
+from beeray.core.head import append_head
+from beeray.errors import BeerayError, EncoderError
 from beeray.runtime.doctor.clocks import judge_clocks
+from beeray.runtime.doctor.encoder import check_encoder
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
 from beeray.runtime.doctor.memory import GIB, judge_disk, judge_memory, state_bytes
 from beeray.runtime.doctor.versions import judge_versions
+from beeray.verbs.doctor import begun_with
 
 VERSIONS = {
     "python": "3.11.9",
@@ -26,10 +35,8 @@ VERSIONS = {
 MILLION = 1_000_000
 
 
-def a_node(
-    name: str = "a", free_gib: float = 8.0, disk_gib: float = 100.0, used: float = 0.5, **other: str
-) -> NodeFacts:
-    return NodeFacts(name, VERSIONS | other, 8, int(16 * GIB), int(free_gib * GIB), int(disk_gib * GIB), used)
+def a_node(name: str = "a", free_gib: float = 8.0, used: float = 0.5, **other: str) -> NodeFacts:
+    return NodeFacts(name, VERSIONS | other, 8, int(16 * GIB), int(free_gib * GIB), used)
 
 
 def a_config(**changes: Any) -> Config:
@@ -44,7 +51,7 @@ def test_facts_of_this_machine_are_its_own() -> None:
     assert (facts.versions["torch"], facts.versions["ray"]) == (version("torch"), version("ray"))
     assert facts.name == "me"
     assert 0 < facts.free_memory_bytes <= facts.memory_bytes
-    assert facts.free_disk_bytes > 0 and 0 < facts.disk_used < 1
+    assert 0 < facts.disk_used < 1
     assert judge_versions(facts, [facts, replace(facts, name="other")]).status == "ok"
 
 
@@ -53,6 +60,20 @@ def test_versions_alike_pass_and_drivers_are_compared_among_the_nodes_alone() ->
     finding = judge_versions(HERE, nodes)
     assert finding.status == "ok"
     assert finding.said == "alike on 2 nodes: Python 3.11.9, torch 2.13.0, ray 2.60.0, deepspeed 0.19.8, beeray 0.1+aa"
+
+
+def test_cpu_nodes_beside_gpu_nodes_pass_and_a_gpu_node_with_another_cuda_or_none_fails() -> None:
+    head = a_node("head", torch="2.13.0+cpu", **{"CUDA of torch": "none"})
+    here = replace(head, name="this command")
+    of_gpu = {"CUDA of torch": "13.0", "NVIDIA driver": "580.1"}
+    gpus = [replace(a_node(name, **of_gpu), num_gpus=1.0) for name in "ab"]
+    assert judge_versions(here, [head, *gpus]).status == "ok"
+    older = replace(a_node("c", **(of_gpu | {"CUDA of torch": "12.8"})), num_gpus=1.0)
+    finding = judge_versions(here, [head, *gpus, older])
+    assert (finding.status, finding.measured["differing"]) == ("FAILED", ["CUDA of torch"])
+    assert finding.said.startswith("CUDA of torch is 13.0 mostly and 12.8 on node c;")
+    for_cpus = replace(head, name="d", num_gpus=1.0, versions=head.versions | {"NVIDIA driver": "580.1"})
+    assert "CUDA of torch is 13.0 mostly and none on node d" in judge_versions(here, [head, *gpus, for_cpus]).said
 
 
 @pytest.mark.parametrize("package", ["python", "beeray", "torch", "ray", "deepspeed"])
@@ -138,19 +159,44 @@ def test_on_gpus_the_state_is_theirs_and_the_nodes_need_only_the_processes() -> 
 
 def test_disk_that_is_short_names_the_folder_and_its_need() -> None:
     config = a_config(train={"keep_checkpoints": 2}, runs_dir="/shared/runs")
-    # three checkpoints of 16 bytes a parameter and two exports of 4: 56 bytes, 3.5 GiB
+    # three checkpoints of 12 bytes a parameter and two exports of 4: 44 bytes, 2.75 GiB
     parameters = 2**26
-    finding = judge_disk(config, parameters, [a_node("a")], int(3.4 * GIB))
+    finding = judge_disk(config, parameters, [a_node("a")], int(2.6 * GIB))
     assert finding.status == "FAILED"
     assert finding.said == (
-        "runs_dir '/shared/runs' has 3.4 GiB free, and a run takes 3.5 GiB there for checkpoints; free some of it, "
-        "lower train.keep_checkpoints, or choose another disk (runs_dir, TMPDIR of the nodes)"
+        "runs_dir '/shared/runs' has 2.6 GiB free, and a run takes 2.8 GiB there for checkpoints; free some of it, "
+        "lower train.keep_checkpoints, or choose another disk (runs_dir)"
     )
-    assert judge_disk(config, parameters, [a_node("a")], int(4 * GIB)).status == "warning"
-    assert judge_disk(config, parameters, [a_node("a")], int(5 * GIB)).status == "ok"
-    on_node = judge_disk(config, parameters, [a_node("a"), a_node("b", disk_gib=1.0)], int(5 * GIB))
-    assert on_node.status == "FAILED"
-    assert on_node.said.startswith("the temporary folder of node b has 1.0 GiB free, and a run takes 1.2 GiB there")
+    assert judge_disk(config, parameters, [a_node("a")], int(3 * GIB)).status == "warning"
+    assert judge_disk(config, parameters, [a_node("a")], int(4 * GIB)).status == "ok"
+
+
+def test_the_encoder_is_what_the_run_begins_with_and_must_take_what_trains_it(tmp_path: Path) -> None:
+    model = load_encoder(str(build_tiny_encoder(tmp_path / "earlier")), max_seq_length=32)
+    append_head(model, 6)
+    save_encoder(model, tmp_path / "headed")
+    given = str(tmp_path / "headed")
+
+    def checked(**train: Any) -> Any:
+        config = a_config(encoder={"name": "never/opened", "max_seq_length": 32}, train={"init_from": given} | train)
+        assert begun_with(config) == given
+        return check_encoder(config, begun_with(config), torch.device("cpu"))
+
+    assert checked().status == "ok" and checked().said.startswith(f"{given}: ")
+    with pytest.raises(EncoderError, match=r"train\.head\.units is 8: .* has a head of 6 units"):
+        checked(head={"units": 8})
+    with pytest.raises(EncoderError, match=r"train\.freeze_layers is 3: the encoder has 2 layers"):
+        checked(freeze_layers=3)
+    with pytest.raises(BeerayError, match=r"train\.init_from 'nowhere': neither a run nor an encoder is there"):
+        begun_with(a_config(train={"init_from": "nowhere"}))
+
+
+def test_help_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["doctor", "--help"])
+    with pytest.raises(SystemExit):
+        doctor.main()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_so_full_that_ray_makes_no_objects_fails_however_large_it_is() -> None:

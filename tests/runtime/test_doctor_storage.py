@@ -57,6 +57,12 @@ def test_folders_that_do_not_exist_are_probed_where_they_would_be_made_and_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_uri_is_the_folder_that_it_stands_for(tmp_path: Path) -> None:
+    (tmp_path / "with space").mkdir()
+    for uri in (f"file://{tmp_path}/with%20space/new", f"file://localhost{tmp_path}/with%20space/new"):
+        assert nearest_folder(uri) == str(tmp_path / "with space")
+
+
 def test_a_folder_that_cannot_be_written_is_named_with_its_key_and_what_to_do(tmp_path: Path) -> None:
     finding = check_storage([Place("runs_dir", "/proc/runs", nearest_folder("/proc/runs"))], [Here()])
     assert finding.status == "FAILED"

@@ -137,11 +137,12 @@ def test_validation_data_that_is_trained_on_does_not_judge() -> None:
     [
         ("item", "held_out", None),
         ("item", "held_out@64", None),
-        ("item", "new_items", None),
-        ("item", "filtered", "with split.kind item evaluation makes held_out, catalog, held_out@64, old_items, new_it"),
+        ("item", "new_items", "could not judge; name one of held_out, catalog, held_out@64"),
+        ("time", "old_items", "could not judge; name one of catalog, filtered, catalog@64"),
+        ("item", "filtered", "with split.kind item evaluation makes held_out, catalog, held_out@64; name"),
         ("time", "filtered", None),
-        ("time", "held_out", "with split.kind time evaluation makes catalog, filtered, catalog@64, old_items, new_it"),
-        ("user", "filtered", "with split.kind user evaluation makes catalog, catalog@64, old_items, new_items"),
+        ("time", "held_out", "with split.kind time evaluation makes catalog, filtered, catalog@64; name"),
+        ("user", "filtered", "with split.kind user evaluation makes catalog, catalog@64; name"),
         ("item", "held_out@32", "nightly.ranking is 'held_out@32'"),
     ],
 )

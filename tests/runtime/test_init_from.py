@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beeray.config import Config, validate_config
+from beeray.console import Console
 from beeray.errors import BeerayError
-from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.warm_start import WarmStart, find_warm_start
+from beeray.runtime.run_folder import RunFolder, learned_validation
+from beeray.runtime.warm_start import WarmStart, check_model_prefix, find_warm_start
+from beeray.verbs import embed, evaluate
+
+SAVED_PREFIX = {"prompts": {"document": "passage: "}, "default_prompt_name": "document"}
 
 
 def a_config(folder: Path, name: str = "today", **train: Any) -> Config:
@@ -87,6 +93,24 @@ def test_a_run_goes_on_with_the_prefix_that_it_was_trained_with(
             find_warm_start(config)
 
 
+@pytest.mark.parametrize(("saved", "prefix"), [({}, "passage: "), (SAVED_PREFIX, ""), (SAVED_PREFIX, "query: ")])
+def test_a_runs_model_is_scored_and_published_with_its_prefix_alone(
+    tmp_path: Path, saved: dict[str, Any], prefix: str
+) -> None:
+    model = finished(tmp_path) / "model"
+    (model / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    config = a_config(tmp_path)
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"prefix": prefix})})
+    said = rf"encoder\.prefix is '{prefix}': what .* was trained with '.*'; set"
+    with pytest.raises(BeerayError, match=said):
+        evaluate.execute(config, argparse.Namespace(model=str(model)), Console())
+    with pytest.raises(BeerayError, match=said):
+        embed.plan_job(config, str(model), Console())
+    elsewhere = tmp_path / "model"
+    shutil.copytree(model, elsewhere)
+    check_model_prefix(config, str(elsewhere), "--model")
+
+
 def test_an_encoders_folder_that_names_no_prefix_may_begin_with_any(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[]")
     config = a_config(tmp_path, init_from=str(tmp_path))
@@ -117,6 +141,19 @@ def test_old_items_are_only_those_of_the_store_that_the_run_was_claimed_for(tmp_
     folder.old_items.write_bytes(b"")
     assert folder.old_items_of("store") == str(folder.old_items)
     assert folder.old_items_of("another") == ""
+
+
+def test_scores_say_by_which_list_old_items_were_told_and_whether_validation_was_trained_on(tmp_path: Path) -> None:
+    folder = RunFolder(a_config(tmp_path, with_validation=True))
+    folder.claim("store")
+    assert folder.meaning("store", None) == {}
+    folder.old_items.write_bytes(b"one list")
+    one = folder.meaning("store", learned_validation(str(folder.model)))
+    folder.old_items.write_bytes(b"another")
+    other = folder.meaning("store", False)
+    assert (one["trained_on_validation"], other["trained_on_validation"]) == (True, False)
+    assert one["old_items_digest"] != other["old_items_digest"]
+    assert folder.meaning("another", None) == {} and learned_validation("some/encoder") is None
 
 
 @pytest.mark.parametrize("saved", ["", "{", "[]", "3", '{"prompts": 3, "default_prompt_name": "x"}', "[" * 5000])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from tiny_encoder import build_tiny_encoder
 
 from beeray.config import Config, Dimension, num_points, validate_config
+from beeray.core.encoder import load_encoder, save_encoder
+from beeray.core.head import append_head
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
 from beeray.runtime.sweep.stopping import stopping
+from beeray.verbs.tune import fitting_config
 
 SPACE = {"train.lr": {"loguniform": [1e-5, 1e-2]}, "train.max_output": {"choice": [50, 100, 200]}}
 
@@ -107,6 +112,29 @@ def test_a_point_that_is_no_valid_config_is_noted_counts_and_the_next_is_drawn(t
     assert invalid and started
     assert sorted([*started, *(trial.number for trial in invalid)]) == list(range(12))
     assert "must be a multiple of cluster.num_workers" in str(invalid[0].reason)
+
+
+def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_started(tmp_path: Path) -> None:
+    model = load_encoder(str(build_tiny_encoder(tmp_path / "encoder")), max_seq_length=32)
+    append_head(model, 6)
+    save_encoder(model, tmp_path / "headed")
+    space = {"train.head.units": {"choice": [6, 256]}, "train.freeze_layers": {"choice": [1, 3]}}
+    config = a_config(tmp_path, space, num_trials=4)
+    train = config.train.model_copy(update={"init_from": str(tmp_path / "headed")})
+    encoder = config.encoder.model_copy(update={"max_seq_length": 32})
+    config = config.model_copy(update={"train": train, "encoder": encoder})
+    sweep = Sweep(config, SweepFolder(config), functools.partial(fitting_config, SweepFolder(config), None))
+    following = sweep.next()
+    while following is not None:
+        following[0].status = COMPLETE
+        following[0].heard(1, 0.5)
+        sweep.ended(following[0])
+        following = sweep.next()
+    ended = {tuple(trial.values.values()): (trial.status, trial.reason) for trial in sweep.trials}
+    assert ended.pop((6, 1)) == (COMPLETE, None)
+    assert [status for status, _ in ended.values()] == [INVALID] * 3
+    assert "train.head.units is 256: the encoder that train.init_from names has a head of 6" in str(ended[256, 1][1])
+    assert "train.freeze_layers is 3: the encoder has 2 layers" in str(ended[6, 3][1])
 
 
 def test_failed_trials_do_not_stop_the_search(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ def a_table(gain: float, *, users: int = USERS, rankings: tuple[str, ...] = ("he
     return pa.concat_tables([pa.table(part) for part in parts])
 
 
-def write(folder: Path, table: pa.Table, fingerprint: str = "aaaa") -> None:
+def write(folder: Path, table: pa.Table, fingerprint: str = "aaaa", **about: Any) -> None:
     folder.mkdir(parents=True)
     pq.write_table(table, folder / "scores.parquet")
-    (folder / "metrics.json").write_text(json.dumps({"store_fingerprint": fingerprint}))
+    (folder / "metrics.json").write_text(json.dumps({"store_fingerprint": fingerprint, **about}))
 
 
 @pytest.fixture
@@ -119,6 +119,12 @@ def test_fewer_questions_are_a_smaller_family(runs: Path, monkeypatch: pytest.Mo
     assert float(lines[1]["difference"]) == pytest.approx(row["difference"]["mean"])
 
 
+def test_a_flag_that_is_given_twice_asks_for_both(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--metric", "ndcg@10", "--metric", "recall@5", "--ranking", "held_out")
+    code, out, _ = execute(runs, "first", "second", *asked, monkeypatch=monkeypatch)
+    assert code == 0 and set(json.loads(out.splitlines()[-1])["tables"][0]["metrics"]) == {"ndcg@10", "recall@5"}
+
+
 def test_many_questions_take_as_many_resamples_as_can_answer_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 12 hypotheses at 0.01: 2 / 501 × 12 = 0.048, so 500 resamples find nothing, however large a difference is
     code, out, _ = execute(
@@ -151,6 +157,35 @@ def test_domains_are_compared_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert code == 0
     tables = json.loads(out.splitlines()[-1])["tables"]
     assert [(table["domain"], table["users"]) for table in tables] == [("books", 20), ("films", 40)]
+
+
+def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rankings = ("held_out", "old_items", "new_items")
+    for name, gain, about in (
+        ("one", 0.0, {"old_items_digest": "11", "trained_on_validation": True}),
+        ("two", 0.2, {"old_items_digest": "22", "trained_on_validation": False}),
+        ("alike", 0.2, {"old_items_digest": "11", "trained_on_validation": True}),
+        ("older", 0.2, {}),
+    ):
+        of_test = a_table(gain, rankings=rankings)
+        split = pa.array(["validation"] * len(of_test))
+        of_validation = of_test.set_column(of_test.column_names.index("split"), "split", split)
+        write(tmp_path / "runs" / name, pa.concat_tables([of_test, of_validation]), **about)
+
+    def groups(*arguments: str) -> tuple[set[tuple[str, str]], str]:
+        code, out, err = execute(tmp_path, "one", *arguments, monkeypatch=monkeypatch)
+        tables = json.loads(out.splitlines()[-1])["tables"] if code == 0 else []
+        return {(table["split"], table["ranking"]) for table in tables}, out + err
+
+    everything = {(split, ranking) for split in ("validation", "test") for ranking in rankings}
+    found, said = groups("two")
+    assert found == {("test", "held_out")}
+    assert "validation is not compared: one was trained on validation data and two was not; compare them" in said
+    assert "old_items and new_items are not compared: one and two began with runs that knew different items" in said
+    assert groups("alike")[0] == groups("older")[0] == everything
+    found, said = groups("two", "--ranking", "new_items")
+    assert not found and "old_items and new_items are not compared" in said
+    assert not groups("two", "--split", "validation")[0]
 
 
 @pytest.mark.parametrize(

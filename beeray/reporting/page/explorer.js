@@ -22,7 +22,7 @@ function showFound(places) {
   state.found = places;
   state.active = -1;
   list.replaceChildren(...places.map((place, row) => {
-    const entry = made('li', title(items.text[place]));
+    const entry = written('li', title(items.text[place]));
     entry.id = `found-${row}`;
     entry.setAttribute('role', 'option');
     entry.setAttribute('aria-selected', 'false');
@@ -78,7 +78,7 @@ function entry(place, ...figures) {
   button.type = 'button';
   button.dataset.item = place;
   button.title = items.text[place];
-  button.append(made('span', title(items.text[place]), 'text'));
+  button.append(written('span', title(items.text[place]), 'text'));
   const line = made('span', undefined, 'figures');
   figures.forEach((figure, at) => line.append(at ? ' · ' : '', figure));
   if (isNew(place)) line.append(' ', made('span', 'new', 'badge new'));
@@ -107,7 +107,7 @@ function showNeighbours(name, place) {
 
 function describe(place) {
   const heading = made('p');
-  heading.append(made('strong', title(items.text[place], 200)));
+  heading.append(written('strong', title(items.text[place], 200)));
   if (isNew(place)) heading.append(' ', made('span', 'new', 'badge new'));
   const users = items.users[place];
   const seen = items.training_users[place];
@@ -116,7 +116,7 @@ function describe(place) {
     : `Seen in training: ${count(seen, 'user')}${seen === users ? '' : ` of the ${users.toLocaleString('en')} who have it`}.`;
   const facts = made('p', `${said} Item ${items.id[place]}, ${items.domain[place]}.`, 'note');
   const nodes = [heading, facts];
-  if (title(items.text[place], 200) !== items.text[place]) nodes.splice(1, 0, made('p', items.text[place]));
+  if (title(items.text[place], 200) !== items.text[place]) nodes.splice(1, 0, written('p', items.text[place]));
   element('selected').replaceChildren(...nodes);
 }
 

@@ -74,7 +74,7 @@ function markSelected() {
   if (!line) return;
   const back = made('a', 'See its neighbours');
   back.href = '#explorer';
-  line.replaceChildren(`★ ${title(items.text[state.item])}; ○ its ten nearest. `, back);
+  line.replaceChildren('★ ', written('bdi', title(items.text[state.item])), '; ○ its ten nearest. ', back);
 }
 
 function startMap() {

@@ -10,6 +10,13 @@ function made(tag, text, className) {
   return node;
 }
 
+/** The same with a text that people wrote, in whichever direction it is read. */
+function written(tag, text, className) {
+  const node = made(tag, text, className);
+  node.dir = 'auto';
+  return node;
+}
+
 /** Text as plotly shows it: it reads a few tags, so data must not bring any. */
 function plain(text) {
   return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');

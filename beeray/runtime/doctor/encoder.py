@@ -1,4 +1,4 @@
-"""The config's encoder: loads on a worker, and embeds texts as it should."""
+"""The encoder that a run begins with: loads on a worker, embeds texts as it should, and takes what trains it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import torch
 
 from beeray.config import Config
 from beeray.core.encoder import Encoder, embedding_dim
+from beeray.runtime.adaptation import check_adaptation, check_head
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
 from beeray.runtime.task import open_encoder
+from beeray.runtime.warm_start import check_peft
 
 TEXTS = ("A studded winter tyre for bicycles", "A dock that charges phones without a cable")
 
 
 def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
-    """Load the encoder as training does and embed two texts.
+    """Load the encoder as training does, embed two texts, and set it up for training.
 
     Args:
         name: of the encoder, as any worker understands it.
 
     Raises:
-        EncoderError: it does not load.
+        EncoderError: it does not load, or not take the config's head, adapters, frozen layers or prefixes.
+        ConfigError: a library that the config needs is missing here.
     """
     model = open_encoder(config, name, config.longest_seq_length, device)
     encoder = Encoder(model, config.train.precision).eval()
@@ -35,9 +38,14 @@ def check_encoder(config: Config, name: str, device: torch.device) -> Finding:
     measured = {"parameters": num_parameters, "dim": embedding_dim(model), "similarity": round(similarity, 4)}
     trouble = judge_embeddings(first, second, again)
     if trouble:
-        return Finding(FAILED, f"encoder.name {config.encoder.name!r}: {trouble}", measured)
+        key = "encoder.name" if config.train.init_from is None else "train.init_from"
+        return Finding(FAILED, f"{key} {config.begins_with!r}: {trouble}", measured)
+    check_peft(config)
+    if config.train.init_from is not None:
+        check_head(model, config.train)
+    check_adaptation(model, config.train)
     said = (
-        f"{config.encoder.name}: {num_parameters:,} parameters, {measured['dim']} dimensions, "
+        f"{config.begins_with}: {num_parameters:,} parameters, {measured['dim']} dimensions, "
         f"{config.longest_seq_length} tokens, {config.train.precision} on {device.type}"
     )
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):

@@ -32,9 +32,9 @@ class NodeFacts:
         name: as errors call it.
         versions: of Python, beeray (with a digest of its source), packages, torch's CUDA, the NVIDIA driver.
         free_memory_bytes: what a new process may take; of a container with a limit, what that leaves.
-        free_disk_bytes: of the folder for temporary files, where checkpoints are written first.
-        disk_used: share of that disk which is taken.
+        disk_used: share that is taken of the disk for temporary files, where Ray keeps objects.
         clock_s: seconds since the epoch, while the facts were read.
+        num_gpus: that Ray gives away there.
     """
 
     name: str
@@ -42,16 +42,17 @@ class NodeFacts:
     num_cpus: int
     memory_bytes: int
     free_memory_bytes: int
-    free_disk_bytes: int
     disk_used: float
     clock_s: float = field(default_factory=time.time)
+    num_gpus: float = 0.0
 
 
-def read_facts(name: str = "") -> NodeFacts:
+def read_facts(name: str = "", num_gpus: float = 0.0) -> NodeFacts:
     """The facts of the machine of this process.
 
     Args:
         name: of the node; the machine's own unless given.
+        num_gpus: of the node, as Ray counts them.
     """
     memory = psutil.virtual_memory()
     limit, free = _container_memory(memory.total, memory.available)
@@ -62,8 +63,8 @@ def read_facts(name: str = "") -> NodeFacts:
         num_cpus=os.cpu_count() or 1,
         memory_bytes=limit,
         free_memory_bytes=free,
-        free_disk_bytes=disk.free,
         disk_used=1.0 - disk.free / disk.total,
+        num_gpus=num_gpus,
     )
 
 

@@ -14,7 +14,7 @@ PROCESS_BYTES = int(0.8 * GIB)
 """A worker with torch, DeepSpeed and transformers imported, before it holds any weight."""
 ROOM = 1.25
 """Below so many times the need is a warning: texts, batches and the libraries' own buffers are not counted."""
-CHECKPOINT_BYTES_PER_PARAMETER = 16  # weights, the optimizer's fp32 copy of them, two moments
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and two moments, in fp32 (`runtime/engine_state.py`)
 EXPORT_BYTES_PER_PARAMETER = 4
 RAY_STOPS_AT = 0.95
 """Share of its disk from which on Ray refuses to create objects."""
@@ -74,7 +74,7 @@ def judge_memory(
 
 
 def judge_disk(config: Config, num_parameters: int, nodes: Sequence[NodeFacts], runs_free_bytes: int) -> Finding:
-    """Compare free disk with the need: checkpoints in `runs_dir`, and one on its way in each node's temporary folder.
+    """Compare free disk with the need: checkpoints in `runs_dir`, into which workers write them.
 
     Args:
         num_parameters: of the encoder.
@@ -85,11 +85,7 @@ def judge_disk(config: Config, num_parameters: int, nodes: Sequence[NodeFacts], 
     export = EXPORT_BYTES_PER_PARAMETER * num_parameters
     in_runs = (config.train.keep_checkpoints + 1) * checkpoint + 2 * export
     full = [node for node in nodes if node.disk_used > RAY_STOPS_AT]
-    places = [(f"runs_dir {config.runs_dir!r}", runs_free_bytes, in_runs)]
-    places += [
-        (f"the temporary folder of node {node.name}", node.free_disk_bytes, checkpoint + export) for node in nodes
-    ]
-    name, free, need = min(places, key=lambda place: place[1] / place[2])
+    name, free, need = f"runs_dir {config.runs_dir!r}", runs_free_bytes, in_runs
     measured = {"need_bytes": need, "free_bytes": free, "where": name}
     if full and free >= need:
         return Finding(
@@ -104,7 +100,6 @@ def judge_disk(config: Config, num_parameters: int, nodes: Sequence[NodeFacts], 
         return Finding(OK, said, measured)
     return Finding(
         FAILED if free < need else WARNING,
-        f"{said} for checkpoints; free some of it, lower train.keep_checkpoints, or choose another disk "
-        "(runs_dir, TMPDIR of the nodes)",
+        f"{said} for checkpoints; free some of it, lower train.keep_checkpoints, or choose another disk (runs_dir)",
         measured,
     )

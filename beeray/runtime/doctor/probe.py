@@ -20,9 +20,9 @@ READ_REMEDY = "check data.* in the config, and that every node may read it"
 class NodeProbe:
     """One node, seen from a process on it."""
 
-    def facts(self, name: str) -> NodeFacts:
+    def facts(self, name: str, num_gpus: float) -> NodeFacts:
         """See `read_facts`."""
-        return read_facts(name)
+        return read_facts(name, num_gpus)
 
     def work(self, what: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function of beeray's here."""
@@ -41,6 +41,7 @@ class Node:
 
     name: str
     probe: Any
+    num_gpus: float
 
     def call(self, work: Callable[..., str], *arguments: str) -> Callable[[], str]:
         """See `Reach`; the limit of time is the check's."""
@@ -68,6 +69,7 @@ def start_probes() -> list[Node]:
             NodeProbe.options(  # type: ignore[attr-defined]
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             ).remote(),
+            node["Resources"].get("GPU", 0.0),
         )
         for node in alive
     ]

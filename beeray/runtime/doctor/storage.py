@@ -12,7 +12,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from beeray.config import Config
-from beeray.data.storage import delete_file, exists, is_local, join, read_bytes, write_bytes
+from beeray.data.storage import delete_file, exists, is_local, join, local_path, read_bytes, write_bytes
 from beeray.data.store import META
 from beeray.errors import BeerayError
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
@@ -70,7 +70,7 @@ def nearest_folder(path: str) -> str:
     """Of a local path the nearest folder that is there; any other path itself: object stores need none made."""
     if not is_local(path):
         return path
-    folder = Path(path.removeprefix("file://"))
+    folder = local_path(path)
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return str(folder)

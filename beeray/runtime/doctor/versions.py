@@ -10,11 +10,15 @@ from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
 
 MAY_DIFFER = {"numpy", "pyarrow", "NVIDIA driver"}
 """What differs between machines without breaking a run, mostly."""
+OF_GPUS = ("CUDA of torch", "NVIDIA driver")
+"""What only nodes with GPUs need to have alike: the others' image has neither."""
 ABSENT = ("none", "not installed")
 
 
 def judge_versions(here: NodeFacts, nodes: Sequence[NodeFacts], silent: Mapping[str, str] | None = None) -> Finding:
     """Compare every node with this command, and say which differ in what.
+
+    Builds of one torch (`+cpu`, `+cu130`) are one version; nodes with GPUs are compared with each other in CUDA.
 
     Args:
         here: the machine and environment of this command.
@@ -28,10 +32,12 @@ def judge_versions(here: NodeFacts, nodes: Sequence[NodeFacts], silent: Mapping[
             "or submit the job with --working-dir . from the checkout",
         )
     differing: list[tuple[str, str, str, list[str]]] = []
-    for package, ours in here.versions.items():
-        if package == "NVIDIA driver":  # a command may run where there is no GPU: nodes are compared with each other
-            ours = _commonest(nodes, package) or ours
-        theirs = {node.name: node.versions.get(package, "not installed") for node in nodes}
+    for package in here.versions:
+        ours, compared = _version(here, package), nodes
+        if package in OF_GPUS:  # a command may run where there is no GPU: nodes are compared with each other
+            compared = [node for node in nodes if node.num_gpus or _version(node, package) not in ABSENT]
+            ours = _commonest(compared, package) or ours
+        theirs = {node.name: _version(node, package) for node in compared}
         others = [name for name, version in theirs.items() if version != ours]
         if others:
             differing.append((package, ours, theirs[others[0]], others))
@@ -41,7 +47,7 @@ def judge_versions(here: NodeFacts, nodes: Sequence[NodeFacts], silent: Mapping[
         return Finding(OK, f"{alike}: Python {here.versions['python']}, {told}", {"versions": dict(here.versions)})
     differing.sort(key=lambda one: one[0] in MAY_DIFFER)
     said = "; ".join(
-        f"{package} is {ours} {'mostly' if package == 'NVIDIA driver' else 'here'} and {other} on node {names[0]}"
+        f"{package} is {ours} {'mostly' if package in OF_GPUS else 'here'} and {other} on node {names[0]}"
         + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         for package, ours, other, names in differing
     )
@@ -51,7 +57,12 @@ def judge_versions(here: NodeFacts, nodes: Sequence[NodeFacts], silent: Mapping[
     return Finding(FAILED if grave else WARNING, f"{said}; {remedy}", measured)
 
 
+def _version(node: NodeFacts, package: str) -> str:
+    version = node.versions.get(package, "not installed")
+    return version.partition("+")[0] if package == "torch" else version
+
+
 def _commonest(nodes: Sequence[NodeFacts], package: str) -> str:
-    counted = Counter(node.versions.get(package, "none") for node in nodes)
+    counted = Counter(_version(node, package) for node in nodes)
     present = [version for version, _ in counted.most_common() if version not in ABSENT]
     return present[0] if present else ""

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from beeray.config import Config, Dimension, at_point, own_point, search_space
-from beeray.errors import ConfigError
+from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.sweep.folder import COMPLETE, INVALID, STOPPED, SweepFolder, Trial
 
 OBJECTIVE, EPOCH = "objective", "epoch"
@@ -66,14 +66,15 @@ class Sweep:
     def next(self) -> tuple[Trial, Config] | None:
         """The next trial, noted in the folder, and its config; None when there are enough.
 
-        A point that makes no valid config is noted as a trial that is `invalid`, and the next one drawn.
+        A point that makes no valid config, or one that does not fit the encoder, is noted as a trial that is `invalid`,
+        and the next one drawn.
         """
         while self._waiting or len(self.trials) < self.config.tune.num_trials:
             trial = self._waiting.popleft() if self._waiting else None
             trial = self._again(trial) if trial is not None else self._draw()
             try:
                 config = self.finished(trial, at_point(self.config, trial.values))
-            except ConfigError as error:
+            except (ConfigError, EncoderError) as error:
                 trial.status, trial.reason = INVALID, str(error)
                 self.ended(trial)
                 continue
