@@ -40,9 +40,9 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of two CPUs and a small object store, started once for all tests that need one."""
     import ray
 
-    from beeray.runtime.session import ray_init_arguments
+    from beeray.runtime.session import init_ray, ray_init_arguments
 
-    ray.init(**ray_init_arguments(num_cpus=2, object_store_mib=256))
+    init_ray(ray_init_arguments(num_cpus=2, object_store_mib=256))
     yield
     ray.shutdown()
 

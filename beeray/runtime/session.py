@@ -96,7 +96,7 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
     if address and not _answers(address):
         raise ClusterError(_NO_CLUSTER.format(address=address))
     try:
-        _init(arguments)
+        init_ray(arguments)
     except Exception as error:
         if TOO_SLOW in str(error):
             raise ClusterError(
@@ -113,7 +113,7 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
         raise ClusterError(_NO_CLUSTER.format(address=address)) from error
 
 
-def _init(arguments: dict[str, Any]) -> None:
+def init_ray(arguments: dict[str, Any]) -> None:
     """Ray's own, once more where what it starts takes longer than the 30 s that it waits, as on a cold disk."""
     import ray
 

@@ -191,8 +191,8 @@ def test_tokens_are_made_in_the_bucket_and_brought_over_to_workers_that_got_the_
 
 CLUSTER = """
 import sys, ray
-from beeray.runtime.session import ray_init_arguments
-ray.init(**ray_init_arguments(2, 100))
+from beeray.runtime.session import init_ray, ray_init_arguments
+init_ray(ray_init_arguments(2, 100))
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """

@@ -43,7 +43,7 @@ from nodes import end
 
 from beeray.data.embeddings import open_embeddings
 from beeray.data.generated_catalog import GeneratedCatalog
-from beeray.runtime.session import ray_init_arguments
+from beeray.runtime.session import init_ray, ray_init_arguments
 
 KINDS = ("actor", "task", "driver", "machine")
 LIMIT_S = 900.0
@@ -283,7 +283,7 @@ def main() -> int:
     arguments = parser.parse_args()
     draw = np.random.default_rng(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    ray.init(**ray_init_arguments(num_cpus=2, object_store_mib=256))
+    init_ray(ray_init_arguments(num_cpus=2, object_store_mib=256))
     faults: Counter[str] = Counter()
     wrong = 0
     try:

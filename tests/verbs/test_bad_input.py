@@ -157,8 +157,8 @@ os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
 results = {case["name"]: typed(case) for case in groups["without_ray"]}
 del os.environ["RAY_ADDRESS"]
 import ray
-from beeray.runtime.session import ray_init_arguments
-ray.init(**ray_init_arguments(num_cpus=2, object_store_mib=100))
+from beeray.runtime.session import init_ray, ray_init_arguments
+init_ray(ray_init_arguments(num_cpus=2, object_store_mib=100))
 results |= {case["name"]: typed(case) for case in groups["ray"]}
 ray.shutdown()
 print(json.dumps(results))
