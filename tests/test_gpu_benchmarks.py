@@ -53,6 +53,7 @@ def test_fused_mpnet_attention_has_the_output_and_gradients_of_transformers() ->
         fused.encoder.layer[0].attention.attn(expected, output_attentions=True)
 
 
+@pytest.mark.long
 def test_both_benchmarks_run_without_a_gpu(tmp_path: Path) -> None:
     small = ("--layers", "2", "--hidden", "64", "--matrix", "256", "--dry")
     sizes = {"step": ("--items", "48", "--users", "16", "--steps", "2"), "embed": ("--texts", "60", "--repeats", "1")}

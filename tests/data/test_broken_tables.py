@@ -484,16 +484,6 @@ def test_ids_of_other_types_are_refused(tmp_path: Path, ids: pa.Array) -> None:
     refused(tmp_path, "catalog item_id: ", "strings")
 
 
-def test_ids_of_numbers_in_one_csv_and_of_text_in_another_are_refused(tmp_path: Path) -> None:
-    lay_out(tmp_path, good())
-    (tmp_path / "catalog.parquet").unlink()
-    (tmp_path / "catalog.parts").mkdir()
-    for name, ids in (("a", "1\n2\n3.5"), ("b", "x\ny\n")):
-        lines = "".join(f"{one},text\n" for one in ids.split())
-        (tmp_path / "catalog.parts" / f"{name}.csv").write_text(f"item_id,text\n{lines}")
-    refused(tmp_path, "b.csv: data.catalog's columns have other types than in the files before it")
-
-
 STRANGE_IDS = ["../../x", "/etc/passwd", "a/b", "..", ".", "a\nb", "\x00", "\u202e", "%2e%2e", "c:\\x"]
 
 

@@ -17,7 +17,7 @@ from beeray.core.encoder import load_encoder
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.embeddings import Embeddings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NUM_ITEMS, NUM_FILES, DIMS = 1500, 8, 16
 
@@ -101,7 +101,6 @@ def test_some_texts_were_cut_and_some_were_not(jobs: Jobs, texts: dict[str, str]
     assert 100 < sum(length > SEQ_LENGTH for length in lengths) < NUM_ITEMS - 100
 
 
-@pytest.mark.long
 def test_another_encoder_prefix_length_or_text_gives_other_vectors(
     jobs: Jobs, published: Embeddings, texts: dict[str, str], tmp_path: Path
 ) -> None:
@@ -115,7 +114,6 @@ def test_another_encoder_prefix_length_or_text_gives_other_vectors(
     assert [name for name, other in others.items() if furthest(vectors, other) < 0.01] == []
 
 
-@pytest.mark.long
 def test_bf16_of_the_first_dimensions_at_unit_length_is_close_to_encode(
     jobs: Jobs, short: Embeddings, texts: dict[str, str]
 ) -> None:
@@ -131,7 +129,6 @@ def test_bf16_of_the_first_dimensions_at_unit_length_is_close_to_encode(
     assert furthest(rows.vectors, unit) > 0.05, "brought to unit length before the cut"
 
 
-@pytest.mark.long
 def test_int8_codes_are_within_half_a_step(jobs: Jobs, coded: Embeddings, texts: dict[str, str]) -> None:
     rows, scale = rows_of(coded), coded.manifest.format.scale
     assert scale is not None
@@ -152,8 +149,8 @@ def test_every_item_is_there_once_with_the_hash_of_its_text(published: Embedding
     ("name", "id_type", "number_type", "width"),
     [
         ("published", pa.string(), pa.float32(), HIDDEN),
-        pytest.param("short", pa.int32(), pa.float16(), DIMS, marks=pytest.mark.long),
-        pytest.param("coded", pa.string(), pa.int8(), HIDDEN, marks=pytest.mark.long),
+        pytest.param("short", pa.int32(), pa.float16(), DIMS),
+        pytest.param("coded", pa.string(), pa.int8(), HIDDEN),
     ],
 )
 def test_files_are_plain_parquet_sorted_by_ids_of_their_own_type(
@@ -173,7 +170,6 @@ def test_files_are_plain_parquet_sorted_by_ids_of_their_own_type(
         assert ids == sorted(ids) and len(ids) == file.rows > 100
 
 
-@pytest.mark.long
 def test_a_csv_and_a_feather_catalog_give_the_same_files(jobs: Jobs, published: Embeddings, coded: Embeddings) -> None:
     ended = jobs.embed("data.catalog.path=catalog.csv", "embed.path=from-csv")
     assert ended.code == 0, ended.err[-3000:]
