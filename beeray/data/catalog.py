@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beeray.data.tables import ROW
+from beeray.data.fragments import ROW
 from beeray.errors import DataError, RowError
 
 HASH_BYTES = 16

@@ -25,6 +25,7 @@ import ray
 import ray.data
 
 from beeray.data.catalog import one_array
+from beeray.data.fragments import ROW
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.parts import write_part
 from beeray.data.quarantine import sort_out
@@ -41,7 +42,7 @@ from beeray.data.storage import (
     write_file,
 )
 from beeray.data.streaming import drain, set_up_ray_data
-from beeray.data.tables import ROW, Table
+from beeray.data.tables import Table
 from beeray.errors import DataError
 
 Report = Callable[[str, int, int | None], None]

@@ -26,13 +26,13 @@ from tokenizers import Tokenizer
 from beeray.data.catalog import HASH_BYTES
 from beeray.data.dealing import ERRORS, Dealing, read_range
 from beeray.data.embedding_format import NUMPY_TYPES, EmbeddingFormat
+from beeray.data.fragments import ROW
 from beeray.data.id_ranges import evenly
 from beeray.data.manifest import part_name
 from beeray.data.parts import write_part
 from beeray.data.quarantine import error_rows, first_of_each
 from beeray.data.reuse import NOT_REUSED, EarlierRows, Join, join_range, reused_numbers
 from beeray.data.storage import join, write_bytes
-from beeray.data.tables import ROW
 from beeray.errors import DealtOtherwiseError
 
 RANGE, ROWS, NOT_FINITE = "range", "rows", "not_finite_vector"

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.data.catalog import normalize_ids
+from beeray.data.fragments import ROW
 from beeray.data.id_ranges import hash_ids, ranges_of
-from beeray.data.tables import ROW
 from beeray.errors import DataError
 
 BUCKET = "bucket"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from beeray.config import Config, config_digest
 from beeray.data.catalog import CatalogIndex, DuplicateItemError, index_catalog, normalize_ids
 from beeray.data.domains import Domain, differ_in_type, open_domains, told_of
+from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, derived_buckets
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
@@ -43,7 +44,7 @@ from beeray.data.storage import exists, join, list_files, make_dir, remove_tree,
 from beeray.data.store import META, Store, label_counts
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
-from beeray.data.tables import ROW, located
+from beeray.data.tables import located
 from beeray.data.time_windows import NUM_BINS, SortedTimes
 from beeray.errors import ConfigError, DataError, OlderStoreError
 

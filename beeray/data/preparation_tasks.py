@@ -16,13 +16,13 @@ import ray
 from numpy.typing import NDArray
 
 from beeray.data.catalog import catalog_texts
+from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
 from beeray.data.parts import read_part, write_part
 from beeray.data.record_batches import batches_by, read_batch
 from beeray.data.splits import interaction_labels
 from beeray.data.storage import join, write_bytes
 from beeray.data.store import label_counts, list_column, training_rows, user_part_name
-from beeray.data.tables import ROW
 from beeray.data.time_windows import count_times
 
 DEALT = "dealt"

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.data.catalog import content_hash, normalize_ids, one_array, render
+from beeray.data.fragments import FRAGMENT_SHIFT, ROW
 from beeray.data.slices import slices
-from beeray.data.tables import FRAGMENT_SHIFT, ROW
 from beeray.errors import DataError
 
 REASONS = (

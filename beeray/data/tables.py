@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as pads
 from pyarrow import fs
-from pyarrow import parquet as pq
 
 from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange, csv_ranges
+from beeray.data.fragments import FRAGMENT_SHIFT, IDS, ROW, Fragment
 from beeray.data.storage import FileStat, is_local, list_files, resolve
 from beeray.data.table_files import (
     PARSE_CSV,
-    check_structure,
     estimated_csv_rows,
     first_line,
     format_of,
@@ -38,20 +37,10 @@ from beeray.errors import ConfigError, DataError, RowError
 if TYPE_CHECKING:
     import ray.data
 
-BATCH_ROWS = 16_384
-NARROW_ROWS = 262_144
-"""Rows that are read at once, at most; more where there are only ids and numbers (`NARROW`)."""
-BATCH_BYTES = 16 << 20
-"""Rows of a parquet file that are read at once; its columns are read through buffers of `BUFFER_BYTES`."""
-BUFFER_BYTES = 4 << 20
-FRAGMENT_SHIFT = 40
 FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
 OPEN_AT_ONCE = 16
 SHOWN_NAMES = 500
-ROW = "row"
-IDS = ("user_id", "item_id")
-NARROW = {*IDS, "value", "timestamp"}
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -256,68 +245,6 @@ class Table:
         return self._opened[files]
 
 
-@dataclass(frozen=True)
-class Fragment:
-    """A readable piece of a table; picklable.
-
-    Attributes:
-        weight: rows, or KiB where those are more, as far as they are known without reading; 1 at least.
-    """
-
-    number: int
-    path: str
-    piece: pa.Table | pads.Fragment | CsvRange
-    columns: dict[str, str]
-    schema: pa.Schema
-    weight: int = 1
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of a row group, or of a piece of a table in memory."""
-        if isinstance(self.piece, pa.Table):
-            return int(self.piece.num_rows)
-        assert isinstance(self.piece, pads.ParquetFileFragment), self.piece
-        return sum(int(group.num_rows) for group in self.piece.row_groups)
-
-    def read(self) -> Iterator[pa.Table]:
-        """Batches of standard columns and `row` (fragment number << 40 | row inside the fragment).
-
-        Raises:
-            DataError: the file is damaged, or a value does not fit its column's type.
-        """
-        first = self.number << FRAGMENT_SHIFT
-        for batch in self._batches():
-            table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            table = pa.table({name: table[column] for name, column in self.columns.items()})
-            rows = pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))
-            first += table.num_rows
-            try:
-                table = table.cast(self.schema)
-            except pa.ArrowException as error:
-                raise DataError(
-                    f"{shown_uri(self.path)}: a value has another type than its column ({first_line(error)})"
-                ) from error
-            yield table.append_column(ROW, rows)
-
-    def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
-        num_rows = NARROW_ROWS if NARROW.issuperset(self.columns) else BATCH_ROWS
-        if isinstance(self.piece, pa.Table):
-            yield from (self.piece.slice(at, num_rows) for at in range(0, self.piece.num_rows, num_rows))
-            return
-        columns = list(dict.fromkeys(self.columns.values()))
-        with unreadable(self.path, "repair the file, or give the column one type"):
-            if isinstance(self.piece, pads.ParquetFileFragment):
-                yield from _parquet_batches(self.piece, columns, num_rows)
-            elif isinstance(self.piece, CsvRange):
-                yield from self.piece.batches(columns)
-            else:
-                for batch in self.piece.to_batches(
-                    columns=columns, batch_size=num_rows, batch_readahead=1, fragment_readahead=1
-                ):
-                    check_structure(batch)
-                    yield batch
-
-
 @contextmanager
 def located(table: Table) -> Iterator[None]:
     """Put before what is wrong with a row of a table where the row is.
@@ -329,24 +256,6 @@ def located(table: Table) -> Iterator[None]:
         yield
     except RowError as error:
         raise DataError(f"{table.place_of(error.row)}: {error}") from None
-
-
-def _parquet_batches(
-    piece: pads.ParquetFileFragment, columns: Sequence[str], num_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Batches of one row group, page by page: a scan of the dataset would hold all of it, read and decoded."""
-    with piece.open() as stream:
-        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES, arrow_extensions_enabled=False)
-        for number in [group.id for group in piece.row_groups]:
-            group = file.metadata.row_group(number)
-            chunks = [group.column(at) for at in range(group.num_columns)]
-            size = sum(
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
-            )
-            rows = max(1, min(num_rows, BATCH_BYTES * group.num_rows // max(1, size)))
-            yield from file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False)
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,8 @@ def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
             ) from None
         with storage_errors(str(path)):
             file.truncate(0)
-            os.write(
-                file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode()
-            )  # nothing left to flush
+            holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
+            os.write(file.fileno(), holder)  # nothing left to flush
         yield
 
 

@@ -31,12 +31,13 @@ from beeray.data.dealing import (
     group_path,
     read_range,
 )
+from beeray.data.fragments import FRAGMENT_SHIFT
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.quarantine import ERROR_SCHEMA
 from beeray.data.slices import SLICE_BYTES
 from beeray.data.sources import open_catalog
 from beeray.data.storage import make_dir
-from beeray.data.tables import FRAGMENT_SHIFT, Table
+from beeray.data.tables import Table
 from beeray.errors import DataError
 
 COLUMNS = {"item_id": "item_id", "title": "title"}

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from beeray.data.catalog import content_hash, render
+from beeray.data.fragments import FRAGMENT_SHIFT
 from beeray.data.quarantine import ERROR_SCHEMA, REASONS, SHOWN_BYTES, error_rows, first_of_each, sort_out
-from beeray.data.tables import FRAGMENT_SHIFT
 from beeray.errors import DataError
 
 BROKEN = b"caf\xe9"

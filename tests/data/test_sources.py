@@ -16,8 +16,9 @@ from pyarrow import parquet as pq
 from beeray.config import CatalogTable, DataConfig, InteractionsTable, validate_config
 from beeray.data.catalog import render
 from beeray.data.domains import differ_in_type, open_domains
+from beeray.data.fragments import FRAGMENT_SHIFT
 from beeray.data.sources import open_source, template_columns
-from beeray.data.tables import FRAGMENT_SHIFT, Table
+from beeray.data.tables import Table
 from beeray.errors import ConfigError, DataError
 
 ITEMS = {"item_id": "item_id", "text": "text"}

@@ -21,9 +21,10 @@ from pyarrow import parquet as pq
 
 from beeray.config import CatalogTable, DataConfig, InteractionsTable
 from beeray.data.catalog import catalog_texts
+from beeray.data.fragments import BATCH_BYTES, BATCH_ROWS
 from beeray.data.quarantine import sort_out
 from beeray.data.sources import open_catalog, open_source
-from beeray.data.tables import BATCH_BYTES, BATCH_ROWS, Table
+from beeray.data.tables import Table
 from beeray.errors import ConfigError, DataError
 
 ITEMS = {"item_id": "item_id", "text": "text"}

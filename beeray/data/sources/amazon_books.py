@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from beeray.config import DataConfig
 from beeray.data.catalog import normalize_ids, one_array
+from beeray.data.fragments import ROW
 from beeray.data.sources import RawTables
 from beeray.data.storage import join
-from beeray.data.tables import ROW, Table
+from beeray.data.tables import Table
 
 TEXT = "llama31_description"
 HEADER = ("asin", "user", "rating", "timestamp")

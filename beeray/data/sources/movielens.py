@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beeray.config import DataConfig
+from beeray.data.fragments import ROW
 from beeray.data.sources import RawTables
 from beeray.data.storage import exists, join
-from beeray.data.tables import ROW, Table
+from beeray.data.tables import Table
 from beeray.errors import DataError
 
 TAGS_PER_FILM = 10

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from beeray.config import CatalogTable, DataConfig
+from beeray.data.fragments import ROW
 from beeray.data.sources import RawTables, template_columns
-from beeray.data.tables import ROW, Table
+from beeray.data.tables import Table
 from beeray.errors import ConfigError
 
 
