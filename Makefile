@@ -9,11 +9,13 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 demo: $(VENV)/.demo
 	$(BIN)/python -m beeray.demo --fresh
 
+# what is quick on two cores at once, then what starts a Ray: such a command has use for both by itself
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=10 -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 --durations=10 -m "not slow and not long"
+	$(BIN)/python -m pytest -v --durations=20 -m "slow and not long"
 
 # what `make test` leaves out, too: whole jobs on S3 and on a cluster, kills of many kinds
 test-all: $(VENV)/.test

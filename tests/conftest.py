@@ -16,15 +16,10 @@ REAL_DATA = Path(os.environ.get("BEERAY_TEST_DATA", Path(__file__).resolve().par
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares fixtures goes to one process of pytest-xdist (`--dist loadgroup`), and whole commands begin first.
-
-    A file is a group; those that type commands in `world` are one together, so that its first run is trained once.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Whatever uses this process's Ray or types commands in `world` is slow."""
     for item in items:
-        shared = "world" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("world" if shared else item.path.stem))
+        if {"ray_session", "world"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,10 @@ def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
         "object_store_memory": object_store_mib * 2**20,
         "include_dashboard": False,
         "logging_level": logging.WARNING,
-        "_system_config": {"num_workers_soft_limit": 4 * num_cpus},  # idle workers are used again, not started again
+        "_system_config": {
+            "num_workers_soft_limit": 4 * num_cpus,  # idle workers are used again, not started again
+            "health_check_failure_threshold": 40,  # an only node that is slow to answer is overloaded, not gone
+        },
     }
 
 

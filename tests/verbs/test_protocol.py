@@ -134,7 +134,6 @@ def test_other_settings_another_store_or_seed_are_fitted_again() -> None:
     assert of("encoder.max_seq_length=16", name="untouched") != of(name="untouched")
 
 
-@pytest.mark.long
 def test_zero_shot_scores_an_encoder_where_it_never_trained(laboratory: Laboratory) -> None:
     source = [f"encoder.name={laboratory.encoder}", f"data.path={laboratory.data}/goodbooks-sample", *FEW, SMALL]
     overrides = f"protocol.overrides={json.dumps(source)}"
