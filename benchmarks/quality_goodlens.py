@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = {"books": str(Path(arguments.books).absolute()), "films": str(Path(arguments.films).absolute())}
     with tempfile.TemporaryDirectory(prefix="beeray-goodlens-") as temporary:
-        work = Path(arguments.work or temporary)
+        work = Path(arguments.work or temporary).absolute()
         work.mkdir(parents=True, exist_ok=True)
         record = measure(work, paths, arguments.overrides)
     if not arguments.dry and not arguments.overrides:
