@@ -89,6 +89,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         if arguments.retry_failed:
             folder.retry_failed()
         if folder.finished() is None:
+            folder.check_trials()
             folder.reopen()
             _go_on(config, folder, console)
         else:
