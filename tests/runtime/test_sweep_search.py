@@ -16,7 +16,7 @@ from beeray.config import Config, Dimension, num_points, validate_config
 from beeray.console import Console
 from beeray.core.encoder import load_encoder, save_encoder
 from beeray.core.head import append_head
-from beeray.errors import RunError
+from beeray.errors import ConfigError, RunError
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
 from beeray.runtime.sweep.page import sweep_page
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
@@ -184,13 +184,19 @@ def test_a_point_that_is_no_valid_config_is_noted_counts_and_the_next_is_drawn(t
     assert "must be a multiple of cluster.num_workers" in str(invalid[0].reason)
 
 
-def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_started(tmp_path: Path) -> None:
-    model = load_encoder(str(build_tiny_encoder(tmp_path / "encoder")), max_seq_length=32)
+def an_encoder_with_a_head(folder: Path) -> Path:
+    """Its folder; the head has 6 units."""
+    model = load_encoder(str(build_tiny_encoder(folder / "encoder")), max_seq_length=32)
     append_head(model, 6)
-    save_encoder(model, tmp_path / "headed")
+    save_encoder(model, folder / "headed")
+    return folder / "headed"
+
+
+def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_started(tmp_path: Path) -> None:
+    headed = an_encoder_with_a_head(tmp_path)
     space = {"train.head.units": {"choice": [6, 256]}, "train.freeze_layers": {"choice": [1, 3]}}
     config = a_config(tmp_path, space, num_trials=4)
-    train = config.train.model_copy(update={"init_from": str(tmp_path / "headed")})
+    train = config.train.model_copy(update={"init_from": str(headed)})
     encoder = config.encoder.model_copy(update={"max_seq_length": 32})
     config = config.model_copy(update={"train": train, "encoder": encoder})
     sweep = Sweep(config, SweepFolder(config), functools.partial(fitting_config, SweepFolder(config), None))
@@ -205,6 +211,45 @@ def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_starte
     assert [status for status, _ in ended.values()] == [INVALID] * 3
     assert "train.head.units is 256: the encoder that train.init_from names has a head of 6" in str(ended[256, 1][1])
     assert "train.freeze_layers is 3: the encoder has 2 layers" in str(ended[6, 3][1])
+
+
+ONE_HEAD, TWO_HEADS = {"choice": [{"units": 6}, {"units": 7}]}, {"choice": [{"units": 6}, {"units": 6, "steps": 9}]}
+
+
+@pytest.mark.parametrize(
+    ("begins_with", "space", "refused"),
+    [
+        ("headed", {"train.head.lr": {"loguniform": [1e-4, 1e-2]}}, "train.head.lr"),
+        ("headed", {"train.head.units": {"choice": [6]}, "train.head.steps": {"choice": [0, 9]}}, "train.head.steps"),
+        ("headed", {"train.head": {"choice": [None, {"units": 6}]}}, "train.head"),
+        ("headed", {"train.head": TWO_HEADS}, "train.head"),
+        ("headed", {"train.head": ONE_HEAD}, None),  # the other makes an invalid trial
+        ("headed", {"train.head.units": {"choice": [6, 7]}}, None),
+        ("headed", {"train.lr": {"choice": [1e-4, 1e-3]}}, None),
+        ("encoder", {"train.head.lr": {"loguniform": [1e-4, 1e-2]}}, None),
+        (None, {"train.head": TWO_HEADS}, None),
+    ],
+)
+def test_how_a_head_is_trained_is_not_searched_where_one_is_brought_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins_with: str | None, space: dict[str, Any], refused: str | None
+) -> None:
+    class Started(Exception):
+        pass
+
+    def started(*_: Any, **__: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(tune, "ray_session", started)
+    an_encoder_with_a_head(tmp_path)
+    tree = a_config(tmp_path / "runs", space, num_trials=2).model_dump(mode="json")
+    tree["encoder"] |= {"name": str(tmp_path / "headed"), "max_seq_length": 32}
+    tree["train"]["init_from"] = begins_with and str(tmp_path / begins_with)
+    with pytest.raises(ConfigError if refused else Started) as caught:
+        tune.execute(validate_config(tree), argparse.Namespace(fresh=False, retry_failed=False), Console())
+    if refused:
+        said = str(caught.value)
+        assert said.startswith(f"tune.space has {refused!r}, but train.init_from '{tmp_path}/headed' brings a head")
+        assert "would train the same model; leave the key out" in said and "\n" not in said
 
 
 def test_failed_trials_do_not_stop_the_search(tmp_path: Path) -> None:
