@@ -193,14 +193,25 @@ def run_verb(
     execute: Execute | None = None,
     argv: Sequence[str] | None = None,
     exit_code: ExitCode = lambda record: 0,
+) -> int:
+    """Parse the command line and do as `run_parsed`; returns the exit code."""
+    return run_parsed(verb, parser.parse_intermixed_args(argv), execute, exit_code)
+
+
+def run_parsed(
+    verb: str,
+    arguments: argparse.Namespace,
+    execute: Execute | None = None,
+    exit_code: ExitCode = lambda record: 0,
     log: Path | None = None,
 ) -> int:
-    """Parse, load the config, execute quietly, print the result; returns the exit code.
+    """Load the config, execute quietly, print the result; returns the exit code.
 
     Torch, Ray and MLflow take seconds to import, and a mistake in the config is told before that: what a verb does
     is imported from `beeray.verbs` when the config has been found valid.
 
     Args:
+        arguments: of `verb_parser`.
         execute: what the verb does; `beeray.verbs.<verb>.execute` unless given.
         exit_code: of a verb that went well, by its record.
         log: file of the libraries' chatter; one under `runs_dir` unless given.
@@ -208,7 +219,6 @@ def run_verb(
     A `BeerayError` becomes one line on stderr and exit code 2, SIGINT and SIGTERM one line and 130 and 143. Anything
     else is a defect: its traceback goes to the log and its last line, with the log's path, to stderr; exit code 1.
     """
-    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
     except BeerayError as error:

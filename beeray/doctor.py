@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from beeray.config import Config
-from beeray.console import EXIT_USER_ERROR, Console, run_verb, verb_parser
+from beeray.console import EXIT_USER_ERROR, Console, run_parsed, verb_parser
 
 TIMEOUT_S = 30.0
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--timeout-s", type=float, default=TIMEOUT_S, help="seconds a check may take, starting workers twice that"
     )
-    parser.parse_intermixed_args()  # before anything is made: it ends the command at --help and at a mistake
+    arguments = parser.parse_intermixed_args()  # before anything is made: it ends the command at --help or a mistake
     log = Path(tempfile.mkdtemp(prefix="beeray-doctor-")) / "doctor.log"
 
     def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def main() -> int:
             console.line(f"what the libraries said: {log}")
         return record
 
-    code = run_verb(
-        "doctor", parser, execute, log=log, exit_code=lambda record: 0 if record["passed"] else EXIT_USER_ERROR
+    code = run_parsed(
+        "doctor", arguments, execute, log=log, exit_code=lambda record: 0 if record["passed"] else EXIT_USER_ERROR
     )
     if code == 0 or not log.is_file():
         shutil.rmtree(log.parent, ignore_errors=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from beeray import console as console_module
+from beeray import doctor
 from beeray.console import Console, Progress, StageReporter
 
 VERB = """
@@ -167,3 +170,27 @@ def test_every_stage_of_a_report_gets_its_own_finishing_line() -> None:
     reporter.close()
     labels = [line.rpartition(" in ")[0] for line in stream.getvalue().splitlines()]
     assert labels == ["read catalog: 9", "write users: 3 of 3"]
+
+
+@pytest.mark.parametrize("wrong", ["train.epoch=3", "--timeout-s=soon", "--help"])
+def test_the_doctor_reads_its_arguments_once_and_leaves_nothing_where_it_cannot_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    (tmp_path / "shop.yaml").write_text("data: {source: shop}\n", encoding="utf-8")
+    (tmp_path / "scratch").mkdir()
+    read: list[str] = []
+    parse = argparse.ArgumentParser.parse_intermixed_args
+
+    def counted(parser: argparse.ArgumentParser, *given: object) -> object:
+        read.append(parser.prog)
+        return parse(parser, *given)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", counted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(sys, "argv", ["doctor", "--config", str(tmp_path / "shop.yaml"), wrong])
+    try:
+        code: object = doctor.main()
+    except SystemExit as end:
+        code = end.code
+    assert code == (0 if wrong == "--help" else 2)
+    assert read == ["python -m beeray.doctor"] and list((tmp_path / "scratch").iterdir()) == []

@@ -24,7 +24,15 @@ from beeray.config.nightly import NightlyConfig
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
-from beeray.config.space import at_point, epoch_metrics, num_points, own_point, search_space, searched_metric
+from beeray.config.space import (
+    at_point,
+    epoch_metrics,
+    noted_point,
+    num_points,
+    own_point,
+    search_space,
+    searched_metric,
+)
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, HeadConfig, LoraConfig, TrainConfig
 from beeray.config.tree import Config, config_digest, flatten_config
@@ -69,6 +77,7 @@ __all__ = [
     "epoch_metrics",
     "flatten_config",
     "load_config",
+    "noted_point",
     "num_points",
     "own_point",
     "search_space",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -53,23 +54,39 @@ def search_space(config: Config) -> dict[str, Dimension]:
     return {key: _as_the_tree_has_it(type(config), key, dimension) for key, dimension in space.items()}
 
 
+def noted_point(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A point that a sweep noted, perhaps in an earlier version, with values as `search_space` has them now."""
+    return {key: _normal(type(config), key, value) for key, value in values.items()}
+
+
 def _as_the_tree_has_it(tree: type[BaseModel], key: str, dimension: Dimension) -> Dimension:
     """A dimension whose choices are what the tree makes of them: YAML reads `1e-5` as text, and 16 may stand for 16.0.
 
     Choices that the key does not take stay as they are.
     """
-    field = _field(tree, key)
-    if field is None or dimension.choice is None:
+    if dimension.choice is None:
         return dimension
-    taken: TypeAdapter[Any] = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)])  # type: ignore[arg-type]
-    return dimension.model_copy(update={"choice": tuple(_normal(taken, value) for value in dimension.choice)})
+    return dimension.model_copy(update={"choice": tuple(_normal(tree, key, value) for value in dimension.choice)})
 
 
-def _normal(taken: TypeAdapter[Any], value: Any) -> Any:
+def _normal(tree: type[BaseModel], key: str, value: Any) -> Any:
+    taken = _taken(tree, key)
+    if taken is None:
+        return value
     try:
         return taken.dump_python(taken.validate_python(value), mode="json")
     except ValidationError:
         return value
+
+
+@functools.cache
+def _taken(tree: type[BaseModel], key: str) -> TypeAdapter[Any] | None:
+    """What a dotted key takes; None where there is no such key."""
+    field = _field(tree, key)
+    if field is None:
+        return None
+    taken: TypeAdapter[Any] = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)])  # type: ignore[arg-type]
+    return taken
 
 
 def _field(model: type[BaseModel], key: str) -> FieldInfo | None:

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from beeray import __version__
 from beeray.console import EXIT_USER_ERROR, Console, Progress
+from beeray.data.staging import staged_file
 from beeray.errors import BeerayError, DataError
 
 DOWNLOADS = Path(__file__).with_name("downloads.yaml")
@@ -191,11 +192,11 @@ def _made(folder: Path) -> Iterator[None]:
 def _bring(file: RemoteFile, folder: Path, console: Console) -> list[dict[str, Any]]:
     target = folder / file.name
     content = _right_already(file, target, console)
-    with ExitStack() as stack:
-        written: dict[Path, Path] = {}
-        archive = target
+    with ExitStack() as stack:  # at whose end all of them get their final names, if all are right
+        archive, written = target, set[Path]()
         if content is None:
-            archive = written[target] = _partial(target, stack)
+            archive = stack.enter_context(staged_file(target))
+            written.add(target)
             content = _fetch(file, archive, console)
             if wrong := _difference(file, content):
                 raise DataError(f"{file.name}: {wrong} ({file.url}); {TRY_AGAIN}")
@@ -204,22 +205,13 @@ def _bring(file: RemoteFile, folder: Path, console: Console) -> list[dict[str, A
         contents = {target: content}
         for member in file.unpack:
             final = folder / PurePosixPath(member).name
-            contents[final], partial = _unpack(file, member, archive, final, stack)
-            if partial is not None:
-                written[final] = partial
-        for final, partial in written.items():
-            partial.rename(final)
+            contents[final], is_new = _unpack(file, member, archive, final, stack)
+            if is_new:
+                written.add(final)
     return [
         {"name": path.name, "bytes": one.num_bytes, "sha256": one.sha256, "new": path in written}
         for path, one in contents.items()
     ]
-
-
-def _partial(target: Path, stack: ExitStack) -> Path:
-    """The name beside the final one, removed at the end if it is still there."""
-    partial = target.with_name(f"{target.name}.partial")
-    stack.callback(partial.unlink, missing_ok=True)
-    return partial
 
 
 def _right_already(file: RemoteFile, target: Path, console: Console) -> Content | None:
@@ -322,8 +314,8 @@ def _body(response: http.client.HTTPResponse, bar: Progress, limit: int | None) 
         yield chunk
 
 
-def _unpack(file: RemoteFile, member: str, archive: Path, final: Path, stack: ExitStack) -> tuple[Content, Path | None]:
-    """Content of a member, and the partial file that it was written to (None: it is there already)."""
+def _unpack(file: RemoteFile, member: str, archive: Path, final: Path, stack: ExitStack) -> tuple[Content, bool]:
+    """Content of a member, and whether it was written now; it gets its final name at the end of `stack`."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             if member not in zipped.namelist():
@@ -332,10 +324,10 @@ def _unpack(file: RemoteFile, member: str, archive: Path, final: Path, stack: Ex
             if final.is_file() and final.stat().st_size == info.file_size:
                 there = _content_of(final)
                 if there.crc32 == info.CRC:
-                    return there, None
-            partial = _partial(final, stack)
+                    return there, False
+            partial = stack.enter_context(staged_file(final))
             with zipped.open(info) as stream, open(partial, "wb") as sink:
-                return _copy(_chunks(stream), sink), partial
+                return _copy(_chunks(stream), sink), True
     except BROKEN_ZIP as error:
         raise DataError(f"{file.name}: no whole zip, {_words(error)} ({file.url}); remove it and try again") from error
 

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from beeray.data.parts import read_part, write_part
 from beeray.data.splits import SPLITS
+from beeray.data.staging import staged_file
 from beeray.data.store import INTERACTION_COLUMNS, Store, masked_csr, trainable_interactions
 
 MAX_USERS = 200_000
@@ -121,7 +122,8 @@ def choose_items(
 def write_items(items: ReportItems, folder: Path, store_fingerprint: str) -> None:
     """Write them into a folder, the table last: one that is there is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    sparse.save_npz(folder / TOGETHER, items.together)
+    with staged_file(folder / TOGETHER) as partial, open(partial, "wb") as file:
+        sparse.save_npz(file, items.together)
     columns = {
         "item_index": items.item_index,
         "item_id": items.item_id,
@@ -132,9 +134,8 @@ def write_items(items: ReportItems, folder: Path, store_fingerprint: str) -> Non
         "num_training_users": items.num_training_users,
     }
     known = {STORE: store_fingerprint, COUNTED: str(items.counted_users)}
-    partial = folder / f"{ITEMS}.partial"
-    write_part(pa.table(columns).replace_schema_metadata(known), str(partial))
-    partial.rename(folder / ITEMS)
+    with staged_file(folder / ITEMS) as partial:
+        write_part(pa.table(columns).replace_schema_metadata(known), str(partial))
 
 
 def read_items(folder: Path) -> ReportItems | None:

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders, and files on a disk, that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +36,7 @@ class Staging:
         self.final = final
         self.marker = marker
         self.local = is_local(final)
-        self._owner = f"{socket.gethostname()}-{os.getpid()}"
-        self.path = f"{final.rstrip('/')}.partial-{self._owner}-{uuid4().hex[:8]}"
+        self.path = _beside(final.rstrip("/"), "partial")
         if self.local:
             self._final = Path(resolve(final)[1])
             self.path = str(self._final.with_name(self.path.rstrip("/").rpartition("/")[2]))
@@ -44,7 +44,7 @@ class Staging:
     def __enter__(self) -> Staging:
         if self.local:
             with storage_errors(self.final):
-                self._sweep()
+                _sweep(self._final)
         make_dir(self.path)
         return self
 
@@ -53,7 +53,7 @@ class Staging:
         if not self.local:
             self._copy()
             return
-        replaced = self._final.with_name(f"{self._final.name}.replaced-{self._owner}-{uuid4().hex[:8]}")
+        replaced = Path(_beside(str(self._final), "replaced"))
         with storage_errors(self.final):
             with contextlib.suppress(FileNotFoundError):
                 self._final.rename(replaced)
@@ -90,16 +90,39 @@ class Staging:
             if error is None:
                 raise  # otherwise what stopped the writer is what counts
 
-    def _sweep(self) -> None:
-        """Remove what processes of this host that are gone left behind."""
-        name, host = re.escape(self._final.name), re.escape(socket.gethostname())
-        theirs = re.compile(rf"{name}\.(partial|replaced)-{host}-(\d+)-[0-9a-f]{{8}}")
-        beside = self._final.parent.iterdir() if self._final.parent.is_dir() else []
-        for left, match in [(one, match) for one in sorted(beside) if (match := theirs.fullmatch(one.name))]:
-            kind, pid = match.groups()
-            if Path(f"/proc/{pid}").exists():
-                continue
-            if kind == "replaced" and not self._final.exists():
-                left.rename(self._final)  # it died between its two renames: the old one is still whole
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+
+@contextlib.contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """A name beside a file's final one, to write it under; it gets the final one when the context ends well.
+
+    Nobody else has that name: of two that write the same file at once, each leaves a whole one, and the later stays. On
+    an error nothing is left. What the filesystem refuses is an `OSError`, as of any file.
+    """
+    _sweep(final)
+    partial = Path(_beside(str(final), "partial"))
+    try:
+        yield partial
+        partial.rename(final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _beside(final: str, kind: str) -> str:
+    return f"{final}.{kind}-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+def _sweep(final: Path) -> None:
+    """Remove what processes of this host that are gone left beside a folder or file."""
+    name, host = re.escape(final.name), re.escape(socket.gethostname())
+    theirs = re.compile(rf"{name}\.(partial|replaced)-{host}-(\d+)-[0-9a-f]{{8}}")
+    beside = final.parent.iterdir() if final.parent.is_dir() else []
+    for left, match in [(one, match) for one in sorted(beside) if (match := theirs.fullmatch(one.name))]:
+        kind, pid = match.groups()
+        if Path(f"/proc/{pid}").exists():
+            continue
+        if kind == "replaced" and not final.exists():
+            left.rename(final)  # it died between its two renames: the old one is still whole
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

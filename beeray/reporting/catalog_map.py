@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
 
+from beeray.data.staging import staged_file
+
 DIMENSIONS = 50
 """Principal components that t-SNE and the grouping work on: a tenth of the work, and the noise is left out."""
 PERPLEXITY = 30.0
@@ -63,10 +65,8 @@ def kept_layout(file: Path, embeddings: Table, method: str, seed: int, beside: T
             if kept["digest"] == digest:
                 return np.asarray(kept["places"], dtype=np.float32)
     places = lay_out(embeddings, method, seed, beside)
-    partial = file.with_name(f"{file.name}.partial")
-    with open(partial, "wb") as out:
+    with staged_file(file) as partial, open(partial, "wb") as out:
         np.savez(out, digest=digest, places=places)
-    partial.replace(file)
     return places
 
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beeray.data.staging import staged_file
 from beeray.errors import RunError
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ def take_state(engine: DeepSpeedEngine) -> EngineState:
 def write_state(state: EngineState, folder: Path, rank: int, num_ranks: int, position: Mapping[str, int]) -> None:
     """Write a rank's part into a checkpoint's folder; the file is whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _whole_file(folder / part_name(rank), lambda path: save_file(state.tensors, path))
+    with staged_file(folder / part_name(rank)) as partial:
+        save_file(state.tensors, partial)
     if rank == 0:
         record = {"format": FORMAT, "position": dict(position), "counters": state.counters, "num_files": num_ranks}
-        _whole_file(folder / STATE, lambda path: Path(path).write_text(json.dumps(record, indent=2), encoding="utf-8"))
+        with staged_file(folder / STATE) as partial:
+            partial.write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
 def read_state(engine: DeepSpeedEngine, folder: Path) -> dict[str, int]:
@@ -270,9 +273,3 @@ def _copied(tensor: Tensor) -> Tensor:
 def part_name(rank: int) -> str:
     """The file of a rank's part."""
     return f"state-{rank:05d}.safetensors"
-
-
-def _whole_file(path: Path, write: Callable[[str], Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    write(str(partial))
-    partial.replace(path)

@@ -23,6 +23,7 @@ from beeray.config import Config
 from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.core.neighbours import nearest_items, sample_items, share_kept
+from beeray.data.staging import staged_file
 from beeray.data.tokens import TokenStore
 from beeray.runtime.run_folder import ORIGINAL, ORIGINAL_EMBEDDINGS
 from beeray.runtime.scoring import embed_catalog
@@ -104,13 +105,12 @@ def neighbours_kept(original: NDArray[np.int32], embeddings: Tensor, config: Con
 
 def _write(table: Tensor | NDArray[np.int32], path: Path) -> None:
     """Whole or not at all; a table as float16, block by block."""
-    partial = path.with_suffix(".partial")
-    if isinstance(table, Tensor):
-        mapped = np.lib.format.open_memmap(partial, "w+", dtype=np.float16, shape=tuple(table.shape))
-        for start in range(0, len(table), ROWS_AT_ONCE):
-            mapped[start : start + ROWS_AT_ONCE] = table[start : start + ROWS_AT_ONCE].half().cpu().numpy()
-        mapped.flush()
-    else:
-        with open(partial, "wb") as file:
-            np.save(file, table)
-    partial.rename(path)
+    with staged_file(path) as partial:
+        if isinstance(table, Tensor):
+            mapped = np.lib.format.open_memmap(partial, "w+", dtype=np.float16, shape=tuple(table.shape))
+            for start in range(0, len(table), ROWS_AT_ONCE):
+                mapped[start : start + ROWS_AT_ONCE] = table[start : start + ROWS_AT_ONCE].half().cpu().numpy()
+            mapped.flush()
+        else:
+            with open(partial, "wb") as file:
+                np.save(file, table)

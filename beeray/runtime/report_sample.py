@@ -16,6 +16,7 @@ from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.gather import rank
 from beeray.data.report_items import REPORT_FOLDER, item_indices
+from beeray.data.staging import staged_file
 from beeray.data.tokens import TokenStore
 from beeray.runtime.scoring import embed_as_served
 
@@ -45,7 +46,5 @@ class ReportSample:
             self._write(name, normalize_rows_in_place(embeddings))
 
     def _write(self, name: str, rows: Tensor) -> None:
-        partial = self.folder / f"{name}.npy.partial"
-        with open(partial, "wb") as file:
+        with staged_file(self.folder / f"{name}.npy") as partial, open(partial, "wb") as file:
             np.save(file, rows.float().cpu().numpy().astype(np.float16))
-        partial.rename(self.folder / f"{name}.npy")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN
+from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN, run_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def find_warm_start(config: Config) -> WarmStart | None:
     if given is None:
         return None
     folder = Path(given).absolute()
-    run = folder.parent if folder.name == MODEL and (folder.parent / RUN).is_file() else folder
+    run = run_of(str(folder)) or folder
     if folder.resolve().is_relative_to(config.run_dir.resolve()):  # by whatever name: --fresh would delete it
         raise RunError(f"train.init_from {given!r} is this run's own folder; name another, or choose another name=…")
     if (run / RUN).is_file() or (run / CONFIG).is_file():
@@ -70,14 +70,15 @@ def check_model_prefix(config: Config, model: str, given: str) -> None:
     """A run's trained encoder is opened with the prefix that it was trained with; of any other nothing is known.
 
     Args:
+        model: the run's folder, or the one of its encoder; any other is let through.
         given: how the model was asked for, e.g. `embed.model 'runs/a/model'`.
 
     Raises:
         ConfigError: `encoder.prefix` is another, or the model's settings are damaged.
     """
-    folder = Path(model)
-    if folder.name == MODEL and (folder.parent / RUN).is_file():
-        _check_prefix(config, folder, given, always=True)
+    run = run_of(model)
+    if run is not None:
+        _check_prefix(config, run / MODEL, given, always=True)
 
 
 def _check_prefix(config: Config, model: Path, given: str, *, always: bool) -> None:

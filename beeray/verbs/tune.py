@@ -37,7 +37,7 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
-from beeray.runtime.sweep.measurable import measurable
+from beeray.runtime.sweep.measurable import check_searched_head, measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
@@ -89,6 +89,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         if arguments.retry_failed:
             folder.retry_failed()
         if folder.finished() is None:
+            folder.check_trials()
             folder.reopen()
             _go_on(config, folder, console)
         else:
@@ -113,10 +114,11 @@ def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
 
 
 def _search(config: Config, folder: SweepFolder, console: Console) -> None:
+    warm = find_warm_start(config)
+    check_searched_head(config, warm)
     with ray_session(config.cluster, config.storage, dashboard=True), _environment():
         _check_state_api(config)
         demand = largest_demand(config)
-        warm = find_warm_start(config)
         opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
         fingerprint = next(fingerprint for _, fingerprint in opened.values())

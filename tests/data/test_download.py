@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from two_writers import second_writer
 
 from beeray.config import DataConfig
 from beeray.data import download as download_module
@@ -425,3 +426,14 @@ def test_what_the_packaged_list_brings_is_what_the_source_readers_open(
     if source == "movielens":
         assert isinstance(tables.catalog.source, pa.Table)
         assert tables.catalog.source.column("tags").to_pylist() == ["teacher"]
+
+
+@pytest.mark.parametrize("function", ["_fetch", "_unpack"])
+def test_two_that_fetch_into_one_folder_at_once_leave_whole_files(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    site.files["ml.zip"] = zip_of({"ml/ratings.csv": BODY})
+    path = listing(tmp_path, {"name": "ml.zip", "url": site.url("ml.zip"), "unpack": ["ml/ratings.csv"]})
+    came = second_writer(monkeypatch, download_module, function, lambda: download("books", tmp_path / "books", path))
+    download("books", tmp_path / "books", path)
+    assert came and tree(tmp_path / "books") == {"ml.zip": site.files["ml.zip"], "ratings.csv": BODY}

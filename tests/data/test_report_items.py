@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
+from two_writers import second_writer
 
 from beeray.data import report_items
 from beeray.data.parts import write_part
@@ -115,3 +118,32 @@ def test_of_a_large_catalog_the_most_interacted_are_chosen_and_new_items_are_not
 def test_without_new_items_the_random_share_is_of_all_the_rest() -> None:
     num_users = np.full(50, 3)
     assert len(choose_items(num_users, num_users, 20, seed=0)) == 20
+
+
+def test_two_commands_that_write_items_at_once_leave_whole_ones(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, folder = collect_items(store, 10, 0, with_validation=False), tmp_path / "report"
+    came = second_writer(monkeypatch, report_items, "write_part", lambda: write_items(items, folder, "finger"))
+    write_items(items, folder, "finger")
+    back = read_items(folder)
+    assert came and back is not None and back.item_id == items.item_id
+    assert sorted(one.name for one in folder.iterdir()) == ["items.parquet", "together.npz"]
+
+
+def test_items_that_could_not_be_written_anew_leave_those_that_were_there(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, folder = collect_items(store, 10, 0, with_validation=False), tmp_path / "report"
+    write_items(items, folder, "finger")
+
+    def half(file: Any, _: Any) -> None:
+        with open(file, "wb") if isinstance(file, Path) else file as out:
+            out.write(b"half")
+        raise OSError("no room")
+
+    monkeypatch.setattr(sparse, "save_npz", half)
+    with pytest.raises(OSError, match="no room"):
+        write_items(items, folder, "finger")
+    back = read_items(folder)
+    assert back is not None and back.together.toarray().tolist() == items.together.toarray().tolist()

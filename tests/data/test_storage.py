@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from beeray.data.staging import Staging
+from beeray.data.staging import Staging, staged_file
 from beeray.data.storage import exists, join, list_files, make_dir, read_json, remove_tree, write_json
 from beeray.errors import DataError
 
@@ -243,3 +243,37 @@ def test_a_changed_file_has_another_stat(tmp_path: Path) -> None:
     before = list_files(str(file))
     os.utime(file, ns=(1, 1))
     assert list_files(str(file)) != before
+
+
+def test_two_that_write_one_file_at_once_each_leave_a_whole_one(tmp_path: Path) -> None:
+    final = tmp_path / "map.npz"
+    final.write_text("old")
+    with staged_file(final) as first:
+        first.write_text("first, half")
+        with staged_file(final) as second:
+            second.write_text("second")
+        assert final.read_text() == "second"
+        first.write_text("first, whole")
+    assert final.read_text() == "first, whole"
+    assert names(tmp_path) == ["map.npz"]
+
+
+def test_a_file_whose_writer_fails_stays_as_it_was(tmp_path: Path) -> None:
+    final = tmp_path / "map.npz"
+    final.write_text("old")
+    with pytest.raises(RuntimeError), staged_file(final) as partial:
+        partial.write_text("half")
+        raise RuntimeError("half-way")
+    assert final.read_text() == "old" and names(tmp_path) == ["map.npz"]
+
+
+def test_half_a_file_of_a_process_that_is_gone_is_removed_by_the_next_writer(tmp_path: Path) -> None:
+    final, host = tmp_path / "map.npz", socket.gethostname()
+    dead = tmp_path / f"map.npz.partial-{host}-{gone_pid()}-aaaaaaaa"
+    living = tmp_path / f"map.npz.partial-{host}-{os.getpid()}-bbbbbbbb"
+    other = tmp_path / f"old-map.npz.partial-{host}-{gone_pid()}-cccccccc"
+    for file in (dead, living, other):
+        file.write_text("half")
+    with staged_file(final) as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == sorted(["map.npz", living.name, other.name])

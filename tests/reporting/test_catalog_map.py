@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from two_writers import second_writer
 
 from beeray.reporting.catalog_map import Table, group, kept_layout, lay_out, principal_components
 
@@ -80,4 +81,15 @@ def test_a_layout_is_made_once_for_the_same_embeddings_settings_and_neighbour(
     kept_layout(file, other, "tsne", 2, None)
     kept_layout(file, other, "tsne", 2, first)
     assert len(made) == 5
+    assert [one.name for one in tmp_path.iterdir()] == ["map.npz"]
+
+
+def test_two_reports_that_keep_a_layout_at_once_leave_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, embeddings = tmp_path / "map.npz", np.random.default_rng(5).normal(size=(30, 6)).astype(np.float32)
+    came = second_writer(monkeypatch, np, "savez", lambda: kept_layout(file, embeddings, "pca", 1, None))
+    first = kept_layout(file, embeddings, "pca", 1, None)
+    monkeypatch.setattr("beeray.reporting.catalog_map.lay_out", None)  # so it is what was kept
+    assert came and np.array_equal(kept_layout(file, embeddings, "pca", 1, None), first)
     assert [one.name for one in tmp_path.iterdir()] == ["map.npz"]

@@ -106,6 +106,8 @@ def test_a_runs_model_is_scored_and_published_with_its_prefix_alone(
         evaluate.execute(config, argparse.Namespace(model=str(model)), Console())
     with pytest.raises(BeerayError, match=said):
         embed.plan_job(config, str(model), Console())
+    with pytest.raises(BeerayError, match=said):
+        check_model_prefix(config, str(model.parent), "runs/yesterday")
     elsewhere = tmp_path / "model"
     shutil.copytree(model, elsewhere)
     check_model_prefix(config, str(elsewhere), "--model")

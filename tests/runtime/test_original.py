@@ -10,6 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tiny_encoder import SYLLABLES, ListTokens, build_tiny_encoder
+from two_writers import second_writer
 
 from beeray.config import Config, validate_config
 from beeray.core.encoder import load_encoder
@@ -84,3 +85,28 @@ def test_only_what_is_asked_for_is_embedded_and_kept(
     assert (found.embeddings is not None, found.neighbours is not None) == (distilled, compared)
     assert embedded == (30 if distilled or compared else 0)
     assert (tmp_path / "original").exists() == bool(embedded)
+
+
+@pytest.mark.parametrize(
+    ("train", "owner", "function"),
+    [({}, np, "save"), ({"distill_weight": 1.0}, np.lib.format, "open_memmap")],
+)
+def test_a_worker_that_was_thought_gone_and_writes_too_spoils_nothing(
+    tmp_path: Path,
+    model: SentenceTransformer,
+    tokens: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Any,
+    owner: Any,
+    function: str,
+) -> None:
+    config = a_config(train=train, evaluate={"neighbours": not train})
+    came = second_writer(monkeypatch, owner, function, lambda: kept(config, tmp_path, model, tokens))
+    found, _ = kept(config, tmp_path, model, tokens)
+    written = found.embeddings if train else found.neighbours
+    assert came and found.table is not None and written is not None
+    if train:
+        np.testing.assert_allclose(np.asarray(written, np.float32), found.table.numpy(), atol=1e-3)
+    else:
+        assert written.tolist() == nearest_items(found.table, np.arange(30), config.evaluate.neighbours_at).tolist()
+    assert len(list((tmp_path / "original").iterdir())) == 1

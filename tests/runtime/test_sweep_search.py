@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_encoder import build_tiny_encoder
 
 from beeray.config import Config, Dimension, num_points, validate_config
+from beeray.console import Console
 from beeray.core.encoder import load_encoder, save_encoder
 from beeray.core.head import append_head
+from beeray.errors import ConfigError, RunError
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
+from beeray.runtime.sweep.page import sweep_page
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
 from beeray.runtime.sweep.stopping import stopping
+from beeray.verbs import tune
 from beeray.verbs.tune import fitting_config
 
 SPACE = {"train.lr": {"loguniform": [1e-5, 1e-2]}, "train.max_output": {"choice": [50, 100, 200]}}
@@ -91,6 +98,69 @@ def test_a_trial_that_was_running_is_the_first_to_go_on_with_its_values(tmp_path
     assert following is not None and following[0].number == 5
 
 
+def note(folder: SweepFolder, number: int, **changes: Any) -> None:
+    """Change what is noted of a trial."""
+    file = folder.trials / f"trial-{number:03d}" / "trial.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def run_of_choices(config: Config, num_trials: int) -> list[dict[str, Any]]:
+    """Values of the first trials of a sweep, each ended."""
+    sweep = a_sweep(config)
+    for _ in range(num_trials):
+        following = sweep.next()
+        assert following is not None
+        following[0].heard(1, 0.1 * following[0].number)
+        following[0].status = COMPLETE
+        sweep.ended(following[0])
+    return [dict(trial.values) for trial in sweep.trials]
+
+
+def test_values_that_an_earlier_version_noted_as_text_are_gone_on_with(tmp_path: Path) -> None:
+    space = {"train.lr": {"choice": ["1e-5", "1e-3"]}, "train.head": {"choice": [None, {"units": "8"}]}}
+    config = a_config(tmp_path, space, num_trials=4)
+    folder = SweepFolder(config)
+    as_text = {1e-5: "1e-5", 1e-3: "1e-3", None: None}
+    for number, values in enumerate(run_of_choices(config, 3)):
+        head = values["train.head"] and {"units": "8"}
+        note(folder, number, values={"train.lr": as_text[values["train.lr"]], "train.head": head})
+    note(folder, 2, status=RUNNING)
+
+    resumed = a_sweep(config)
+    folder.check_trials()
+    assert [trial.status for trial in resumed.trials] == [COMPLETE, COMPLETE, RUNNING]
+    again, fourth = resumed.next(), resumed.next()
+    assert again is not None and fourth is not None and again[0].number == 2
+    assert again[1].train.lr == again[0].values["train.lr"] in (1e-5, 1e-3)
+    points = [json.dumps(trial.values) for trial in resumed.trials]
+    assert len(set(points)) == 4, "points that were tried are known"
+    assert "trial-001" in sweep_page("s", folder.load(), resumed.space, "m", "max")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train.lr": 1e-3, "train.max_output": 70}, r"has train\.max_output 70, where tune\.space has \{'choice'"),
+        ({"train.lr": 0.5, "train.max_output": 50}, r"has train\.lr 0\.5, where tune\.space has \{'loguniform'"),
+        ({"train.lr": 1e-3}, r"has no train\.max_output, where tune\.space has \{'choice'"),
+        ({"train.lr": 1e-3, "train.max_output": 50, "seed": 3}, r"has seed 3, where tune\.space has nothing"),
+    ],
+)
+def test_a_trial_outside_the_space_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], said: str
+) -> None:
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(tune, "ray_session", started)
+    config = a_config(tmp_path)
+    run(a_sweep(config), 3)
+    note(SweepFolder(config), 1, values=values)
+    with pytest.raises(RunError, match=f"trial-001 {said}") as caught:
+        tune.execute(config, argparse.Namespace(fresh=False, retry_failed=False), Console())
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("start over with --fresh")
+
+
 def test_the_configs_own_values_come_first_where_they_are_in_the_space(tmp_path: Path) -> None:
     inside = a_config(tmp_path / "inside", SPACE | {"train.lr": {"loguniform": [1e-2, 0.5]}})
     assert run(a_sweep(inside), 1) == [{"train.lr": 0.5, "train.max_output": 100}]
@@ -114,13 +184,19 @@ def test_a_point_that_is_no_valid_config_is_noted_counts_and_the_next_is_drawn(t
     assert "must be a multiple of cluster.num_workers" in str(invalid[0].reason)
 
 
-def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_started(tmp_path: Path) -> None:
-    model = load_encoder(str(build_tiny_encoder(tmp_path / "encoder")), max_seq_length=32)
+def an_encoder_with_a_head(folder: Path) -> Path:
+    """Its folder; the head has 6 units."""
+    model = load_encoder(str(build_tiny_encoder(folder / "encoder")), max_seq_length=32)
     append_head(model, 6)
-    save_encoder(model, tmp_path / "headed")
+    save_encoder(model, folder / "headed")
+    return folder / "headed"
+
+
+def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_started(tmp_path: Path) -> None:
+    headed = an_encoder_with_a_head(tmp_path)
     space = {"train.head.units": {"choice": [6, 256]}, "train.freeze_layers": {"choice": [1, 3]}}
     config = a_config(tmp_path, space, num_trials=4)
-    train = config.train.model_copy(update={"init_from": str(tmp_path / "headed")})
+    train = config.train.model_copy(update={"init_from": str(headed)})
     encoder = config.encoder.model_copy(update={"max_seq_length": 32})
     config = config.model_copy(update={"train": train, "encoder": encoder})
     sweep = Sweep(config, SweepFolder(config), functools.partial(fitting_config, SweepFolder(config), None))
@@ -135,6 +211,45 @@ def test_a_point_that_does_not_fit_the_encoder_that_it_begins_with_is_not_starte
     assert [status for status, _ in ended.values()] == [INVALID] * 3
     assert "train.head.units is 256: the encoder that train.init_from names has a head of 6" in str(ended[256, 1][1])
     assert "train.freeze_layers is 3: the encoder has 2 layers" in str(ended[6, 3][1])
+
+
+ONE_HEAD, TWO_HEADS = {"choice": [{"units": 6}, {"units": 7}]}, {"choice": [{"units": 6}, {"units": 6, "steps": 9}]}
+
+
+@pytest.mark.parametrize(
+    ("begins_with", "space", "refused"),
+    [
+        ("headed", {"train.head.lr": {"loguniform": [1e-4, 1e-2]}}, "train.head.lr"),
+        ("headed", {"train.head.units": {"choice": [6]}, "train.head.steps": {"choice": [0, 9]}}, "train.head.steps"),
+        ("headed", {"train.head": {"choice": [None, {"units": 6}]}}, "train.head"),
+        ("headed", {"train.head": TWO_HEADS}, "train.head"),
+        ("headed", {"train.head": ONE_HEAD}, None),  # the other makes an invalid trial
+        ("headed", {"train.head.units": {"choice": [6, 7]}}, None),
+        ("headed", {"train.lr": {"choice": [1e-4, 1e-3]}}, None),
+        ("encoder", {"train.head.lr": {"loguniform": [1e-4, 1e-2]}}, None),
+        (None, {"train.head": TWO_HEADS}, None),
+    ],
+)
+def test_how_a_head_is_trained_is_not_searched_where_one_is_brought_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins_with: str | None, space: dict[str, Any], refused: str | None
+) -> None:
+    class Started(Exception):
+        pass
+
+    def started(*_: Any, **__: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(tune, "ray_session", started)
+    an_encoder_with_a_head(tmp_path)
+    tree = a_config(tmp_path / "runs", space, num_trials=2).model_dump(mode="json")
+    tree["encoder"] |= {"name": str(tmp_path / "headed"), "max_seq_length": 32}
+    tree["train"]["init_from"] = begins_with and str(tmp_path / begins_with)
+    with pytest.raises(ConfigError if refused else Started) as caught:
+        tune.execute(validate_config(tree), argparse.Namespace(fresh=False, retry_failed=False), Console())
+    if refused:
+        said = str(caught.value)
+        assert said.startswith(f"tune.space has {refused!r}, but train.init_from '{tmp_path}/headed' brings a head")
+        assert "would train the same model; leave the key out" in said and "\n" not in said
 
 
 def test_failed_trials_do_not_stop_the_search(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from beeray.config import Config, load_config, search_space, searched_metric
+from beeray.config import Config, load_config, noted_point, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file, write_whole
 
@@ -130,6 +130,24 @@ class SweepFolder:
             "choose another name=… or start over with --fresh"
         )
 
+    def check_trials(self) -> None:
+        """Refuse to go on with trials that are no points of the space, as those of an earlier version may be.
+
+        Raises:
+            RunError: names the trial, and a key with its value.
+        """
+        space = search_space(self.config)
+        for trial in self.load():
+            for key in sorted(space.keys() | trial.values.keys()):
+                if key in space and key in trial.values and space[key].holds(trial.values[key]):
+                    continue
+                has = f"has {key} {trial.values[key]!r}" if key in trial.values else f"has no {key}"
+                asked = space[key].model_dump(mode="json", exclude_none=True) if key in space else "nothing"
+                raise RunError(
+                    f"sweep {self.config.name!r} in {self.trials}: {trial.name} {has}, where tune.space has {asked}, "
+                    "so the search cannot be told of it; choose another name=… or start over with --fresh"
+                )
+
     def check_data(self, store_fingerprint: str, init_fingerprint: str | None) -> None:
         """Refuse to go on with a sweep whose trials learned from, or were measured on, other data.
 
@@ -184,12 +202,16 @@ class SweepFolder:
         (self.trials / DONE).unlink(missing_ok=True)
 
     def load(self) -> list[Trial]:
-        """All trials there are, in the order in which they were drawn; running ones with the epochs they have done."""
+        """All trials there are, in the order in which they were drawn; running ones with the epochs they have done.
+
+        Values are as the space has them, whatever form of them an earlier version noted.
+        """
         found = []
         for path in self.trials.glob(f"trial-*/{TRIAL}"):
             record = json.loads(path.read_text(encoding="utf-8"))
             epochs = {int(epoch): metric for epoch, metric in record.pop("epochs").items()}
             trial = Trial(**record, epochs=epochs)
+            trial.values = noted_point(self.config, trial.values)
             if not trial.over:
                 for done in self.run(trial).validation():
                     trial.heard(done["epoch"], done[searched_metric(self.config)])

@@ -1,4 +1,4 @@
-"""The config that a sweep goes by: its trials can be measured, and none is run twice."""
+"""The config that a sweep goes by: its trials can be measured, none is run twice, and they differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 from beeray.config import Config, num_points, search_space
 from beeray.console import Console
 from beeray.errors import ConfigError
+from beeray.inputs import open_encoder
+from beeray.runtime.sweep.demand import token_variants
 from beeray.runtime.sweep.stopping import longest_epochs
+from beeray.runtime.warm_start import WarmStart
+
+HEAD, UNITS = "train.head", "train.head.units"
 
 
 def measurable(config: Config, console: Console) -> Config:
@@ -43,3 +48,34 @@ def measurable(config: Config, console: Console) -> Config:
             f"{config.tune.asha.grace_epochs}"
         )
     return config
+
+
+def check_searched_head(config: Config, warm: WarmStart | None) -> None:
+    """Refuse to search over how a head is trained where `train.init_from` brings one, which is kept: nothing differs.
+
+    `train.head.units` is let through: all values but the units of that head make invalid trials. Opens the encoder, if
+    there is something to refuse.
+
+    Raises:
+        ConfigError: names the key.
+        EncoderError: it cannot be opened.
+    """
+    searched = {key: one for key, one in search_space(config).items() if key == HEAD or key.startswith(f"{HEAD}.")}
+    if warm is None or not searched.keys() - {UNITS}:
+        return
+    from beeray.core.head import head_units  # imports torch
+
+    opened = next(iter(token_variants(config).values()))  # at a text length of the space: the config's may be too long
+    units = head_units(open_encoder(warm.start_of(opened)))
+    if units is None:
+        return
+    for key, dimension in searched.items():
+        if key == UNITS:
+            continue
+        if key == HEAD and sum(one is None or one["units"] == units for one in dimension.probes) < 2:
+            continue  # the others do not fit
+        raise ConfigError(
+            f"tune.space has {key!r}, but train.init_from {warm.given!r} brings a head, which is gone on with and "
+            "not trained alone again, so trials that differ in this would train the same model; leave the key out, or "
+            "begin with an encoder without a head"
+        )
