@@ -1,12 +1,13 @@
 """Which objective trains the better encoder: as many trials for each, chosen on validation items, scored on test items.
 
 Every loss has a sweep of its own (`quality_losses.yaml`: `beeray.tune`, the same number of trials and steps, the same
-draws of the learning rate; the two with a temperature have that drawn as well). The best trial of each ranks the test
-items of the GoodBooks sample, beside the untouched encoder, and all are compared user by user with the first loss,
-with Holm's correction (`beeray.compare`). Intervals are over users; training has one seed a trial. Typed again after
-an interruption with the same `--work`, it goes on.
+draws of the learning rate; the two with a temperature have that drawn as well). The encoder is the lowest layers of
+MiniLM, so that fifteen trials take half an hour on two cores. The best trial of each ranks the test items of the
+GoodBooks sample, beside the untouched encoder, and all are compared user by user with the first loss, with Holm's
+correction (`beeray.compare`). Intervals are over users; training has one seed a trial. Typed again after an
+interruption with the same `--work`, it goes on.
 
-    python benchmarks/quality_losses.py --books FOLDER [--work FOLDER]
+    python benchmarks/quality_losses.py --books FOLDER [--work FOLDER] [--layers N]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 from measure import environment, run_verb
 
+from beeray.core.encoder import load_encoder
 from beeray.core.losses import LOSSES
 from beeray.data.scored import open_scored
 from beeray.runtime.comparison import Choice, compare
@@ -30,6 +32,7 @@ CONFIG = HERE / "quality_losses.yaml"
 RECORD = HERE / "records" / "quality_losses.json"
 METRIC = "ndcg@100"
 CHOICE = Choice(splits=("test",), rankings=("held_out",), metrics=(METRIC,))
+LAYERS = 2
 TEMPERATURE = {"loguniform": [0.03, 0.3]}
 """Of the losses that have one; `nmse` has none."""
 
@@ -39,23 +42,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--books", required=True, help="folder with ratings.csv and item_text_descriptions.feather")
     parser.add_argument("--work", help="folder for stores and runs; a temporary one unless given")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of MiniLM's six; other than the default: a try")
     parser.add_argument("--dry", action="store_true", help="write no record")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="beeray-losses-") as temporary:
         work = Path(arguments.work or temporary).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        record = measure(work, str(Path(arguments.books).absolute()), arguments.overrides)
-    if not arguments.dry and not arguments.overrides:
+        record = measure(work, str(Path(arguments.books).absolute()), arguments.layers, arguments.overrides)
+    if not arguments.dry and not arguments.overrides and arguments.layers == LAYERS:
         RECORD.write_text(json.dumps(record, indent=2) + "\n")
     print(comparison_text(record["compared"]))
     print(json.dumps(record))
 
 
-def measure(work: Path, books: str, overrides: list[str]) -> dict[str, Any]:
+def measure(work: Path, books: str, num_layers: int, overrides: list[str]) -> dict[str, Any]:
     """The record."""
     shared = yaml.safe_load(CONFIG.read_text())
     shared["data"]["path"] = books
+    shared["encoder"]["name"] = lowest_layers(work / f"{num_layers}-layers", shared["encoder"]["name"], num_layers)
     sweeps: dict[str, Any] = {}
     scored: dict[str, Path] = {}
     for loss in LOSSES:
@@ -80,10 +85,22 @@ def measure(work: Path, books: str, overrides: list[str]) -> dict[str, Any]:
         "headline": headline(compared, sweeps),
         "compared": compared,
         "sweeps": sweeps,
+        "layers": num_layers,
         "config": CONFIG.read_text(),
         "temperature": TEMPERATURE,
         **environment(),
     }
+
+
+def lowest_layers(folder: Path, name: str, number: int) -> str:
+    """Folder of an encoder with so many of another's layers."""
+    if not folder.is_dir():
+        encoder = load_encoder(name, max_seq_length=512)
+        transformer = encoder[0].auto_model
+        transformer.encoder.layer = transformer.encoder.layer[:number]
+        transformer.config.num_hidden_layers = number
+        encoder.save(str(folder), create_model_card=False)
+    return str(folder)
 
 
 def of_loss(shared: dict[str, Any], loss: str) -> dict[str, Any]:
