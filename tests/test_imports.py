@@ -245,3 +245,11 @@ def test_workers_import_deepspeed_without_mlflow(tmp_path: Path) -> None:
     done = run_python("-c", program, cwd=tmp_path, limit_s=300, PYTHONPATH=str(PACKAGE.parent))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-2:] == ["deepspeed False", "mlflow True"]
+
+
+def test_scores_on_their_way_to_the_driver_open_without_torch_or_ray() -> None:
+    """The actor between workers and driver opens them; with torch it took seconds and a quarter of a gigabyte."""
+    program = "import sys, beeray.runtime.split_scores; print(sorted({'torch', 'ray', 'scipy'} & sys.modules.keys()))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout == "[]\n", done.stderr

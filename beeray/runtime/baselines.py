@@ -16,7 +16,8 @@ from beeray.core.baselines.model import ScoringModel
 from beeray.core.baselines.popularity import Popularity
 from beeray.core.tied_ranking import TiedRanker
 from beeray.data.store import Store
-from beeray.runtime.scoring import SplitScores, ranking_candidates, ranking_metrics, score_ranking
+from beeray.runtime.scoring import ranking_candidates, ranking_metrics, score_ranking
+from beeray.runtime.split_scores import SplitScores
 
 
 def check_memory(settings: BaselinesConfig, which: list[Baseline], user_items: sparse.csr_matrix) -> None:

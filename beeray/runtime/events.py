@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from beeray.runtime.scoring import SplitScores
+    from beeray.runtime.split_scores import SplitScores
 
 STEP_METRICS = (
     *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from beeray.config import Config, EvaluateConfig
 
 if TYPE_CHECKING:
-    from beeray.runtime.scoring import SplitScores
+    from beeray.runtime.split_scores import SplitScores
 
 Record = dict[str, Any]
 CANDIDATES = {

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
@@ -22,54 +19,12 @@ from beeray.config import Config
 from beeray.core.elsa import normalize_rows_in_place
 from beeray.core.embedding import embed_items
 from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_users
-from beeray.core.exposure import Exposure
 from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 from beeray.runtime.rankings import rankings
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """Per-user metrics of one ranking, of this rank's users.
-
-    Attributes:
-        split: `validation` or `test`.
-        ranking: which candidates; see `ranking_candidates`. `held_out@64` and such: with a prefix of the embeddings;
-            `old_items`, `new_items`: asked for are only items that an earlier run knew, or did not.
-        metrics: names of the columns of `scores`.
-        user_index: int64 (users,).
-        scores: float64 (users, metrics).
-        num_candidates: items ranked.
-        domain: whose users these are; None where the store has one domain.
-        exposure: what users were shown: this rank's counts, until `with_figures`.
-        shown: the figures of `core.exposure`, over all ranks' users.
-    """
-
-    split: str
-    ranking: str
-    metrics: list[str]
-    user_index: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    num_candidates: int
-    domain: str | None = None
-    exposure: Exposure | None = None
-    shown: dict[str, float] = field(default_factory=dict)
-
-    def with_figures(self) -> SplitScores:
-        """The same with what users were shown in figures and not in counts, which must be those of all ranks."""
-        return self if self.exposure is None else replace(self, exposure=None, shown=self.exposure.summary())
-
-    def table(self) -> pa.Table:
-        """The scores as a table: user_index, split, ranking, domain (where there are several), one column a metric."""
-        columns: dict[str, NDArray[Any]] = {"user_index": self.user_index}
-        columns |= {name: self.scores[:, place] for place, name in enumerate(self.metrics)}
-        table = pa.table(columns)
-        for name in ("ranking", "split") if self.domain is None else ("domain", "ranking", "split"):
-            value = pa.array([getattr(self, name)] * len(table)).dictionary_encode()
-            table = table.add_column(1, name, value.cast(pa.string()))
-        return table
+from beeray.runtime.split_scores import SplitScores
 
 
 def ranking_metrics(config: Config) -> RankingMetrics:

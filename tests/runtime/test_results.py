@@ -17,7 +17,7 @@ from beeray.runtime.results import (
     summarise_training,
     summarise_workers,
 )
-from beeray.runtime.scoring import SplitScores
+from beeray.runtime.split_scores import SplitScores
 
 EVALUATE = EvaluateConfig(num_bootstrap=200)
 
