@@ -39,7 +39,7 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_training,
 )
-from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
+from beeray.runtime.run_folder import CHECKPOINTS, RunFolder, learned_validation
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare, plan_steps, user_shares
@@ -138,7 +138,8 @@ def begin_run(
     inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store, num_shards)), model, num_shards)
     if fresh:
         folder.clear()
-    folder.claim(store.meta.fingerprint, fingerprint)
+    learned = None if warm is None else learned_validation(warm.model)
+    folder.claim(store.meta.fingerprint, fingerprint, learned)
     growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
     write_items(store, config.trains_on_validation, str(folder.items), growth)
     if warm is None:
@@ -319,7 +320,7 @@ def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: Eve
         "model": str(folder.model),
         "config_digest": config.result_digest(),
         "store_fingerprint": inputs.store.meta.fingerprint,
-        **folder.meaning(inputs.store.meta.fingerprint, config.trains_on_validation),
+        **folder.meaning(inputs.store.meta.fingerprint, learned_validation(str(folder.model))),
         "text_length": config.served_seq_length,
         "metrics": summarise_scores(after, config.evaluate),
         "training": summarise_training(folder.steps(), handler.workers()),
