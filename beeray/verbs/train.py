@@ -16,7 +16,7 @@ import numpy as np
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.growth import Growth, growth_since, write_items
+from beeray.data.growth import HELD_OUT, Growth, flattered, growth_since, write_lists
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
@@ -141,7 +141,7 @@ def begin_run(
     learned = None if warm is None else learned_validation(warm.model)
     folder.claim(store.meta.fingerprint, fingerprint, learned)
     growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
-    write_items(store, config.trains_on_validation, str(folder.items), growth)
+    write_lists(store, config.trains_on_validation, str(folder.items), growth)
     if warm is None:
         return inputs
     start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
@@ -177,13 +177,13 @@ def _compare(
             f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
             f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
         )
-    seen = {name: number for name, number in record.get("held_out_but_trained_on_before", {}).items() if number}
+    kind = store.meta.split_kind
+    counts = record.get("held_out_but_trained_on_before")
+    seen = "" if counts is None else flattered(counts, kind)
     if seen:
-        counts = ", ".join(f"{number:,} of {name}" for name, number in seen.items())
-        console.line(
-            f"warning: it was trained on items that are held out now ({counts}), which flatters held_out and "
-            "old_items; new_items is clean, and so is split.kind: time"
-        )
+        console.line(f"warning: it was trained on {seen}, which flatters all rankings but new_items")
+    if counts is None:
+        console.line(f"it left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now")
     return record
 
 
