@@ -61,6 +61,26 @@ def test_what_would_make_trials_incomparable_is_refused_with_the_reason(key: str
     assert f"tune.space has {key!r}" in said and reason in said
 
 
+def test_of_data_the_weights_of_domains_alone_are_searched() -> None:
+    domains = {one: {"source": "shop"} for one in ("films", "books")}
+    key = "data.domains.books.weight"
+    config = a_config({key: {"choice": ["0.5", 1, 4]}}, data={"domains": domains})
+    found = search_space(config)
+    assert found[key].probes == (0.5, 1.0, 4.0)
+    assert own_point(config, found) == {key: 1.0}
+    there = at_point(config, {key: 4.0})
+    assert (there.data.weight_of("books"), there.data.weight_of("films")) == (4.0, 1.0)
+    a_config({key: {"loguniform": [0.1, 10]}}, data={"domains": domains})
+
+    def said(key: str, *values: Any) -> str:
+        return refusal({key: {"choice": values}}, data={"domains": domains})
+
+    assert f"{key} takes no 0" in said(key, 1, 0)
+    assert "the domains of data are films, books; correct the name" in said("data.domains.games.weight", 1, 2)
+    assert "would be measured on different data" in said("data.domains.books.min_value", 1, 2)
+    assert "the domains of data are none: it is one source" in refusal({key: {"choice": [1, 2]}})
+
+
 @pytest.mark.parametrize(
     ("dimension", "expected"),
     [

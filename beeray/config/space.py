@@ -6,12 +6,14 @@ import difflib
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from beeray.config.data import DomainConfig
 from beeray.config.explain import explain
 from beeray.config.tune import Dimension, TuneConfig
 from beeray.errors import ConfigError
@@ -38,6 +40,8 @@ FIXED = {
 }
 """What cannot be searched over, and why: whole sections, and keys."""
 SEARCHABLE = ("evaluate.max_seq_length",)
+WEIGHT = re.compile(r"data\.domains\.([^.]+)\.weight")
+"""Of `data` the one key that may be searched over: how often a domain's users come is not in the store."""
 LR_PRESET = (1e-5, 1e-3)
 MOST_COMBINATIONS = 200
 
@@ -91,6 +95,8 @@ def _taken(tree: type[BaseModel], key: str) -> TypeAdapter[Any] | None:
 
 def _field(model: type[BaseModel], key: str) -> FieldInfo | None:
     """The field of a dotted key; None where there is none."""
+    if WEIGHT.fullmatch(key):
+        return DomainConfig.model_fields["weight"]
     name, _, rest = key.partition(".")
     field = model.model_fields.get(name)
     if field is None or not rest:
@@ -179,6 +185,12 @@ def epoch_metrics(config: Config) -> list[str]:
 
 
 def _check_key(config: Config, key: str) -> None:
+    weight = WEIGHT.fullmatch(key)
+    if weight is not None:
+        if weight[1] not in (config.data.domains or {}):
+            there = ", ".join(config.data.domains or {}) or "none: it is one source"
+            raise ValueError(f"tune.space has {key!r}; the domains of data are {there}; correct the name")
+        return
     why = FIXED.get(key) or FIXED.get(key.partition(".")[0])
     if why is not None and key not in SEARCHABLE:
         raise ValueError(f"tune.space has {key!r}, which {why}; leave it out")

@@ -1,13 +1,22 @@
-"""A store that has grown: which of its items an earlier run knew, told by item id and domain, and which it trained on.
+"""A store that has grown, compared with what an earlier run left: what it knew, and what of it was trained on.
 
-runs/<name>/items.parquet   item_id string, domain, trained: the store's items, and whether the run's encoder ever
-                            trained on them: in the run, or before it in those that it began with; then items of those
-                            runs that the store has no more
+runs/<name>/items.parquet       item_id string, domain, trained: the store's items, and whether the run's encoder ever
+                                trained on them: in the run, or before it in those that it began with; then items of
+                                those runs that the store has no more
+runs/<name>/users.npy           in a `user` split: hashes of the domain and id of users whom it ever trained on
+runs/<name>/windows.json        in a `time` split: of each domain, the first timestamp that it never trained on
+
+What is held out is drawn, or cut, anew when a store grows, or when another seed or size is asked for. So some of it may
+have been trained on, which flatters its figures; it is counted here.
 """
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,44 +24,98 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from beeray.data.id_ranges import hash_ids
 from beeray.data.parts import read_part, write_part
-from beeray.data.splits import SPLITS
-from beeray.data.store import Store
+from beeray.data.splits import SPLITS, TRAIN, VALIDATION
+from beeray.data.storage import storage_errors, write_bytes
+from beeray.data.store import Store, list_column
+from beeray.errors import DataError
 
 BETWEEN = "\x1f"
+USERS, WINDOWS = "users.npy", "windows.json"
+"""Beside the list of items."""
+HELD_OUT = {"item": "items", "user": "users", "time": "interactions"}
+"""What each kind of split holds out."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What an earlier run knew of a store's items.
+    """What an earlier run knew of a store.
 
     Attributes:
         known: bool (items,), whether the earlier store had the item, or one before it.
         trained: bool (items,), whether the earlier run trained on it, or one before it.
         domains: of the earlier stores.
         gone: the earlier list's items that the store does not have, as in the list.
+        users: sorted uint64 hashes of users whom the earlier run trained on, or one before it; None where not known.
+        windows: by domain, the first timestamp that none of them trained on; None where not known.
     """
 
     known: NDArray[np.bool_]
     trained: NDArray[np.bool_]
     domains: tuple[str, ...]
     gone: pa.Table
+    users: NDArray[np.uint64] | None = None
+    windows: dict[str, int] | None = None
 
     def record(self, store: Store) -> dict[str, Any]:
-        """How many items are old and new; in an `item` split also how many held-out ones are not unseen any more."""
+        """How many items are old and new, and what `trained_on` says where that is known."""
         counts: dict[str, Any] = {"old_items": int(self.known.sum()), "new_items": int((~self.known).sum())}
-        if store.meta.split_kind == "item":
-            labels = store.item_labels()
-            counts["held_out_but_trained_on_before"] = {
-                split: int((self.trained & (labels == label)).sum()) for split, label in SPLITS.items() if label
-            }
+        trained_on = self.trained_on(store)
+        if trained_on is not None:
+            counts["held_out_but_trained_on_before"] = trained_on
         return counts
 
+    def trained_on(self, store: Store) -> dict[str, int] | None:
+        """How many held-out items, users or interactions (by the kind of split) are not unseen any more, by split.
 
-def write_items(store: Store, with_validation: bool, path: str, before: Growth | None = None) -> None:
-    """Leave the list of a store's items, for a later run that begins with what this one learned.
+        In a `time` split these are all of the window that was trained on, also those that came in later.
+
+        Returns:
+            None where the earlier run did not leave what is needed: its split was of another kind, or it is too old.
+        """
+        counts = dict.fromkeys((name for name, label in SPLITS.items() if label), 0)
+        if store.meta.split_kind == "item":
+            _count(counts, store.item_labels()[self.trained])
+            return counts
+        if store.meta.split_kind == "user" and self.users is not None:
+            for path in store.user_paths():
+                rows = read_part(path, ["user_id", "domain", "split"])
+                rows = rows.filter(pc.not_equal(rows["split"], TRAIN))
+                seen = np.isin(hash_ids(_keys(rows, "user_id")), self.users)
+                _count(counts, rows["split"].to_numpy()[seen])
+            return counts
+        if store.meta.split_kind == "time" and self.windows is not None:
+            for domain in store.domains:
+                until = self.windows.get(domain.name)
+                if until is None or domain.time_boundaries is None or until <= domain.time_boundaries[0]:
+                    continue
+                for path in store.user_paths(domain.name):
+                    rows = read_part(path, ["splits", "timestamps"])
+                    seen = list_column(rows["timestamps"])[1] < until
+                    _count(counts, list_column(rows["splits"])[1][seen])
+            return counts
+        return None
+
+
+def flattered(counts: Mapping[str, int], kind: str) -> str:
+    """What was trained on and is held out now, e.g. `items that are held out now (3 of test)`; empty for nothing.
 
     Args:
+        counts: by split, as `Growth.trained_on` gives them.
+        kind: of split.
+    """
+    seen = ", ".join(f"{number:,} of {name}" for name, number in counts.items() if number)
+    return f"{HELD_OUT[kind]} that are held out now ({seen})" if seen else ""
+
+
+def write_lists(store: Store, with_validation: bool, path: str, before: Growth | None = None) -> None:
+    """Leave the list of a store's items, and what its split needs, for a later run that begins with this one.
+
+    Of users and time nothing is left where the run itself does not know what was trained on before it.
+
+    Args:
+        path: of the list of items; the others are written beside it.
         before: what the run itself begins with.
     """
     trained = np.zeros(store.meta.num_items, dtype=bool) if before is None else before.trained.copy()
@@ -66,21 +129,63 @@ def write_items(store: Store, with_validation: bool, path: str, before: Growth |
         }
     )
     write_part(listed if before is None else pa.concat_tables([listed, before.gone]).combine_chunks(), path)
+    if store.meta.split_kind == "user" and (before is None or before.users is not None):
+        users, file = _training_users(store, with_validation), io.BytesIO()
+        np.save(file, users if before is None or before.users is None else np.union1d(users, before.users))
+        write_bytes(str(Path(path).with_name(USERS)), file.getvalue())
+    if store.meta.split_kind == "time" and (before is None or before.windows is not None):
+        windows = {} if before is None else dict(before.windows or {})
+        for domain in store.domains:
+            if domain.time_boundaries is not None:
+                until = domain.time_boundaries[1 if with_validation else 0]
+                windows[domain.name] = max(until, windows.get(domain.name, until))
+        write_bytes(str(Path(path).with_name(WINDOWS)), json.dumps(windows).encode())
 
 
 def growth_since(store: Store, path: str) -> Growth:
-    """A store compared with the list that an earlier run left."""
+    """A store compared with the list of items, and what lies beside it, that an earlier run left."""
     earlier = read_part(path, ["item_id", "domain", "trained"])
-    here, listed = _keys(store.catalog(["item_id", "domain"])), _keys(earlier)
+    here, listed = _keys(store.catalog(["item_id", "domain"]), "item_id"), _keys(earlier, "item_id")
     places = pc.index_in(here, value_set=listed)
     gone = earlier.filter(pc.invert(pc.is_in(listed, value_set=here)))
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
     of_text = pa.schema([("item_id", pa.string()), ("domain", pa.string()), ("trained", pa.bool_())])
-    return Growth(known, trained, tuple(pc.unique(earlier["domain"]).to_pylist()), gone.cast(of_text))
+    domains = tuple(pc.unique(earlier["domain"]).to_pylist())
+    users, windows = (_left(Path(path).with_name(name)) for name in (USERS, WINDOWS))
+    return Growth(known, trained, domains, gone.cast(of_text), users, windows)
 
 
-def _keys(table: pa.Table) -> pa.Array:
-    domain, item = (table[name].combine_chunks().cast(pa.large_string()) for name in ("domain", "item_id"))
-    keys = pc.binary_join_element_wise(domain, item, pa.scalar(BETWEEN, pa.large_string()))
+def _left(path: Path) -> Any:
+    """What a run left beside its list of items; None where it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        with storage_errors(str(path)):
+            return np.load(path) if path.suffix == ".npy" else {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, EOFError, TypeError) as error:
+        raise DataError(
+            f"{path}: is damaged ({str(error).splitlines()[0][:200]}); delete it, and what was trained on is not known"
+        ) from None
+
+
+def _training_users(store: Store, with_validation: bool) -> NDArray[np.uint64]:
+    """Hashes of a `user` split's training users, sorted."""
+    last = VALIDATION if with_validation else TRAIN
+    found = [np.empty(0, dtype=np.uint64)]
+    for path in store.user_paths():
+        rows = read_part(path, ["user_id", "domain", "split"])
+        found.append(hash_ids(_keys(rows.filter(pc.less_equal(rows["split"], last)), "user_id")))
+    return np.unique(np.concatenate(found))
+
+
+def _count(counts: dict[str, int], labels: NDArray[np.int8]) -> None:
+    for name in counts:
+        counts[name] += int((labels == SPLITS[name]).sum())
+
+
+def _keys(table: pa.Table, column: str) -> pa.Array:
+    """Of each row its domain and id, as one text."""
+    domain, one = (table[name].combine_chunks().cast(pa.large_string()) for name in ("domain", column))
+    keys = pc.binary_join_element_wise(domain, one, pa.scalar(BETWEEN, pa.large_string()))
     return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys

@@ -31,6 +31,7 @@ from beeray.data.preparation_tasks import (
     DEALT,
     Place,
     bucket_times,
+    bucket_users,
     deal_to_buckets,
     finish_catalog,
     finish_users,
@@ -53,6 +54,8 @@ TRAINING_USERS = {"train": "trainable", "train+validation": "trainable_with_vali
 """What `meta.json` calls the counts of a part."""
 NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_buckets"}
 """Keys of `data` that say where tables are (their own fingerprints tell what is in them) or how they are dealt."""
+DRAWN_BY_ID = {"user": {"drawn_by": "id"}}
+"""What a kind of split adds to the fingerprint: users were once drawn by their place, and such stores are made anew."""
 
 
 def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
@@ -83,7 +86,7 @@ def store_fingerprint(config: Config, domains: Sequence[Domain] | None = None) -
         with told_of(one.name if config.data.domains else None):
             inputs = {"catalog": one.raw.catalog.fingerprint(), "interactions": one.raw.interactions.fingerprint()}
         rules = one.data.model_dump(mode="json", exclude=NOT_CONTENT)
-        split = one.split.model_dump(mode="json")
+        split = one.split.model_dump(mode="json") | DRAWN_BY_ID.get(one.split.kind, {})
         deciding.append({**inputs, "template": one.raw.template, "rules": rules, "split": split})
     common = {"schema_version": SCHEMA_VERSION, "seed": config.seed}
     return config_digest(common | (deciding[0] if len(deciding) == 1 else {"domains": deciding}))
@@ -299,7 +302,8 @@ class _Preparation:
         if config.kind == "item":
             items = draw_items(config, index.item_ids.take(pa.array(present)), kept.first_rows[present], seed)
         elif config.kind == "user":
-            users = draw_users(config, len(users), seed)
+            paths = [self._bucket_path(bucket) for bucket in self._buckets(kept)]
+            users = draw_users(config, np.concatenate(list(in_tasks(bucket_users, paths))), seed)
         else:
             first_times = kept.first_times[present]
             number = int(kept.counts.sum())

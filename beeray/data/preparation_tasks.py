@@ -20,7 +20,7 @@ from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
 from beeray.data.parts import read_part, write_part
 from beeray.data.record_batches import batches_by, read_batch
-from beeray.data.splits import interaction_labels
+from beeray.data.splits import interaction_labels, user_hashes
 from beeray.data.storage import join, write_bytes
 from beeray.data.store import label_counts, list_column, training_rows, user_part_name
 from beeray.data.time_windows import count_times
@@ -84,6 +84,11 @@ def _item_counts(users: pa.Table) -> pa.Table:
 def bucket_times(path: str, low: int, width: int) -> NDArray[np.int64]:
     """How many interactions of a grouped bucket lie in each bin of time; see `time_windows.Histogram`."""
     return count_times(list_column(read_part(path, ["timestamps"])["timestamps"])[1], low, width)
+
+
+def bucket_users(path: str) -> NDArray[np.uint64]:
+    """Hashes of a grouped bucket's users, in order; see `splits.draw_users`."""
+    return user_hashes(read_part(path, ["user_id"])["user_id"].combine_chunks())
 
 
 def _counts(counts: Mapping[str, int]) -> pa.Table:

@@ -20,6 +20,8 @@ from beeray.errors import RunError
 METRICS, SCORES, EVALUATIONS = "metrics.json", "scores.parquet", "evaluations"
 OLD_ITEMS_DIGEST, TRAINED_ON_VALIDATION = "old_items_digest", "trained_on_validation"
 """What records say of what their rankings mean, where it is known."""
+INIT_TRAINED_ON_VALIDATION = "init_trained_on_validation"
+"""The same of what a run began with, in its run.json."""
 BEFORE, BEFORE_FILES = "before", ("run.json", "scores-before.parquet")
 TEXT_LENGTH = re.compile(r"-\d+$")
 """What an evaluation's label ends in unless it is a baseline's: tokens of a text."""
@@ -114,4 +116,5 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
         raise RunError(
             f"{folder}: {record.name} or {scores.name} is damaged ({reason[:200]}); score it again"
         ) from None
-    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), about.get(TRAINED_ON_VALIDATION))
+    learned = about.get(INIT_TRAINED_ON_VALIDATION if label == BEFORE else TRAINED_ON_VALIDATION)
+    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned)

@@ -12,6 +12,8 @@ Each kind holds out twice, once for validation and once for test. At validation 
 trained on; at test it is what is trained on and validation's too, since that is known by then. In the
 `item` split the candidates are the held-out items (ranking the whole catalog is reported beside it);
 otherwise they are the whole catalog.
+
+Items are drawn by their place, so in a store that has grown they are drawn anew; users by their id.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beeray.config import SplitConfig
+from beeray.data.id_ranges import hash_ids
 from beeray.data.time_windows import SortedTimes
 from beeray.errors import ConfigError, DataError
 
@@ -66,12 +69,29 @@ def draw_items(config: SplitConfig, item_ids: pa.Array, first_rows: NDArray[np.i
     """
     if config.reproduce == "beeformer":
         return _beeformer_items(item_ids, first_rows, config.num_draws)
-    return _draw(len(item_ids), config, np.random.default_rng([seed, 1]), "items")
+    return _draw(len(item_ids), config, np.random.default_rng([seed, 1]))
 
 
-def draw_users(config: SplitConfig, num_users: int, seed: int) -> Labels:
-    """Labels of the users of a `user` split; errors as `draw_items`."""
-    return _draw(num_users, config, np.random.default_rng([seed, 2]), "users")
+def draw_users(config: SplitConfig, hashes: NDArray[np.uint64], seed: int) -> Labels:
+    """Labels of the users of a `user` split; errors as `draw_items`.
+
+    A user's lot follows from its id and the seed alone; the lowest lots are test, the highest validation. So where
+    users come and go, the others stay on their side, but for a few at the edges.
+
+    Args:
+        hashes: `user_hashes`, (users,).
+    """
+    num_validation, num_test = _sizes(len(hashes), config, "users")
+    order = np.argsort(_mix(hashes, seed), kind="stable")
+    labels = np.zeros(len(hashes), dtype=np.int8)
+    labels[order[:num_test]] = TEST
+    labels[order[len(order) - num_validation :]] = VALIDATION
+    return labels
+
+
+def user_hashes(user_ids: pa.Array) -> NDArray[np.uint64]:
+    """What `draw_users` goes by: the same on every machine, and for a number as for its digits."""
+    return hash_ids(user_ids.cast(pa.large_string()))
 
 
 def time_boundaries(config: SplitConfig, times: SortedTimes) -> tuple[int, int]:
@@ -148,18 +168,24 @@ def evaluation_masks(
     return labels < wanted, labels == wanted
 
 
-def _draw(number: int, config: SplitConfig, generator: np.random.Generator, what: str) -> Labels:
-    sizes = [round(size * number) if size < 1 else int(size) for size in (config.validation, config.test)]
-    if min(sizes) < 1 or sum(sizes) > number - 2:
-        raise DataError(
-            f"split: {sizes[0]} validation and {sizes[1]} test {what} of {number} leave too few; "
-            "change split.validation and split.test"
-        )
+def _draw(number: int, config: SplitConfig, generator: np.random.Generator) -> Labels:
+    num_validation, num_test = _sizes(number, config, "items")
     order = generator.permutation(number)
     labels = np.zeros(number, dtype=np.int8)
-    labels[order[: sizes[0]]] = VALIDATION
-    labels[order[sizes[0] : sum(sizes)]] = TEST
+    labels[order[:num_validation]] = VALIDATION
+    labels[order[num_validation : num_validation + num_test]] = TEST
     return labels
+
+
+def _sizes(number: int, config: SplitConfig, what: str) -> tuple[int, int]:
+    """How many are validation and test."""
+    validation, test = (round(size * number) if size < 1 else int(size) for size in (config.validation, config.test))
+    if min(validation, test) < 1 or validation + test > number - 2:
+        raise DataError(
+            f"split: {validation} validation and {test} test {what} of {number} leave too few; "
+            "change split.validation and split.test"
+        )
+    return validation, test
 
 
 def _beeformer_items(item_ids: pa.Array, first_rows: NDArray[np.int64], num_draws: int) -> Labels:

@@ -127,6 +127,8 @@ def _evaluation(label: str, other: Record, record: Record | None) -> Measurement
         own = record is not None and same_length
         return Measurement("trained" if own else label, f"Trained{suffix}", "trained", other["metrics"])
     if stem == "untouched":
+        if "init_from" in (record or {}):  # before training was what it names
+            return Measurement(label, f"Untouched encoder{suffix}", "other", other["metrics"])
         own = record is not None and same_length and "metrics_before" in record and "head" not in record
         return Measurement("before" if own else label, f"Untouched encoder{suffix}", "before", other["metrics"])
     return Measurement(label, _model_name(str(other.get("model", stem))) + suffix, "other", other["metrics"])

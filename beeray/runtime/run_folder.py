@@ -3,7 +3,7 @@
 runs/<name>/config.yaml      the config as resolved; `--config` takes it
 runs/<name>/run.json         digest of what decides the result, fingerprint of the store
 runs/<name>/steps.jsonl      one line a step; a resumed run may repeat a step, the last line counts
-runs/<name>/items.parquet    ids of the store's items, by which a later run tells old ones from new
+runs/<name>/items.parquet    ids of the store's items, by which a later run tells old ones from new (`data/growth.py`)
 runs/<name>/old_items.npy    which items the run that this one began with knew, with train.init_from
 runs/<name>/original/        which items the encoder held alike before training, where that is measured
 runs/<name>/before.json      metrics of the encoder before training, if asked for
@@ -37,7 +37,14 @@ import yaml
 
 from beeray.config import Config, load_config
 from beeray.data.parts import write_part
-from beeray.data.scored import EVALUATIONS, METRICS, OLD_ITEMS_DIGEST, SCORES, TRAINED_ON_VALIDATION
+from beeray.data.scored import (
+    EVALUATIONS,
+    INIT_TRAINED_ON_VALIDATION,
+    METRICS,
+    OLD_ITEMS_DIGEST,
+    SCORES,
+    TRAINED_ON_VALIDATION,
+)
 from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import ConfigError, DataError, RunError
 from beeray.runtime.tracking import ID_FILE
@@ -68,12 +75,24 @@ def run_of(model: str) -> Path | None:
 
 
 def learned_validation(model: str) -> bool | None:
-    """Whether the run whose encoder lies in a folder trained on validation data; None where that is not known."""
+    """Whether the run whose encoder lies in a folder trained on validation data, or one before it that it began with.
+
+    Returns:
+        None where that is not known.
+    """
     run = run_of(model)
+    if run is None:
+        return None
     try:
-        return None if run is None else load_config(str(run / CONFIG)).trains_on_validation
+        config = load_config(str(run / CONFIG))
     except ConfigError:  # of another version
         return None
+    if config.trains_on_validation or config.train.init_from is None:
+        return config.trains_on_validation
+    kept = json.loads((run / RUN).read_text(encoding="utf-8"))
+    if INIT_TRAINED_ON_VALIDATION not in kept:  # of another version
+        return None
+    return bool(kept[INIT_TRAINED_ON_VALIDATION])  # what is no run's counts as one that did not
 
 
 @contextmanager
@@ -211,11 +230,17 @@ class RunFolder:
                     "with --fresh, or give beeray.evaluate --model PATH"
                 )
 
-    def claim(self, store_fingerprint: str, init_fingerprint: str | None = None) -> None:
+    def claim(
+        self,
+        store_fingerprint: str,
+        init_fingerprint: str | None = None,
+        init_learned_validation: bool | None = None,
+    ) -> None:
         """Make the folder this run's; errors as `check_store`.
 
         Args:
             init_fingerprint: of the encoder that `train.init_from` names, which must not change either.
+            init_learned_validation: what `learned_validation` says of it.
         """
         self.check_store(store_fingerprint)
         self._check_init(init_fingerprint)
@@ -223,13 +248,16 @@ class RunFolder:
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
-        record = {
+        record: dict[str, Any] = {
             "config_digest": self.config.result_digest(),
             "store_fingerprint": store_fingerprint,
             "num_shards": self.num_shards,
         }
         if init_fingerprint is not None:
-            record["init_fingerprint"] = init_fingerprint
+            record |= {
+                "init_fingerprint": init_fingerprint,
+                INIT_TRAINED_ON_VALIDATION: init_learned_validation,
+            }
         write_whole(self.path / RUN, json.dumps(record, indent=2))
 
     def _check_init(self, init_fingerprint: str | None) -> None:

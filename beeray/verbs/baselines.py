@@ -134,6 +134,9 @@ def digest(name: Baseline, config: Config, fingerprint: str) -> str:
         deciding |= {"encoder": encoder, "precision": config.train.precision}
         rankings = {"matryoshka_dims", "init_from"}
         deciding |= config.train.model_dump(mode="json", include=OBJECTIVE if name == "frozen_head" else rankings)
+    if name == "frozen_head":  # it learns from each domain's share of users
+        weights = {domain: one.weight for domain, one in (config.data.domains or {}).items() if one.weight != 1}
+        deciding |= {"weights": weights} if weights else {}
     return config_digest(deciding)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from beeray.config import Config, EncoderConfig
 from beeray.console import Console
 from beeray.core.encoder import encoder_source
+from beeray.data.growth import HELD_OUT, flattered, growth_since
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.storage import storage_options
@@ -28,7 +29,7 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_workers,
 )
-from beeray.runtime.run_folder import RunFolder, learned_validation
+from beeray.runtime.run_folder import ITEMS, RunFolder, learned_validation, run_of
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.tracking import track_evaluation
 from beeray.runtime.warm_start import check_model_prefix
@@ -60,6 +61,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         store = opened_store(config, getattr(arguments, "store_fingerprint", None), console)
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
+        trained_on = held_out_but_trained_on(config, model, store, console)
         keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
         handler = launch_scoring(
             "beeray.runtime.worker:evaluate_worker",
@@ -81,6 +83,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
         **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
+        **trained_on,
         "text_length": config.served_seq_length,
         "metrics": metrics,
         "timings": handler.timings.get("model", {}),
@@ -111,6 +114,26 @@ def _tell(config: Config, label: str, record: dict[str, Any], console: Console) 
         console.line(line)
     if "neighbours_kept" in record:
         console.line(neighbours_line(record["neighbours_kept"]))
+
+
+def held_out_but_trained_on(config: Config, model: str, store: Store, console: Console) -> dict[str, Any]:
+    """How much of what is asked for a run's encoder was trained on, for the record; says so where there is any.
+
+    Of an encoder that no run left nothing is known, and nothing is said.
+    """
+    run = run_of(model)
+    if run is None:
+        return {}
+    items, kind = run / ITEMS, store.meta.split_kind
+    counts = growth_since(store, str(items)).trained_on(store) if items.is_file() else None
+    if counts is None:
+        console.line(f"{run} left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out here")
+        return {}
+    counts = {split: number for split, number in counts.items() if split in config.evaluate.splits}
+    seen = flattered(counts, kind)
+    if seen:
+        console.line(f"warning: it was trained on {seen}, which flatters its figures")
+    return {"held_out_but_trained_on": counts}
 
 
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:

@@ -16,7 +16,7 @@ import numpy as np
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.growth import Growth, growth_since, write_items
+from beeray.data.growth import HELD_OUT, Growth, flattered, growth_since, write_lists
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
@@ -39,7 +39,7 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_training,
 )
-from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
+from beeray.runtime.run_folder import CHECKPOINTS, RunFolder, learned_validation
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare, plan_steps, user_shares
@@ -138,9 +138,10 @@ def begin_run(
     inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store, num_shards)), model, num_shards)
     if fresh:
         folder.clear()
-    folder.claim(store.meta.fingerprint, fingerprint)
+    learned = None if warm is None else learned_validation(warm.model)
+    folder.claim(store.meta.fingerprint, fingerprint, learned)
     growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
-    write_items(store, config.trains_on_validation, str(folder.items), growth)
+    write_lists(store, config.trains_on_validation, str(folder.items), growth)
     if warm is None:
         return inputs
     start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
@@ -176,13 +177,13 @@ def _compare(
             f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
             f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
         )
-    seen = {name: number for name, number in record.get("held_out_but_trained_on_before", {}).items() if number}
+    kind = store.meta.split_kind
+    counts = record.get("held_out_but_trained_on_before")
+    seen = "" if counts is None else flattered(counts, kind)
     if seen:
-        counts = ", ".join(f"{number:,} of {name}" for name, number in seen.items())
-        console.line(
-            f"warning: it was trained on items that are held out now ({counts}), which flatters held_out and "
-            "old_items; new_items is clean, and so is split.kind: time"
-        )
+        console.line(f"warning: it was trained on {seen}, which flatters all rankings but new_items")
+    if counts is None:
+        console.line(f"it left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now")
     return record
 
 
@@ -319,7 +320,7 @@ def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: Eve
         "model": str(folder.model),
         "config_digest": config.result_digest(),
         "store_fingerprint": inputs.store.meta.fingerprint,
-        **folder.meaning(inputs.store.meta.fingerprint, config.trains_on_validation),
+        **folder.meaning(inputs.store.meta.fingerprint, learned_validation(str(folder.model))),
         "text_length": config.served_seq_length,
         "metrics": summarise_scores(after, config.evaluate),
         "training": summarise_training(folder.steps(), handler.workers()),

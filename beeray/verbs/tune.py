@@ -37,7 +37,7 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
-from beeray.runtime.sweep.measurable import check_searched_head, measurable
+from beeray.runtime.sweep.measurable import check_held_out, check_searched_head, measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
@@ -85,7 +85,6 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         if arguments.fresh:
             folder.clear()
         folder.check_config()
-        folder.claim()
         if arguments.retry_failed:
             folder.retry_failed()
         if folder.finished() is None:
@@ -127,6 +126,8 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         at_once = trials_at_once(nodes, demand)
         threads = threads_each(nodes, demand, at_once)
         store, _ = prepared_store(config, console)
+        check_held_out(warm, store, console)
+        folder.claim()
         inputs = SweepInputs(
             store.path,
             {

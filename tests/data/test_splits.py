@@ -23,6 +23,7 @@ from beeray.data.splits import (
     interaction_labels,
     time_boundaries,
     training_mask,
+    user_hashes,
 )
 from beeray.data.time_windows import SortedTimes
 from beeray.errors import ConfigError, DataError
@@ -143,8 +144,28 @@ def test_the_same_seed_draws_the_same_and_another_seed_draws_another(draw: str) 
 
 def drawn_labels(draw: str, config: SplitConfig, seed: int) -> np.ndarray:
     if draw == "users":
-        return draw_users(config, 200, seed)
+        return draw_users(config, user_hashes(pa.array(range(200))), seed)
     return draw_items(config, pa.array(range(200)), np.arange(200), seed)
+
+
+def test_users_keep_their_lots_whatever_their_order_and_whether_ids_are_numbers_or_text() -> None:
+    config, ids = SplitConfig(validation=0.1, test=0.1), np.arange(500)
+    labels = draw_users(config, user_hashes(pa.array(ids)), 1)
+    assert draw_users(config, user_hashes(pa.array(ids[::-1])), 1)[::-1].tolist() == labels.tolist()
+    assert draw_users(config, user_hashes(pa.array(ids.astype(str))), 1).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("size", [0.1, 200])
+@pytest.mark.parametrize(("num_new", "most"), [(1, 1), (400, 15)])
+def test_a_user_that_was_trained_on_is_hardly_ever_held_out_when_others_come(
+    size: float, num_new: int, most: int
+) -> None:
+    config = SplitConfig(validation=size, test=size)
+    before, after = (draw_users(config, user_hashes(pa.array(range(n))), 1) for n in (2000, 2000 + num_new))
+    moved = after[:2000]
+    for label in (VALIDATION, TEST):
+        assert ((before == TRAIN) & (moved == label)).sum() <= most  # 160 of a lot that falls anew
+    assert not ((before != TRAIN) & (moved != TRAIN) & (before != moved)).any()  # none from validation to test
 
 
 @pytest.mark.parametrize(("validation", "test"), [(100, 99), (0.001, 0.1), (500, 1)])

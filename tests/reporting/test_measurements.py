@@ -85,6 +85,17 @@ def test_before_a_head_start_is_not_the_untouched_encoder(tmp_path: Path) -> Non
     assert names(tmp_path, RECORD | {"head": {}}) == ["After the head start", "Untouched encoder", "Trained"]
 
 
+def test_before_a_run_that_began_with_another_is_not_the_untouched_encoder(tmp_path: Path) -> None:
+    evaluation(tmp_path, "untouched-16", 0.1, text_length=16)
+    record = RECORD | {"init_from": {"folder": "runs/yesterday"}}
+    assert names(tmp_path, record) == ["Before training", "Untouched encoder", "Trained"]
+    (tile,) = tiles(rows(collect_measurements(tmp_path, record)[0]))
+    assert tile["note"] == "0.200 before training, × 2.50"
+    del record["metrics_before"]
+    (tile,) = tiles(rows(collect_measurements(tmp_path, record)[0]))
+    assert "before training" not in str(tile)
+
+
 def test_a_run_that_was_never_trained_shows_what_was_evaluated(tmp_path: Path) -> None:
     evaluation(tmp_path, "untouched-16", 0.1, text_length=16)
     assert names(tmp_path, None) == ["Untouched encoder"]

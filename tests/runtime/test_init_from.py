@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beeray.config import Config, validate_config
 from beeray.console import Console
+from beeray.data.scored import open_scored
 from beeray.errors import BeerayError
 from beeray.runtime.run_folder import RunFolder, learned_validation
 from beeray.runtime.warm_start import WarmStart, check_model_prefix, find_warm_start
@@ -156,6 +159,41 @@ def test_scores_say_by_which_list_old_items_were_told_and_whether_validation_was
     assert (one["trained_on_validation"], other["trained_on_validation"]) == (True, False)
     assert one["old_items_digest"] != other["old_items_digest"]
     assert folder.meaning("another", None) == {} and learned_validation("some/encoder") is None
+
+
+def test_that_a_run_before_it_learned_from_validation_data_is_not_forgotten(
+    tmp_path: Path,
+) -> None:
+    def begun(name: str, own: bool, before: str | None) -> str:
+        train = {"init_from": before} if before else {}
+        folder = RunFolder(a_config(tmp_path, name, with_validation=own, **train))
+        folder.claim("store", before and "1234", learned_validation(before) if before else None)
+        return str(folder.model)
+
+    clean, learned = begun("clean", False, None), begun("learned", True, None)
+    after_it = begun("after-it", False, learned)
+    expected = {
+        clean: False,
+        learned: True,
+        after_it: True,
+        begun("later", False, after_it): True,
+        begun("after-clean", False, clean): False,
+        begun("after-a-folder", False, str(tmp_path / "plain")): False,
+    }
+    assert {model: learned_validation(model) for model in expected} == expected
+    marker = tmp_path / "after-it" / "run.json"
+    kept = json.loads(marker.read_text())
+    marker.write_text(json.dumps({key: value for key, value in kept.items() if not key.startswith("init_trained")}))
+    assert learned_validation(after_it) is None, "of a version that did not note it"
+
+
+def test_before_training_has_learned_what_the_run_began_with_had(tmp_path: Path) -> None:
+    columns = {"user_index": [0], "split": ["validation"], "ranking": ["held_out"], "ndcg@10": [0.5]}
+    for name, learned in (("one", True), ("two", False), ("three", None)):
+        folder = RunFolder(a_config(tmp_path, name, init_from="elsewhere"))
+        folder.claim("store", "1234", learned)
+        pq.write_table(pa.table(columns), folder.path / "scores-before.parquet")
+        assert open_scored(f"{name}:before", str(tmp_path)).trained_on_validation is learned
 
 
 @pytest.mark.parametrize("saved", ["", "{", "[]", "3", '{"prompts": 3, "default_prompt_name": "x"}', "[" * 5000])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from beeray.config import Config, load_config, validate_config
+from beeray.config import Config, at_point, load_config, validate_config
+from beeray.data.preparation import store_fingerprint
 from beeray.errors import RunError
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.sweep.best import write_best
@@ -236,3 +237,17 @@ def test_one_token_store_serves_all_lengths_and_each_prefix_has_its_own(tmp_path
     assert {variant.longest_seq_length for variant in variants.values()} == {128}
     assert largest_demand(config).cluster.num_workers == 4
     assert list(token_variants(a_config(tmp_path)).values()) == [a_config(tmp_path)]
+
+
+def test_the_best_weight_of_a_domain_is_in_the_config_that_is_left(tmp_path: Path) -> None:
+    key = "data.domains.books.weight"
+    tree = {"name": "s", "runs_dir": str(tmp_path), "data": {"domains": {"books": {"source": "shop"}}}}
+    config = validate_config(tree | {"tune": {"space": {key: {"choice": [1, 4]}}}})
+    folder, trial = SweepFolder(config), Trial(0, {key: 4.0}, COMPLETE, {1: 0.5}, 0.5)
+    ran = trial_config(folder, None, trial, at_point(config, trial.values))
+    assert (ran.data.weight_of("books"), ran.data.store) == (4.0, config.store_path)
+    RunFolder(ran).claim("store-a")
+    write_best(folder, config, trial, "validation/ndcg@10")
+    best = load_config(str(folder.best))
+    assert (best.data.weight_of("books"), best.data.store) == (4.0, config.store_path)
+    assert store_fingerprint(best) == store_fingerprint(config)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beeray.config import Config, validate_config
+from beeray.config import Baseline, Config, validate_config
 from beeray.console import Console
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.tracking import evaluation_tracked
@@ -67,3 +67,14 @@ def test_baselines_that_mlflow_does_not_have_are_logged_by_a_later_command(
     assert asked == ["baseline-popularity", "baseline-popularity", "baseline-ease"]
     RunFolder(config).keep_evaluation("baseline-ease", scores, record)
     assert not evaluation_tracked(baselines.folder_of("ease", config)), "what MLflow has is of the scores before"
+
+
+def test_another_weight_of_a_domain_is_another_head_and_nothing_else() -> None:
+    def digest(name: Baseline, **weights: float) -> str:
+        domains = {one: {"source": "shop", "weight": weight} for one, weight in weights.items()}
+        return baselines.digest(name, validate_config({"name": "a", "data": {"domains": domains}}), "store-a")
+
+    assert digest("frozen_head", films=1, books=1) != digest("frozen_head", films=1, books=4)
+    assert digest("frozen_head", films=4, books=1) != digest("frozen_head", films=1, books=4)
+    for name in ("ease", "untouched"):
+        assert digest(name, films=1, books=1) == digest(name, films=1, books=4)

@@ -91,3 +91,13 @@ def test_a_run_without_a_model_is_refused_in_one_line(world: World) -> None:
     assert "the run is not finished; train it, or give --model PATH" in refused.complaint
     assert len(refused.err.splitlines()) == 1
     assert not world.path("never").exists()
+
+
+def test_a_run_that_is_scored_on_another_draw_says_what_of_it_was_trained_on(world: World, trained: Done) -> None:
+    own = world.run("evaluate", "name=first", "--model", "runs/first/model")
+    assert not any(own.record["held_out_but_trained_on"].values()) and "was trained on" not in own.err
+    other = world.run("evaluate", "name=redrawn", "seed=9", "data.store=stores/redrawn", "--model", "runs/first/model")
+    yesterday, today = (Store.open(str(world.folder / "stores" / name)) for name in ("shared", "redrawn"))
+    seen = int(((yesterday.item_labels() == 0) & (today.item_labels() == 2)).sum())
+    assert other.record["held_out_but_trained_on"]["test"] == seen > 0
+    assert f"{seen} of test), which flatters its figures" in other.err

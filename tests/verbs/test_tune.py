@@ -63,6 +63,18 @@ def swept(world: World) -> Done:
     return done
 
 
+def test_a_sweep_that_begins_with_what_it_is_measured_on_is_refused_and_leaves_its_name_free(world: World) -> None:
+    once, tune = ("train.max_steps=1", "train.epochs=1"), {"space": {"train.lr": {"choice": [1e-3]}}, "num_trials": 1}
+    learned = world.run("train", "name=learned", "train.with_validation=true", "evaluate.splits=[test]", *once)
+    assert learned.code == 0, learned.err
+    done = world.run(*typed("after", tune), "train.init_from=runs/learned", *once)
+    assert done.complaint.startswith(
+        "beeray tune: train.init_from 'runs/learned': it was trained on items that are held"
+    )
+    assert not list((world.path("after")).glob("trials/*"))
+    assert world.run(*typed("after", tune), *once).code == 0
+
+
 def test_a_trial_that_diverges_is_noted_with_its_reason_and_the_others_go_on(world: World, swept: Done) -> None:
     statuses = {row["train.lr"]: row["status"] for row in table(world, "swept")}
     assert statuses == {"0.002": "complete", "1e+30": "failed"}

@@ -25,7 +25,7 @@ def best_config(config: Config, best: Trial, threads: int | None) -> Config:
     return at_best.model_copy(
         update={
             "name": f"{config.name}-best",
-            "data": config.data.model_copy(update={"store": config.store_path}),
+            "data": at_best.data.model_copy(update={"store": config.store_path}),
             "evaluate": at_best.evaluate.model_copy(update={"splits": scored}),
             "cluster": at_best.cluster.model_copy(update={"threads_per_worker": threads}),
         }

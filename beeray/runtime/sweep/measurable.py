@@ -6,6 +6,8 @@ from typing import Any
 
 from beeray.config import Config, num_points, search_space
 from beeray.console import Console
+from beeray.data.growth import HELD_OUT, flattered, growth_since
+from beeray.data.store import Store
 from beeray.errors import ConfigError
 from beeray.inputs import open_encoder
 from beeray.runtime.sweep.demand import token_variants
@@ -78,4 +80,31 @@ def check_searched_head(config: Config, warm: WarmStart | None) -> None:
             f"tune.space has {key!r}, but train.init_from {warm.given!r} brings a head, which is gone on with and "
             "not trained alone again, so trials that differ in this would train the same model; leave the key out, or "
             "begin with an encoder without a head"
+        )
+
+
+def check_held_out(warm: WarmStart | None, store: Store, console: Console) -> None:
+    """Refuse to rank trials by what the encoder that they begin with was trained on; says so where that is not known.
+
+    Args:
+        warm: what `train.init_from` names.
+
+    Raises:
+        ConfigError: some of the store's validation data was trained on.
+    """
+    if warm is None:
+        return
+    kind = store.meta.split_kind
+    counts = growth_since(store, warm.items).trained_on(store) if warm.items is not None else None
+    if counts is None:
+        console.line(
+            f"train.init_from {warm.given}: nothing tells which {HELD_OUT[kind]} it was trained on; a sweep would be "
+            "measured on those that are held out for validation now"
+        )
+        return
+    seen = flattered({"validation": counts["validation"]}, kind)
+    if seen:
+        raise ConfigError(
+            f"train.init_from {warm.given!r}: it was trained on {seen}, and a sweep ranks its trials by them; name a "
+            "run that held them out (train.with_validation: false, on this store), or leave train.init_from out"
         )

@@ -1,0 +1,97 @@
+"""What an encoder was trained on is no measure of it: a sweep refuses, an evaluation counts and warns."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from beeray.config import Config, validate_config
+from beeray.console import Console
+from beeray.data.growth import write_lists
+from beeray.data.parts import write_part
+from beeray.data.store import Store, StoreMeta
+from beeray.errors import ConfigError
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.sweep.measurable import check_held_out
+from beeray.runtime.warm_start import find_warm_start
+from beeray.verbs.evaluate import held_out_but_trained_on
+
+
+def a_config(folder: Path, name: str, splits: tuple[str, ...] = ("test",), **train: Any) -> Config:
+    tree = {"name": name, "runs_dir": str(folder), "data": {"source": "shop"}}
+    return validate_config(tree | {"train": train, "evaluate": {"splits": list(splits)}})
+
+
+def a_store(folder: Path, labels: list[int], kind: str = "item") -> Store:
+    (folder / "catalog").mkdir(parents=True)
+    ids = [str(number) for number in range(len(labels))]
+    table = pa.table({"item_id": ids, "domain": ["a"] * len(ids), "split": pa.array(labels, pa.int8())})
+    write_part(table, str(folder / "catalog" / "part-00000.parquet"))
+    return Store(str(folder), StoreMeta("0", kind, ["a"], len(ids), 0, 0, {}, {}, {}, {}))
+
+
+def a_run(config: Config, store: Store, listed: bool = True) -> str:
+    """A finished run on a store, and whether it left lists."""
+    run = RunFolder(config)
+    run.claim("store")
+    run.model.mkdir()
+    (run.model / "modules.json").write_text("[]")
+    if listed:
+        write_lists(store, config.trains_on_validation, str(run.items))
+    run.finish({})
+    return str(run.path)
+
+
+def shown(check: Any, *arguments: Any) -> tuple[Any, str]:
+    """What a check returns, and what it says."""
+    said = io.StringIO()
+    return check(*arguments, Console(said, said)), said.getvalue()
+
+
+def test_a_sweep_is_not_measured_on_what_its_encoder_was_trained_on(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", [0, 0, 1, 1, 2])
+    learned = a_run(a_config(tmp_path, "learned", with_validation=True), store)
+    with pytest.raises(ConfigError) as caught:
+        check_held_out(find_warm_start(a_config(tmp_path, "s", init_from=learned)), store, Console())
+    assert str(caught.value) == (
+        f"train.init_from {learned!r}: it was trained on items that are held out now (2 of validation), and a sweep "
+        "ranks its trials by them; name a run that held them out (train.with_validation: false, on this store), or "
+        "leave train.init_from out"
+    )
+    clean = a_run(a_config(tmp_path, "clean"), store)
+    assert shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=clean)), store) == (None, "")
+    grown = a_store(tmp_path / "grown", [1, 0, 0, 2, 0, 0])  # clean was trained on the first
+    with pytest.raises(ConfigError, match=r"trained on items that are held out now \(1 of validation\)"):
+        check_held_out(find_warm_start(a_config(tmp_path, "s", init_from=clean)), grown, Console())
+    assert shown(check_held_out, None, store) == (None, "")
+
+
+def test_a_sweep_says_where_nothing_tells_what_its_encoder_was_trained_on(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", [0, 1, 2])
+    unlisted = a_run(a_config(tmp_path, "unlisted"), store, listed=False)
+    _, said = shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=unlisted)), store)
+    assert "nothing tells which items it was trained on" in said
+
+
+def test_an_evaluation_of_a_run_on_another_split_counts_what_it_was_trained_on(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", [0, 0, 1, 2, 2])
+    other = a_store(tmp_path / "other", [2, 2, 0, 1, 0])
+    model = a_run(a_config(tmp_path, "theirs"), store) + "/model"
+    config = a_config(tmp_path, "mine")
+    counts, said = shown(held_out_but_trained_on, config, model, other)
+    assert counts == {"held_out_but_trained_on": {"test": 2}}
+    assert said == ("warning: it was trained on items that are held out now (2 of test), which flatters its figures\n")
+    assert shown(held_out_but_trained_on, config, model, store) == ({"held_out_but_trained_on": {"test": 0}}, "")
+    both = a_config(tmp_path, "mine", ("validation", "test"))
+    assert shown(held_out_but_trained_on, both, model, other)[0]["held_out_but_trained_on"] == {
+        "validation": 0,
+        "test": 2,
+    }
+    of_users = a_store(tmp_path / "users", [0, 0, 0, 0, 0], "user")
+    counts, said = shown(held_out_but_trained_on, config, model, of_users)
+    assert counts == {} and "left no note of the users that it was trained on" in said
+    assert shown(held_out_but_trained_on, config, "some/encoder", other) == ({}, "")
