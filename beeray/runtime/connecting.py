@@ -61,6 +61,7 @@ def connection_error(error: Exception, address: str | None, setting: str) -> Clu
     if isinstance(error, ValueError | RuntimeError | OSError) or type(error).__module__ == "ray.exceptions":
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return ClusterError(
-            f"{named}: cannot be joined ({first[:200]}); give HOST:6379 of a cluster, ray://HOST:10001, or leave it unset"
+            f"{named}: cannot be joined ({first[:200]}); give HOST:6379 of a cluster, ray://HOST:10001, or leave it "
+            "unset"
         )
     return None

