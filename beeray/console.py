@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from beeray.chatter import chatter_in
 from beeray.config import Config, load_config
 from beeray.errors import BeerayError
 from beeray.interruption import Interrupted, interrupt, signals_handled
@@ -159,23 +160,13 @@ class StageReporter:
 def quiet(log_path: Path) -> Iterator[Console]:
     """Point file descriptors 1 and 2 at a log file, and yield a console on the real ones."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    real_out, real_err = os.dup(1), os.dup(2)
     with (
         open(log_path, "ab", buffering=0) as log,
-        open(real_out, "w", encoding="utf-8") as out,
-        open(real_err, "w", encoding="utf-8") as err,
+        open(os.dup(1), "w", encoding="utf-8") as out,
+        open(os.dup(2), "w", encoding="utf-8") as err,
+        chatter_in(log.fileno()),
     ):
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield Console(out, err)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(real_out, 1)
-            os.dup2(real_err, 2)
+        yield Console(out, err)
 
 
 def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -81,6 +81,52 @@ def test_a_log_that_cannot_be_written_leaves_the_line_of_a_defect(tmp_path: Path
     assert "internal error: RuntimeError: first line; traceback in " in done.stderr
 
 
+PRINTS = """import logging
+held = sys.stderr
+for stream in (sys.stdout, sys.stderr, held, sys.__stdout__):
+    print('a library ' * 3, file=stream)
+print('a library ' * 10_000)
+logging.warning('a warning')
+sys.stdout.write('the end of it')
+sys.__stdout__.write('the end of it')
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("return {'done': 1}", 0, ""),
+        ("raise DataError('ratings.csv: no such file')", 2, "beeray demo: ratings.csv: no such file\n"),
+        ("raise KeyboardInterrupt", 130, "beeray demo: interrupted; run the same command again to go on\n"),
+    ],
+)
+def test_a_log_on_a_full_disk_spoils_neither_work_nor_exit_code(
+    unbuffered: str, end: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    (tmp_path / "runs" / "logs").mkdir(parents=True)
+    (tmp_path / "runs" / "logs" / "shop-demo.log").symlink_to("/dev/full")
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    prints = PRINTS if not unbuffered else PRINTS.replace(", sys.__stdout__)", ")").replace("sys.__stdout__", "held")
+    done = run(tmp_path, prints + end)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert done.stdout == ('{"done": 1}\n' if code == 0 else "")
+
+
+def test_what_is_printed_before_and_after_a_verb_is_seen(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom beeray.console import quiet\nprint('before', end=' ')\n"
+        "with quiet(Path('a.log')):\n    kept = sys.stdout\n    print('meanwhile', end='')\n"
+        "print('after', end=' ')\nsys.stdout.flush()\nprint('by one who kept it', file=kept)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("before after by one who kept it\n", "")
+    assert (tmp_path / "a.log").read_text() == "meanwhile"
+
+
 def test_a_defect_without_a_message_is_reported_like_any_other(tmp_path: Path) -> None:
     done = run(tmp_path, "assert config.seed == -1")
     assert done.returncode == 1

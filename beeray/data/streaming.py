@@ -1,7 +1,8 @@
-"""Running a Ray dataset to its end, so that a user's error in a task is the user's error here."""
+"""Running a Ray dataset to its end, so that a user's error in a task is the user's error here, as are lost workers."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from beeray.errors import BeerayError
+from beeray.errors import BeerayError, RunError
 
 R = TypeVar("R")
 
@@ -28,15 +29,13 @@ def drain(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
     Raises:
         BeerayError: the one that a task raised, unwrapped from Ray's.
+        RunError: workers or nodes were lost.
     """
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        ours = find_cause(error)
-        if ours is None:
-            raise
-        ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
-        raise ours from None
+        raise_for_user(error)
+        raise
 
 
 def in_tasks(work: Callable[..., R], inputs: Iterable[Any], **shared: Any) -> Iterator[R]:
@@ -49,6 +48,7 @@ def in_tasks(work: Callable[..., R], inputs: Iterable[Any], **shared: Any) -> It
 
     Raises:
         BeerayError: the one that a task raised.
+        RunError: workers or nodes were lost.
     """
     task = ray.remote(num_cpus=1)(work)
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -60,11 +60,49 @@ def in_tasks(work: Callable[..., R], inputs: Iterable[Any], **shared: Any) -> It
                 yield ray.get(waiting.popleft())
         while waiting:
             yield ray.get(waiting.popleft())
-    except ray.exceptions.RayTaskError as error:
-        ours = find_cause(error)
-        if ours is None:
-            raise
+    except ray.exceptions.RayError as error:
+        raise_for_user(error)
+        raise
+
+
+def raise_for_user(error: Exception) -> None:
+    """Raise what an exception of Ray's is to the user; a defect in a task is nothing to them, and nothing is raised.
+
+    Raises:
+        BeerayError: the one that a task raised, unwrapped.
+        RunError: Ray gave up on work whose workers or nodes were lost.
+    """
+    ours = find_cause(error)
+    if ours is not None:
+        ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
         raise ours from None
+    if _is_loss(error):
+        raise RunError(
+            f"the cluster lost work on the data ({what_it_says(error)}); see ray status and the memory of the nodes, "
+            "and run the same command again"
+        ) from error
+
+
+def _is_loss(error: Exception | None) -> bool:
+    """Whether Ray gave up, and not code that it ran: both are `RayError`s."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return _is_loss(error.cause)  # of one that waited for another
+    if isinstance(error, ray.exceptions.UserCodeException) or type(error) is ray.exceptions.RayError:
+        return False
+    return isinstance(error, ray.exceptions.RayError)
+
+
+def what_it_says(error: BaseException) -> str:
+    """An exception in one line of at most 300 letters, for an error that quotes it.
+
+    Left out are a traceback's frames, lists of ids and processes, and links: the last line is often one of them.
+    """
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    frames = [number for number, line in enumerate(lines) if re.match(r'\s*File ".*", line \d+', line)]
+    begin = frames[-1] + 1 if frames else 0
+    telling = [line.strip() for line in lines[begin:] if line.strip() and line[0] not in " \t"]
+    said = re.sub(r"\s*\b(See|Refer to)\b[^.]*?https?://\S+", "", " ".join(telling)).strip()
+    return said[:300] or type(error).__name__
 
 
 def find_cause(error: BaseException) -> BeerayError | None:

@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter
 from tokenizers import Tokenizer
 
 from beeray.data.staging import Staging
-from beeray.data.storage import exists, is_local, join, read_json, resolve, write_json
+from beeray.data.storage import exists, is_local, join, read_json, resolve, storage_errors, write_json
 from beeray.data.store import Store
 from beeray.data.streaming import drain, set_up_ray_data
 from beeray.data.table_files import unreadable
@@ -165,6 +165,7 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     Raises:
         EncoderError: the tokenizer is not a fast one.
         StoreError: there is a token store, and it is damaged.
+        DataError: a part of the catalog cannot be read, or the tokens not be written.
     """
     as_json = bare_tokenizer(tokenizer)
     bare = Tokenizer.from_str(as_json)
@@ -228,10 +229,16 @@ def _tokenise(
     for table in drain(done):
         num_done += sum(table["items"].to_pylist())
         report("tokenise catalog", num_done, store.meta.num_items)
+    with storage_errors(folder):
+        _put_together(folder, len(parts))
+
+
+def _put_together(folder: str, num_parts: int) -> None:
+    """One file of ids and one of offsets of what the tasks wrote, part by part."""
     filesystem, inside = resolve(folder)
     lengths: list[NDArray[np.int32]] = []
     with filesystem.open_output_stream(f"{inside}/ids.bin") as ids:
-        for part in range(len(parts)):
+        for part in range(num_parts):
             with filesystem.open_input_stream(f"{inside}/part-{part:05d}.ids") as piece:
                 while block := piece.read(1 << 24):
                     ids.write(block)
@@ -250,24 +257,28 @@ def _tokenise_part(
     fast = Tokenizer.from_str(tokenizer)
     filesystem, inside = resolve(folder)
     for part, path in zip(batch["part"], batch["path"], strict=True):
-        source, place = resolve(str(path))
         stem = f"{inside}/part-{int(part):05d}"
         items = 0
         with (
-            unreadable(str(path), "delete the store and prepare again"),
-            source.open_input_file(place) as file,
+            storage_errors(folder),
             filesystem.open_output_stream(f"{stem}.ids") as ids,
             filesystem.open_output_stream(f"{stem}.lengths") as lengths,
         ):
-            for texts in pq.ParquetFile(file).iter_batches(batch_size=CHUNK, columns=["text"]):
-                encoded = fast.encode_batch(
-                    [prefix + text for text in texts["text"].to_pylist()], add_special_tokens=False
-                )
+            for texts in _texts_of(str(path)):
+                encoded = fast.encode_batch([prefix + text for text in texts], add_special_tokens=False)
                 kept = [one.ids[:longest] for one in encoded]
                 ids.write(np.concatenate([np.asarray(one, dtype=dtype) for one in kept]).tobytes())
                 lengths.write(np.asarray([len(one) for one in kept], dtype=np.int32).tobytes())
                 items += len(kept)
         yield pa.table({"items": [items]})
+
+
+def _texts_of(path: str) -> Iterator[list[str]]:
+    """Texts of a part of the catalog, some at a time; DataError where it cannot be read, which is the store's fault."""
+    source, inside = resolve(path)
+    with unreadable(path, "delete the store and prepare again"), source.open_input_file(inside) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=CHUNK, columns=["text"]):
+            yield batch["text"].to_pylist()
 
 
 def _damaged(path: str, reason: str) -> StoreError:

@@ -20,7 +20,7 @@ from beeray.data.embedding_units import RANGE, ROWS, UnitTask, prepare_unit, wri
 from beeray.data.parts import write_part
 from beeray.data.publishing import CHECKPOINT, PLAN, REPORTS
 from beeray.data.storage import join, make_dir, remove_tree, resolve
-from beeray.data.streaming import find_cause, set_up_ray_data
+from beeray.data.streaming import find_cause, set_up_ray_data, what_it_says
 from beeray.errors import RunError
 from beeray.runtime.embedder import Embedder, EmbedderTask
 
@@ -75,10 +75,8 @@ class Pipeline:
                 raise ours from None
             if not isinstance(error, ray.exceptions.RayError):
                 raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise RunError(
-                f"embed: a unit of work failed ({lines[-1][:300] if lines else type(error).__name__}); "
-                "run the same command again to go on from here"
+                f"embed: a unit of work failed ({what_it_says(error)}); run the same command again to go on from here"
             ) from error
         finally:
             context.checkpoint_config = before

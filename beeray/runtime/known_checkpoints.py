@@ -1,7 +1,8 @@
 """Ray Train's own list of a run's checkpoints, made to agree with what is on disk before a command goes on from it.
 
 Ray Train writes the list in place and refuses to start where it is torn or names a folder that is gone. A kill or a
-full disk may leave the one, and a person who takes a damaged checkpoint away leaves the other.
+full disk may leave the one, and a person who takes a damaged checkpoint away leaves the other. A kill before the first
+list was written, or a backup that was brought back in part, leaves none: what is whole is gone on from all the same.
 """
 
 from __future__ import annotations
@@ -27,23 +28,22 @@ RESULTS, INDICES, LATEST, PENDING = (
 
 
 def mend_checkpoints(folder: Path) -> None:
-    """Take from the list what is gone, remove what a killed run had begun to write, and make a torn list anew.
+    """Take from the list what is gone, remove what a killed run had begun to write, make a torn or missing list anew.
 
     Args:
         folder: of the run's checkpoints; need not be there.
     """
     snapshot = folder / SNAPSHOT
     there = {one.name: one for one in folder.glob("checkpoint_*") if one.is_dir()}
-    if not snapshot.is_file():
-        known: set[str] = set()
-    else:
-        listed = _read(snapshot)
-        if listed is None:
-            listed = _listed_anew([one for one in there.values() if is_whole(one)])
+    listed = _read(snapshot) if snapshot.is_file() else None
+    if listed is None:
+        whole = [one for one in there.values() if is_whole(one)]
+        listed = _listed_anew(whole)
+        if whole or snapshot.is_file():
             write_whole(snapshot, json.dumps(listed))
-        elif _names(listed) - there.keys():
-            write_whole(snapshot, json.dumps(_without_missing(listed, there.keys())))
-        known = _names(listed)
+    elif _names(listed) - there.keys():
+        write_whole(snapshot, json.dumps(_without_missing(listed, there.keys())))
+    known = _names(listed)
     for name, one in there.items():
         if name not in known:
             shutil.rmtree(one, ignore_errors=True)

@@ -16,7 +16,7 @@ from beeray.config import ClusterConfig, Config
 from beeray.console import Console
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
-from beeray.data.streaming import find_cause, set_up_ray_data
+from beeray.data.streaming import find_cause, set_up_ray_data, what_it_says
 from beeray.errors import RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
@@ -178,10 +178,8 @@ def _call(config: dict[str, Any]) -> None:
 def _what_failed(error: Exception, cluster: ClusterConfig) -> str:
     failures = getattr(error, "worker_failures", {})
     rank, cause = next(iter(failures.items()), (None, error))
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     who = f"worker {rank}" if rank is not None else "the training controller"
-    said = lines[-1][:300] if lines else repr(cause)
     return (
-        f"training stopped: {who} failed and cluster.max_failures is {cluster.max_failures} ({said}); "
+        f"training stopped: {who} failed and cluster.max_failures is {cluster.max_failures} ({what_it_says(cause)}); "
         "run the same command again to go on from the last checkpoint"
     )

@@ -48,6 +48,7 @@ from beeray.data.scored import (
 from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import ConfigError, DataError, RunError
 from beeray.runtime.tracking import ID_FILE
+from beeray.runtime.whole_files import copy_whole, damaged, read_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,13 +160,15 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that an earlier run of this name left; what a sweep and what nightly training left stays."""
-        left = list(self.path.iterdir()) if self.path.exists() else []
-        if not {entry.name for entry in left} & KEPT:
-            shutil.rmtree(self.path, ignore_errors=not left)
+        if not self.path.exists():
             return
-        for entry in left:
-            if entry.name not in KEPT:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with storage_errors(str(self.path)):
+            left = [entry for entry in self.path.iterdir() if entry.name not in KEPT]
+            # a kill meanwhile leaves no run that seems finished, and no checkpoints that seem nobody's
+            for entry in sorted(left, key=lambda entry: (entry.name in (CONFIG, RUN), entry.name != METRICS)):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            if not (any(self.path.iterdir()) or self.path.is_symlink()):
+                self.path.rmdir()
 
     def check_config(self) -> None:
         """Refuse a config that would compute something else than the run that is in the folder.
@@ -202,33 +205,40 @@ class RunFolder:
 
     def begun_with(self) -> tuple[str, str | None] | None:
         """Fingerprints of the store and of the encoder of `train.init_from` that a run began with; None without one."""
-        if not self.begun:
-            return None
-        kept = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-        return kept["store_fingerprint"], kept.get("init_fingerprint")
+        kept = self._begun()
+        return None if kept is None else (kept["store_fingerprint"], kept.get("init_fingerprint"))
+
+    def _begun(self) -> dict[str, Any] | None:
+        """What run.json says; None where no run has claimed the folder."""
+        kept = self._record(RUN)
+        if kept is not None and not isinstance(kept.get("store_fingerprint"), str):
+            raise damaged(self.path / RUN, self.config.name, "it names no store")
+        return kept
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        return read_record(self.path / name, self.config.name)
 
     @property
     def num_shards(self) -> int:
         """Into how many shards the run's users were cut when it began: one for each worker that it began with."""
-        marker = self.path / RUN
-        kept = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-        return int(kept.get("num_shards", self.config.cluster.num_workers))
+        number = (self._begun() or {}).get("num_shards", self.config.cluster.num_workers)
+        if type(number) is not int or number < 1:
+            raise damaged(self.path / RUN, self.config.name, f"num_shards is {number!r}")
+        return number
 
     def check_store(self, store_fingerprint: str) -> None:
         """Refuse a store that has changed since the run in the folder began.
 
         Raises:
-            RunError: the store was, or would be, prepared anew from other data.
+            RunError: the store was, or would be, prepared anew from other data, or what the run began with is damaged.
         """
-        marker = self.path / RUN
-        if marker.is_file():
-            kept = json.loads(marker.read_text())["store_fingerprint"]
-            if kept != store_fingerprint:
-                raise RunError(
-                    f"run {self.config.name!r} in {self.path} was started on store {kept}, the store is now "
-                    f"{store_fingerprint} (its tables, rules or split changed); choose another name=…, start over "
-                    "with --fresh, or give beeray.evaluate --model PATH"
-                )
+        kept = self._begun()
+        if kept is not None and kept["store_fingerprint"] != store_fingerprint:
+            raise RunError(
+                f"run {self.config.name!r} in {self.path} was started on store {kept['store_fingerprint']}, the store "
+                f"is now {store_fingerprint} (its tables, rules or split changed); choose another name=…, start over "
+                "with --fresh, or give beeray.evaluate --model PATH"
+            )
 
     def claim(
         self,
@@ -244,7 +254,8 @@ class RunFolder:
         """
         self.check_store(store_fingerprint)
         self._check_init(init_fingerprint)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with storage_errors(str(self.path)):
+            self.path.mkdir(parents=True, exist_ok=True)
         tree = self.config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
@@ -261,8 +272,8 @@ class RunFolder:
         write_whole(self.path / RUN, json.dumps(record, indent=2))
 
     def _check_init(self, init_fingerprint: str | None) -> None:
-        marker = self.path / RUN
-        kept = json.loads(marker.read_text()).get("init_fingerprint") if marker.is_file() else init_fingerprint
+        begun = self._begun()
+        kept = init_fingerprint if begun is None else begun.get("init_fingerprint")
         if kept != init_fingerprint:
             raise RunError(
                 f"run {self.config.name!r} in {self.path} was started from encoder {kept}, in train.init_from "
@@ -272,10 +283,8 @@ class RunFolder:
 
     def old_items_of(self, store_fingerprint: str) -> str:
         """File that tells old items of a store from new ones; empty where the run did not begin with another."""
-        marker = self.path / RUN
-        if not (self.old_items.is_file() and marker.is_file()):
-            return ""
-        return str(self.old_items) if json.loads(marker.read_text())["store_fingerprint"] == store_fingerprint else ""
+        begun = self._begun() if self.old_items.is_file() else None
+        return str(self.old_items) if begun is not None and begun["store_fingerprint"] == store_fingerprint else ""
 
     def meaning(self, store_fingerprint: str, trained_on_validation: bool | None) -> dict[str, Any]:
         """What a record of scores says so that only like is compared with like; see `data.scored`."""
@@ -297,7 +306,7 @@ class RunFolder:
 
     def measured(self) -> dict[str, Any] | None:
         """What metrics.json says; None without it."""
-        return dict(json.loads(self.metrics.read_text())) if self.metrics.is_file() else None
+        return self._record(METRICS)
 
     def log_step(self, record: dict[str, Any]) -> None:
         """Append one step."""
@@ -337,12 +346,8 @@ class RunFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     def take_model(self, exported: Path) -> None:
-        """Copy an exported encoder into the folder, whole or not at all."""
-        partial = self.path / f"{MODEL}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(exported, partial)
-        shutil.rmtree(self.model, ignore_errors=True)
-        partial.rename(self.model)
+        """Copy an exported encoder into the folder, whole or not at all; errors as `copy_whole`."""
+        copy_whole(exported, self.model)
 
     def keep_before(self, summary: dict[str, Any]) -> None:
         """Write what the encoder scored before training."""
@@ -350,8 +355,7 @@ class RunFolder:
 
     def before(self) -> dict[str, Any] | None:
         """What the encoder scored before training, if it was measured."""
-        path = self.path / BEFORE
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        return self._record(BEFORE)
 
     def keep_not_finite(self, found: dict[str, Any]) -> Path:
         """Write what made a loss no number and return the file's path."""
@@ -380,9 +384,10 @@ class RunFolder:
             the record as it was kept, with the place of the scores.
         """
         folder = self.evaluations / label
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, ID_FILE):  # of what was scored before
-            (folder / name).unlink(missing_ok=True)
+        with storage_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (METRICS, ID_FILE):  # of what was scored before
+                (folder / name).unlink(missing_ok=True)
         write_part(scores, str(folder / SCORES))
         record = {**record, "scores": str(folder / SCORES)}
         write_whole(folder / METRICS, json.dumps(record, indent=2))

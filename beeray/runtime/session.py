@@ -18,19 +18,15 @@ from beeray.config import ClusterConfig, Config, StorageConfig
 from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 from beeray.interruption import signals_kept
+from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
 
 MAX_ACTORS_PER_NODE = 8
-STARTS, TOO_SLOW = 2, "timed out during startup"
-"""How often a Ray is started here, and what Ray says when that takes it too long."""
 DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 
 
 ANSWER_S = 10.0
 """What a cluster may take to accept a connection."""
-_NO_CLUSTER = (
-    "cluster.address {address!r}: no Ray cluster answers there; start one (ray start --head) or leave it unset"
-)
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job's driver what it was submitted with."""
 
@@ -65,7 +61,8 @@ def ray_session(
         dashboard: start a Ray of our own with its dashboard, which the state API needs.
 
     Raises:
-        ClusterError: the address does not answer, or the submitted job sets what `storage` sets.
+        ClusterError: the cluster does not answer or does not let this command in, or the submitted job sets what
+            `storage` sets.
     """
     import ray
 
@@ -87,7 +84,6 @@ def cluster_address(cluster: ClusterConfig) -> str | None:
 
 
 def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bool) -> None:
-
     address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
@@ -96,24 +92,16 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
     variables = _worker_variables(storage)
     if variables:
         arguments["runtime_env"] = {"env_vars": variables}
+    setting = "cluster.address" if cluster.address else "RAY_ADDRESS"
     if address and not _answers(address):
-        raise ClusterError(_NO_CLUSTER.format(address=address))
+        raise no_cluster(f"{setting} {address!r}")
     try:
         init_ray(arguments)
     except Exception as error:
-        if TOO_SLOW in str(error):
-            raise ClusterError(
-                f"cluster.address is unset, so a Ray was started here, {STARTS} times, but it did not come up in time: "
-                "the machine is overloaded; run the same command again, or name a cluster"
-            ) from error
-        if not isinstance(error, ConnectionError):
+        told = connection_error(error, address, setting)
+        if told is None:
             raise
-        if "AuthenticationError" in str(error.__cause__):
-            raise ClusterError(
-                f"cluster.address {address!r}: the cluster refuses this command's token; set RAY_AUTH_MODE and the "
-                "token alike on both sides"
-            ) from error
-        raise ClusterError(_NO_CLUSTER.format(address=address)) from error
+        raise told from error
 
 
 def init_ray(arguments: dict[str, Any]) -> None:

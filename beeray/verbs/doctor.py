@@ -15,12 +15,11 @@ import ray
 from beeray.config import Config
 from beeray.console import Console
 from beeray.data.storage import storage_options
-from beeray.errors import ClusterError
 from beeray.inputs import located_encoder
 from beeray.runtime.doctor.check import Check
 from beeray.runtime.doctor.clocks import judge_clocks
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
-from beeray.runtime.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, in_one_line
+from beeray.runtime.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, found, in_one_line
 from beeray.runtime.doctor.gang import REMEDIES, Gang, gang_size
 from beeray.runtime.doctor.memory import judge_disk, judge_memory
 from beeray.runtime.doctor.probe import READ_REMEDY, Here, Node, start_probes
@@ -50,12 +49,14 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         with ExitStack() as stack:
             joined = ray.is_initialized() or cluster_address(config.cluster) is not None
             begun = time.monotonic()
-            try:
+
+            def connect() -> Finding:
                 stack.enter_context(ray_session(config.cluster, config.storage))
-            except ClusterError as error:
-                told.add("ray", Finding(FAILED, str(error)), time.monotonic() - begun)
-            else:
-                told.add("ray", _ray(joined=joined), time.monotonic() - begun)
+                return _ray(joined=joined)
+
+            connected = found(connect, "see cluster.address and ray status")
+            told.add("ray", connected, time.monotonic() - begun)
+            if connected.status == OK:
                 examination = _Examination(config, limit_s, joined=joined)
                 stack.callback(examination.stop)
                 for check in examination.checks():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import ray
 
-from beeray.data.streaming import in_tasks
-from beeray.errors import DataError, StoreError
+from beeray.data.streaming import drain, in_tasks
+from beeray.errors import DataError, RunError, StoreError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -37,3 +37,18 @@ def test_an_error_for_the_user_arrives_as_it_was_raised() -> None:
     with pytest.raises(DataError, match=r"^13: is an unlucky number; take another$") as error:
         list(in_tasks(a_task(), range(10, 20), table=ray.put(np.arange(100.0)), offset=0))
     assert not isinstance(error.value, StoreError)
+
+
+def test_a_worker_that_dies_again_and_again_is_told_as_lost() -> None:
+    def dies(number: int) -> int:
+        import os
+
+        os._exit(1)
+
+    with pytest.raises(RunError, match=r"^the cluster lost work on the data \(The worker died unexpectedly"):
+        list(in_tasks(dies, [1]))
+    batches = ray.data.from_items([1], override_num_blocks=1).map_batches(
+        lambda batch: dies(1), batch_size=1, max_retries=0
+    )
+    with pytest.raises(RunError, match=r"^the cluster lost work on the data \("):
+        list(drain(batches))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from in_process_ray import in_process_ray
 
 from beeray.data.catalog import content_hash
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
 from beeray.data.tokens import TokenStore, ensure_tokens
-from beeray.errors import EncoderError
+from beeray.errors import DataError, EncoderError
 
 HARD_TEXTS = [
     "a plain sentence",
@@ -192,3 +194,44 @@ def test_tokenising_that_fails_leaves_no_tokens(tmp_path: Path, tokenizer: Any, 
     with pytest.raises(RuntimeError, match="stopped"):
         ensure_tokens(store, tokenizer, "", 16, stop)
     assert list((tmp_path / "store" / "tokens").iterdir()) == []
+
+
+def words() -> Any:
+    """A tokenizer of its own, which needs no download."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return SimpleNamespace(backend_tokenizer=made, pad_token_id=0)
+
+
+@pytest.mark.parametrize("file", ["part-00001.ids", "part-00000.lengths", "ids.bin", "offsets.npy"])
+def test_a_full_disk_is_told_as_one_and_not_as_a_store_that_is_damaged(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+
+    def make_dir_with_a_full_disk(path: str) -> None:
+        Path(path).mkdir(parents=True)
+        Path(path, file).symlink_to("/dev/full")
+
+    monkeypatch.setattr("beeray.data.staging.make_dir", make_dir_with_a_full_disk)
+    store = write_store(tmp_path / "store", ["a", "b a", "b"], parts=2)
+    with in_process_ray(), pytest.raises(DataError) as caught:
+        ensure_tokens(store, words(), "", 16, lambda *_: None)
+    said = str(caught.value)
+    assert "No space left on device" in said and said.endswith("check the path and its disk"), said
+    assert said.startswith(f"{tmp_path}/store/tokens/") and "delete the store" not in said
+    assert list((tmp_path / "store" / "tokens").iterdir()) == []
+    assert len(list((tmp_path / "store" / "catalog").iterdir())) == 2
+
+
+def test_a_part_of_the_catalog_that_is_damaged_is_told_as_the_stores(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", ["a", "b a", "b"], parts=2)
+    part = Path(store.catalog_paths()[1])
+    part.write_bytes(b"PAR1")
+    with in_process_ray(), pytest.raises(DataError) as caught:
+        ensure_tokens(store, words(), "", 16, lambda *_: None)
+    assert str(caught.value).startswith(f"{part}: cannot be read (")
+    assert str(caught.value).endswith("; delete the store and prepare again")

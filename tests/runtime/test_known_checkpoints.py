@@ -75,11 +75,23 @@ def test_what_the_list_does_not_name_is_removed_and_a_list_in_order_is_left_alon
     assert sorted(one.name for one in folder.glob("checkpoint_2*")) == NAMES
 
 
-def test_without_a_list_nothing_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
+def test_without_a_list_the_newest_whole_checkpoint_is_gone_on_from(folder: Path) -> None:
+    """As after a backup that was brought back in part."""
+    write_checkpoint(folder, "checkpoint_2026-11-28_11-00-09.000000", 40, parts=1)
     (folder / SNAPSHOT).unlink()
     mend_checkpoints(folder)
-    assert list(folder.iterdir()) == []
+    manager: Any = opened(folder)
+    assert steps(manager) == [10, 20, 30]
+    assert manager._latest_checkpoint_result.metrics == {"step": 30}
+    assert sorted(one.name for one in folder.glob("checkpoint_2*")) == NAMES, "the half-written one is gone"
+
+
+def test_without_anything_whole_a_run_begins_anew(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, NAMES[0], 10, parts=1)
+    mend_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
     mend_checkpoints(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_checkpoint_lacks_nothing_or_is_not_whole(tmp_path: Path) -> None:

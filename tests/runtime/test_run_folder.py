@@ -193,9 +193,10 @@ def test_a_model_that_cannot_be_copied_leaves_the_one_before(tmp_path: Path) -> 
     folder.take_model(exported)
     (exported / "weights").unlink()
     (exported / "weights").symlink_to(tmp_path / "nothing")
-    with pytest.raises(OSError):
+    with pytest.raises(DataError, match=rf"{folder.model}: cannot be read or written \(.*No such file"):
         folder.take_model(exported)
     assert (folder.model / "weights").read_text() == "good"
+    assert not (folder.path / "model.partial").exists()
 
 
 @pytest.fixture
