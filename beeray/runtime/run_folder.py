@@ -90,8 +90,8 @@ def learned_validation(model: str) -> bool | None:
         return None
     if config.trains_on_validation or config.train.init_from is None:
         return config.trains_on_validation
-    kept = json.loads((run / RUN).read_text(encoding="utf-8"))
-    if INIT_TRAINED_ON_VALIDATION not in kept:  # of another version
+    kept = read_record(run / RUN, config.name)
+    if kept is None or INIT_TRAINED_ON_VALIDATION not in kept:  # of another version
         return None
     return bool(kept[INIT_TRAINED_ON_VALIDATION])  # what is no run's counts as one that did not
 
