@@ -71,7 +71,7 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
 
 
 def folder_is_shared(task: WorkerTask, device: torch.device, patience_s: float = PATIENCE_S) -> bool:
-    """Whether the run's folder is the driver's on every rank; tells the driver where it is not. Every rank must call."""
+    """Whether every rank sees the driver's run folder; the driver is told who does not. Every rank must call."""
     trouble = what_is_not_shared(task.config.runs_dir, Path(task.run_dir), task.marker, patience_s)
     if trouble:
         task.send("refused", message=trouble)

@@ -27,6 +27,7 @@ from beeray.inputs import located_encoder, open_encoder, prepared_store, token_s
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
@@ -58,6 +59,7 @@ TRACKED = "mlflow_run_id"
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
+    check_outlives_job(config, "runs_dir", "data.store")
     check_peft(config)
     folder, startup = RunFolder(config), Startup()
     startup.reached("imports")
