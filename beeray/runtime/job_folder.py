@@ -46,6 +46,7 @@ def what_goes_with_the_job(config: Config, *keys: str, environment: Mapping[str,
             other = "" if key == "runs_dir" else " or an s3:// path"
             return (
                 f"{key} {said}: in a submitted job that is {written[key]}, in the job's own copy of the folder, which "
-                f"another checkout does not find and Ray may delete; give {key} an absolute path on a disk that all nodes mount{other}"
+                f"another checkout does not find and Ray may delete; give {key} an absolute path on a disk that all "
+                f"nodes mount{other}"
             )
     return ""

@@ -1,6 +1,6 @@
 """Program of one rank: looks for the driver's marker in a run folder of its own; writes what it found and said.
 
-Started by `test_run_folder_ranks.py` as `look_for_marker.py <folder> <marker>`; rank 0 looks in `<folder>/0`, and so on.
+Started by `test_run_folder_ranks.py` as `look_for_marker.py <folder> <marker>`; rank 0 looks in `<folder>/0` and so on.
 """
 
 from __future__ import annotations

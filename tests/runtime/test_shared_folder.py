@@ -1,4 +1,4 @@
-"""A run's folder that is not the same one everywhere is found out before a step is trained: by a file that no other folder has."""
+"""A run's folder that is not the same one everywhere is found out: by a file that no other folder has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_a_folder_of_the_same_name_on_another_disk_is_found_out_though_the_same_
         (folder / ".training-of-a-killed-command").touch()
     with marked(ours) as marker:
         said = what_is_not_shared("/data/runs", theirs, marker, 0.0)
-    assert said.startswith(f"runs_dir '/data/runs': what this command writes to {theirs} is not seen by a worker on node ")
+    assert said.startswith(
+        f"runs_dir '/data/runs': what this command writes to {theirs} is not seen by a worker on node "
+    )
     assert said.endswith(
         ", so the folder is not shared and no checkpoint would be whole; give runs_dir a folder on a disk that all "
         "nodes mount"
@@ -37,5 +39,5 @@ def test_a_folder_of_the_same_name_on_another_disk_is_found_out_though_the_same_
 
 
 def test_a_folder_that_may_not_be_written_is_told_in_one_line() -> None:
-    with pytest.raises(DataError, match="/proc/sys/.training-"), marked(Path("/proc/sys")):
+    with pytest.raises(DataError, match=r"/proc/sys/\.training-"), marked(Path("/proc/sys")):
         pass
