@@ -62,6 +62,7 @@ class EventHandler:
 
     Attributes:
         not_finite: of the step whose loss is no number: item and user indices that made it so, and how many it had.
+        refused: why workers would not begin; the first that said so.
         saves_when_stopped: whether workers that are asked to stop have something to save: they are at their steps.
         stopped_after: steps done when the workers stopped because they were asked to, with a checkpoint; or None.
     """
@@ -80,6 +81,7 @@ class EventHandler:
         self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
+        self.refused: str | None = None
         self.not_finite: dict[str, Any] | None = None
         self.stopped_after: int | None = None
         self.saves_when_stopped = False
@@ -209,6 +211,9 @@ class EventHandler:
 
     def _on_failed(self, event: dict[str, Any]) -> None:
         self.failure = event["message"]
+
+    def _on_refused(self, event: dict[str, Any]) -> None:
+        self.refused = self.refused or event["message"]
 
     def _show(self, label: str, done: int, total: int, unit: str, note: str = "") -> None:
         if label != self._bar_label:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "stopped", "worker", "profile", "head_done", "neighbours", "not_finite")
+MUST_ARRIVE = ("scores", "failed", "refused", "stopped", "worker", "profile", "head_done", "neighbours", "not_finite")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class WorkerTask:
         shares: training users of one shard, domain by domain.
         num_shards: into how many the users were cut when the run began.
         run_dir: absolute folder of the run, which every node can write to; empty where nothing is left in it.
+        marker: file in it by which a worker knows that its `run_dir` is the driver's.
         monitor: actor that takes progress events.
         model: the encoder to open: a hub name, `package:…`, or a folder as an absolute path.
         keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
@@ -49,6 +50,7 @@ class WorkerTask:
     shares: tuple[UserShare, ...] = ()
     num_shards: int = 1
     run_dir: str = ""
+    marker: str = ""
     keep_as: str = ""
     old_items: str = ""
     original: str = ""

@@ -48,7 +48,7 @@ from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import parts_of_rank, plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.wishes import Wish, Wishes
-from beeray.runtime.worker import embedding_progress, score, worker_ready
+from beeray.runtime.worker import embedding_progress, folder_is_shared, score, worker_ready
 
 TELL_EVERY_S = 0.2
 """Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
@@ -57,6 +57,8 @@ TELL_EVERY_S = 0.2
 def train_worker(task: WorkerTask) -> None:
     """Train, checkpoint, export and score. Every rank runs this."""
     with worker_ready(task) as device:
+        if not folder_is_shared(task, device):  # on every rank at once, so that no other worker is started for it
+            return
         training = _Training(task, device)
         try:
             training.run()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import ray.train
@@ -16,13 +17,14 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
-from beeray.core.gather import rank, world_size
+from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.cores import keep_deepspeed_on_cpu, share_cores
 from beeray.runtime.original import neighbours_kept, sampled_neighbours
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, score_splits
+from beeray.runtime.shared_folder import PATIENCE_S, what_is_not_shared
 from beeray.runtime.task import WorkerTask
 
 
@@ -66,6 +68,14 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
         peak_memory_bytes=usage.ru_maxrss * 1024,
         peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if cluster.use_gpu else 0,
     )
+
+
+def folder_is_shared(task: WorkerTask, device: torch.device, patience_s: float = PATIENCE_S) -> bool:
+    """Whether every rank sees the driver's run folder; the driver is told who does not. Every rank must call."""
+    trouble = what_is_not_shared(task.config.runs_dir, Path(task.run_dir), task.marker, patience_s)
+    if trouble:
+        task.send("refused", message=trouble)
+    return not sum_over_ranks([1.0 if trouble else 0.0], device)[0]
 
 
 def score(

@@ -21,6 +21,7 @@ from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
 from beeray.runtime.comparison import Choice, compare
 from beeray.runtime.comparison_table import comparison_text
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder, locked_file
@@ -36,6 +37,7 @@ CANNOT_RANK_NEW_ITEMS = (
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Fit and score what is not there yet, then print all beside the run's own model."""
+    check_outlives_job(config, "runs_dir", "data.store")
     which = chosen(config, arguments.only)
     fingerprint, fitted = ensure(config, which, console, fresh=arguments.fresh)
     comparison = compared(config, which, own_model(config, fingerprint, console), console)

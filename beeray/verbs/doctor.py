@@ -24,7 +24,7 @@ from beeray.runtime.doctor.gang import REMEDIES, Gang, gang_size
 from beeray.runtime.doctor.memory import judge_disk, judge_memory
 from beeray.runtime.doctor.probe import READ_REMEDY, Here, Node, start_probes
 from beeray.runtime.doctor.resources import judge_resources
-from beeray.runtime.doctor.storage import check_storage, free_bytes, nearest_folder, places_of
+from beeray.runtime.doctor.storage import check_places, free_bytes, nearest_folder
 from beeray.runtime.doctor.tracking import check_mlflow
 from beeray.runtime.doctor.versions import judge_versions
 from beeray.runtime.session import cluster_address, lacking_workers, ray_session
@@ -183,7 +183,7 @@ class _Examination:
         return judge_clocks(readings)
 
     def _storage(self) -> Finding:
-        return check_storage(places_of(self.config), [Here(), *self.nodes])
+        return check_places(self.config, [Here(), *self.nodes])
 
     def _data(self) -> Finding:
         finding: Finding = ray.get(self.nodes[-1].probe.data.remote(self.config))

@@ -34,6 +34,7 @@ from beeray.inputs import located_encoder, open_encoder
 from beeray.runtime.embedder import EmbedderTask
 from beeray.runtime.embedding_job import EmbeddingJob
 from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.run_folder import RunFolder, locked_file
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
@@ -53,6 +54,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
     Of several domains each has a publication of its own, `<embed path>/<domain>`, in which ids are what they are.
     """
+    check_outlives_job(config, "runs_dir", "embed.path")
     configs = config.by_domain()
     if None in configs:
         return _embed(config, arguments, console)

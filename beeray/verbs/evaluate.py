@@ -19,6 +19,7 @@ from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.results import (
     flat_means,
@@ -47,6 +48,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         arguments: `model`, as `chosen_model` takes it; `store_fingerprint`, where the store is not to be prepared anew
             whatever its tables are now (as `opened_store`).
     """
+    check_outlives_job(config, "runs_dir", "data.store")
     started = time.monotonic()
     if not config.evaluate.splits:
         raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")

@@ -16,6 +16,7 @@ from beeray.data.faiss_index import load_faiss, write_index
 from beeray.data.storage import join, resolve, storage_options
 from beeray.embeddings import open as open_embeddings
 from beeray.errors import ConfigError
+from beeray.runtime.job_folder import check_outlives_job
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
     Of several domains each has a publication and an index of its own.
     """
+    check_outlives_job(config, "embed.path")
     configs = config.by_domain()
     if None in configs:
         return _index(config, arguments, console)

@@ -23,6 +23,7 @@ from beeray.data.store import Store
 from beeray.errors import DivergedError, RunError
 from beeray.inputs import open_encoder
 from beeray.runtime.gate import check_ranking, gate_metric, gate_split, judge
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import ray_session
@@ -35,6 +36,7 @@ FIRST = {"publish": True}
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Do a night's work from wherever it stands; returns the verdict and what was published."""
+    check_outlives_job(config, "runs_dir", "data.store", "embed.path")
     gate_metric(config), gate_split(config)  # told before hours of training
     check_ranking(config)
     nights = Nights(config)

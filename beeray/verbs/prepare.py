@@ -9,11 +9,13 @@ from typing import Any
 from beeray.config import Config
 from beeray.console import Console
 from beeray.inputs import prepared_store
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.session import ray_session
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Prepare the store of a config, unless it is there and up to date; returns what was made."""
+    check_outlives_job(config, "data.store")
     started = time.monotonic()
     sources = " + ".join(f"{one.domain} ({one.source})" for one in config.data.single_sources())
     console.line(

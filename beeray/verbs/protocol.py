@@ -21,6 +21,7 @@ from beeray.config import Config, load_config
 from beeray.console import Console
 from beeray.data.scored import Scored, open_scored
 from beeray.errors import ConfigError
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.session import ray_session
 from beeray.verbs import evaluate, train
 from beeray.verbs.baselines import compared, ensure, kept, own_model
@@ -32,6 +33,7 @@ RECORD = "protocol.json"
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train, score, fit baselines, compare; leaves `runs/<name>/protocol.json` beside what the steps leave."""
+    check_outlives_job(config, "runs_dir", "data.store")
     source = source_config(config)
     which = list(config.baselines.which)
     with ray_session(config.cluster, config.storage):

@@ -17,6 +17,7 @@ from beeray.console import Console
 from beeray.data.report_items import REPORT_FOLDER, collect_items, store_of_items, write_items
 from beeray.data.store import Store
 from beeray.errors import RunError
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.run_folder import RunFolder
 
 
@@ -26,6 +27,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     Raises:
         RunError: nothing has been trained or evaluated under this name.
     """
+    check_outlives_job(config, "runs_dir")
     started = time.monotonic()
     path = write_report(config)
     console.line(f"report: {path}")

@@ -22,11 +22,12 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import DivergedError
+from beeray.errors import DivergedError, RunError
 from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
@@ -41,6 +42,7 @@ from beeray.runtime.results import (
 )
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder, learned_validation
 from beeray.runtime.session import check_placement, ray_session
+from beeray.runtime.shared_folder import marked
 from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare, plan_steps, user_shares
 from beeray.runtime.task import WorkerTask
@@ -57,6 +59,7 @@ TRACKED = "mlflow_run_id"
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train a config to its end, from wherever its run folder stands; returns what was made and measured."""
+    check_outlives_job(config, "runs_dir", "data.store")
     check_peft(config)
     folder, startup = RunFolder(config), Startup()
     startup.reached("imports")
@@ -226,6 +229,8 @@ def train_run(
         with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):
             result = _run_workers(config, folder, inputs, monitor)
         handler.close()
+        if handler.refused is not None:
+            raise RunError(handler.refused)
         if handler.failure is not None:
             raise DivergedError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
         if handler.stopped_after is not None:
@@ -262,24 +267,26 @@ def _concluded(folder: RunFolder, tracker: Tracker, record: dict[str, Any], cons
 
 def _run_workers(config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any) -> ray.train.Result:
     """Have workers train from the newest whole checkpoint to the end, or until they are asked to stop."""
-    return launch(
-        "beeray.runtime.training:train_worker",
-        WorkerTask(
-            config,
-            inputs.store.path,
-            inputs.tokens_path,
-            monitor,
-            shares=inputs.shares,
-            num_shards=inputs.num_shards,
-            model=inputs.model,
-            run_dir=str(folder.path),
-            old_items=folder.old_items_of(inputs.store.meta.fingerprint),
-        ),
-        storage=folder.path,
-        name=CHECKPOINTS,
-        users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
-        keep_checkpoints=config.train.keep_checkpoints,
-    )
+    with marked(folder.path) as marker:
+        return launch(
+            "beeray.runtime.training:train_worker",
+            WorkerTask(
+                config,
+                inputs.store.path,
+                inputs.tokens_path,
+                monitor,
+                shares=inputs.shares,
+                num_shards=inputs.num_shards,
+                model=inputs.model,
+                run_dir=str(folder.path),
+                marker=marker,
+                old_items=folder.old_items_of(inputs.store.meta.fingerprint),
+            ),
+            storage=folder.path,
+            name=CHECKPOINTS,
+            users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
+            keep_checkpoints=config.train.keep_checkpoints,
+        )
 
 
 def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> str:

@@ -31,6 +31,7 @@ from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, prepared_store, token_store
+from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
@@ -76,6 +77,7 @@ STATE_API_PATIENCE_S = 30
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Search a config's space to the end, from wherever its folder stands; returns what was found."""
+    check_outlives_job(config, "runs_dir", "data.store")
     started = time.monotonic()
     config = measurable(config, console)
     check_sharing(largest_demand(config).cluster)

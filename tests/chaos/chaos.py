@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -46,6 +47,8 @@ LONGEST_CUT_S, NOTICE_S = 20.0, 10
 TRIES = 3
 OF_RAY_ITSELF = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::_")
 POLL_S = 0.05
+FORESEEN = {0, 2}
+"""Exit codes of a disturbed command: it went on by itself, or one line says what to do; 1 is a defect of ours."""
 
 
 @dataclass
@@ -112,6 +115,8 @@ class Chaos:
                 break
             played.moment = round(played.moment / 2, 1)
         played.codes.append(code)
+        if not foreseen(fault, code):
+            played.wrong.append(f"disturbed, it ends with {code}: {said}")
         if code:
             played.said = said
             again = self.place.type(verb, typed.name)
@@ -152,6 +157,11 @@ class Chaos:
                 return title
             time.sleep(POLL_S)
         return None
+
+
+def foreseen(fault: str, code: int) -> bool:
+    """Whether a command that this was done to may end so; one that is killed may have ended a moment before."""
+    return code in FORESEEN or (fault == "driver" and code == -signal.SIGKILL)
 
 
 def workers_of(cluster: Cluster) -> Iterator[tuple[str, psutil.Process]]:

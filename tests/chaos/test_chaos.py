@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos import FAULTS, Chaos, chaos_in, pairs
+from chaos import FAULTS, Chaos, chaos_in, foreseen, pairs
 from cut_proxy import running_proxy
 from s3_server import free_port
 from typed_commands import VERBS, Typed, differences
@@ -78,6 +78,13 @@ def wait_for(typed: Typed, pattern: str) -> int:
 def test_twenty_rounds_have_every_verb_with_every_fault() -> None:
     assert len(set(pairs(20, list(VERBS), list(FAULTS)))) == 20
     assert [verb for verb, _ in pairs(5, list(VERBS), list(FAULTS))] == [*VERBS, VERBS[0]]
+
+
+def test_a_disturbed_command_may_end_well_or_with_a_line_but_not_with_an_internal_error() -> None:
+    for fault in FAULTS:
+        assert foreseen(fault, 0) and foreseen(fault, 2)
+        assert not foreseen(fault, 1) and not foreseen(fault, 143)
+        assert foreseen(fault, -9) == (fault == "driver"), "nobody else kills it"
 
 
 def test_what_differs_is_told() -> None:

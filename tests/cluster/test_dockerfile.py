@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -72,9 +73,17 @@ def test_every_requirement_that_is_installed_is_pinned(target: str) -> None:
     commands = [shlex.split(one) for one in install.split("&&")]
     assert all(one[3:5] == ["--constraint", "constraints.txt"] for one in commands), "an install without constraints"
     assert commands[0][-1] == "torch", "torch goes first"
-    extras = re.fullmatch(r"\.\[(.*)\]", commands[-1][-1])
+    for one in commands:
+        assert "--no-deps" in one or not any(word.startswith("--index-url") for word in one), (
+            "an index of torch alone has not every pinned version of what torch needs"
+        )
+    assert "--no-deps" not in commands[-1], "what torch needs comes with the rest"
+    place = commands[-1].index("--editable") + 1
+    extras = re.fullmatch(r"\.\[(.*)\]", commands[-1][place])
     assert extras is not None
-    required = [*project["dependencies"]]
+    further = commands[-1][place + 1 :]
+    assert "boto3" in further, "Ray's launcher starts machines of AWS from the head"
+    required = [*project["dependencies"], *further]
     for extra in extras[1].split(","):
         required += project["optional-dependencies"][extra]
     names = {canonical(re.split(r"[\[<>=!~ ;]", one)[0]) for one in required}
@@ -97,6 +106,19 @@ def test_nobody_is_root_and_no_secret_or_private_index_is_baked_in(target: str) 
     text = DOCKERFILE.read_text()
     assert not re.search(r"(?i)token=|password|secret|trusted-host", text.replace("RAY_AUTH_MODE=token", ""))
     assert set(re.findall(r"https?://[^/\s]+", text)) <= {"https://download.pytorch.org"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_login_shell_has_the_images_python_too_since_the_launcher_types_in_one(target: str, tmp_path: Path) -> None:
+    (made,) = [rest for rest in of(target, "RUN") if "-m venv" in rest]
+    (written,) = [one.strip() for one in made.split("&&") if "/etc/profile.d/" in one]
+    profile = tmp_path / "beeray.sh"
+    subprocess.run(written.replace("/etc/profile.d/beeray.sh", str(profile)), shell=True, check=True)
+    debians = "PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"  # what /etc/profile sets before profile.d
+    done = subprocess.run(
+        ["sh", "-c", f'{debians}; . "{profile}"; echo "$PATH"'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("/opt/venv/bin:/usr/local/bin:")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -31,6 +31,27 @@ def test_it_is_valid_by_rays_schema_as_it_stands_and_with_rays_defaults(launcher
     validate_config(prepare_config(copy.deepcopy(launcher)))
 
 
+def test_nothing_that_ray_adds_of_its_own_is_typed_on_a_node(launcher: dict[str, Any]) -> None:
+    """Ray's defaults for AWS install another Ray, into a Python that the image's user may not write to."""
+    typed = prepare_config(copy.deepcopy(launcher))
+    commands = {name: value for name, value in typed.items() if name.endswith("_commands")}
+    assert commands == {name: launcher[name] for name in commands}
+    assert {name for name, value in commands.items() if not value} == {
+        "setup_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+    }
+    for name in ("setup_commands", "head_setup_commands"):
+        del launcher[name]
+    assert any("pip install" in one for one in prepare_config(launcher)["head_setup_commands"]), "it would, if left out"
+
+
+def test_the_disk_that_is_mounted_is_made_the_images_users(launcher: dict[str, Any]) -> None:
+    *_, mount, given = launcher["initialization_commands"]
+    assert "mount -t nfs4" in mount
+    assert given == 'test "$(stat -c %u /shared)" = 1000 || sudo chown 1000:1000 /shared'
+
+
 def test_a_misspelt_key_is_noticed(launcher: dict[str, Any]) -> None:
     launcher["max_worker"] = launcher.pop("max_workers")
     with pytest.raises(jsonschema.ValidationError):

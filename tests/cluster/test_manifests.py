@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 import ray
 import yaml
 from kuberay_fields import KINDS, complaints, pod_templates
+from ray.dashboard.modules.job import job_supervisor
+from ray.scripts.scripts import drain_node
 
 from beeray.config import load_config
+from beeray.nightly import EXIT_REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
@@ -126,7 +131,7 @@ def test_images_are_targets_of_the_dockerfile() -> None:
 
 def entrypoints() -> dict[str, list[str]]:
     """The beeray command of every manifest, word by word."""
-    submitted = manifest("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    submitted = manifest("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"]
     return {
         "CronJob": submitted[submitted.index("--") + 1 :],
         "RayJob": shlex.split(manifest("RayJob")["spec"]["entrypoint"]),
@@ -146,6 +151,8 @@ def test_the_commands_in_them_have_a_verb_and_a_valid_config_on_the_shared_disk(
         assert config.cluster.use_gpu and config.train.checkpoint_every_steps
     else:
         shared.append(config.embeddings_path)
+        gpus = next(one for one in clusters()[0]["workerGroupSpecs"] if one["groupName"] == "gpu")
+        assert 1 < (config.embed.num_actors or 1) <= gpus["maxReplicas"], "unset, nodes that are to come do not count"
     assert all(path.startswith("/shared/") for path in shared), shared
     assert config.cluster.placement_timeout_s >= 600, "a GPU node takes minutes to come"
 
@@ -153,11 +160,80 @@ def test_the_commands_in_them_have_a_verb_and_a_valid_config_on_the_shared_disk(
 def test_the_nightly_pod_talks_to_the_clusters_head_with_the_operators_token() -> None:
     (container,) = next(pod_templates(manifest("CronJob")["spec"]))["spec"]["containers"]
     name = manifest("RayCluster")["metadata"]["name"]
-    assert f"--address=http://{name}-head-svc:8265" in container["command"]
+    assert f"--address=http://{name}-head-svc:8265" in container["args"]
     env = {one["name"]: one for one in container["env"]}
     assert env["RAY_AUTH_MODE"]["value"] == "token"
     assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "auth_token"}
     assert manifest("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def submitted(folder: Path, said: str, ended: int) -> int:
+    """Exit code of the nightly pod whose `ray job submit` says this and ends so."""
+    (container,) = next(pod_templates(manifest("CronJob")["spec"]))["spec"]["containers"]
+    script = [word.replace("/tmp/said", str(folder / "said")) for word in container["command"]]
+    ray = folder / "ray"
+    ray.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit {ended}\n")
+    ray.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run([*script, *container["args"]], env={"PATH": path}, stdout=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 143])
+def test_the_nightly_pod_ends_with_the_jobs_own_code(tmp_path: Path, code: int) -> None:
+    said = (
+        "beeray nightly: failed with exit code 7, says a log\n"
+        f"Status message: Job entrypoint command failed with exit code {code}, last available logs (truncated to ...):"
+    )
+    assert submitted(tmp_path, said, 1) == code
+
+
+def test_the_nightly_pod_ends_well_with_the_job_and_badly_where_no_job_could_be_submitted(tmp_path: Path) -> None:
+    assert submitted(tmp_path, "Job 'raysubmit_1' succeeded", 0) == 0
+    assert submitted(tmp_path, "ConnectionError: no cluster answers", 1) == 1
+
+
+def test_what_ray_says_of_a_failed_job_is_what_the_nightly_pod_looks_for() -> None:
+    said = " ".join(Path(job_supervisor.__file__).read_text(encoding="utf-8").split())
+    assert re.search(r'"Job entrypoint command " f"failed with exit code \{return_code\}, "', said)
+
+
+def test_a_night_that_was_refused_or_is_a_mistake_is_not_submitted_again_nor_is_a_clusters_worth_of_training() -> None:
+    job = manifest("CronJob")["spec"]["jobTemplate"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"containerName": "submit", "operator": "In", "values": [2, EXIT_REFUSED]}
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "Kubernetes takes no such policy otherwise"
+    assert job["backoffLimit"] > 0, "anything else is tried again"
+    assert manifest("RayJob")["spec"]["backoffLimit"] == 0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_gpu_pod_that_goes_has_its_node_told_to_ray_and_gives_training_time_to_save(
+    place: int, tmp_path: Path
+) -> None:
+    gpu = next(group for group in clusters()[place]["workerGroupSpecs"] if group["groupName"] == "gpu")
+    pod = gpu["template"]["spec"]
+    sh, option, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    for pid, words in {"1": "ray\0start\0--block", "7": "/x/raylet\0--node_id=abc123\0--maximum=1"}.items():
+        (tmp_path / "proc" / pid).mkdir(parents=True)
+        (tmp_path / "proc" / pid / "cmdline").write_text(f"{words}\0")
+    for program, does in {"ray": "exit $ENDS", "sleep": ":"}.items():
+        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >> {tmp_path}/typed\n{does}\n')
+        (tmp_path / program).chmod(0o755)
+    script = script.replace("/proc/", f"{tmp_path}/proc/")
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "FQ_RAY_IP": "head"}
+    subprocess.run([sh, option, script], env={**environment, "ENDS": "0"}, check=True)
+    told, slept = (tmp_path / "typed").read_text().splitlines()
+    assert told.startswith("ray drain-node --address=head:6379 --node-id=abc123 --reason=DRAIN_NODE_REASON_PREEMPTION ")
+    options = dict(word[2:].split("=", 1) for word in told.split() if word.startswith("--"))
+    known = {name.removeprefix("--") for parameter in drain_node.params for name in parameter.opts}
+    assert options.keys() <= known
+    assert slept == f"sleep {options['deadline-remaining-seconds']}"
+    told_within = int(re.findall(r"timeout (\d+) ray", script)[0])
+    assert told_within + int(slept.split()[1]) < pod["terminationGracePeriodSeconds"]
+    (tmp_path / "typed").unlink()
+    subprocess.run([sh, option, script], env={**environment, "ENDS": "1"}, check=False)
+    assert len((tmp_path / "typed").read_text().splitlines()) == 1, "a cluster that is gone is not waited for"
 
 
 @pytest.mark.parametrize("folder", ["cluster", "cluster/kuberay", "jobs"])

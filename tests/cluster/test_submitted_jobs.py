@@ -142,7 +142,7 @@ def test_ray_job_stop_ends_training_with_a_checkpoint_and_the_same_command_goes_
 
 def test_the_nightly_manifests_command_publishes_what_was_trained(cluster: Cluster, folder: Path, tiny: Path) -> None:
     manifest = yaml.safe_load((ROOT / "cluster" / "kuberay" / "nightly-cronjob.yaml").read_text(encoding="utf-8"))
-    words = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    words = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"]
     instead = {
         "--address=http://beeray-head-svc:8265": f"--address={cluster.environment['RAY_ADDRESS']}",
         "--config=goodlens.yaml": f"--config={tiny}",

@@ -16,7 +16,7 @@ from beeray.data.storage import write_json
 from beeray.data.store_meta import SCHEMA_VERSION, StoreMeta
 from beeray.errors import ConfigError, DataError, StoreError
 from beeray.runtime.doctor.probe import Here
-from beeray.runtime.doctor.storage import Place, check_storage, nearest_folder, places_of
+from beeray.runtime.doctor.storage import Place, check_places, check_storage, nearest_folder, places_of
 from beeray.runtime.doctor.tables import check_data
 
 
@@ -102,6 +102,22 @@ def test_a_prepared_store_that_may_not_be_written_is_only_a_warning(tmp_path: Pa
     finding = check_storage([refused], [Here()])
     assert finding.status == "warning"
     assert "it can be read, but tokens of another encoder cannot be added" in finding.said
+
+
+def test_a_relative_path_of_a_submitted_job_fails_and_of_any_other_command_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1a2b3c"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    config = a_config(tmp_path, embed={"path": "embeddings"})
+    assert check_places(config, [Here()]).status == "ok"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    finding = check_places(config, [Here()])
+    assert finding.status == "FAILED"
+    assert finding.said.startswith(f"embed.path is 'embeddings': in a submitted job that is {copy}/embeddings, in the ")
+    assert check_places(a_config(tmp_path), [Here()]).status == "ok", "embed.path is not asked for where it is not set"
 
 
 def tables(folder: Path, **section: Any) -> Config:

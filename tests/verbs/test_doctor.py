@@ -20,8 +20,6 @@ EVERYTHING = [
     "ray", "resources", "versions", "clocks", "storage", "data", "workers", "collectives", "deepspeed", "gradient",
     "encoder", "memory", "disk", "mlflow",
 ]  # fmt: skip
-FEW_SECONDS = 30.0
-"""What the command may take; a machine that runs other tests beside it is given more."""
 
 
 def what_is_there(world: World) -> set[Path]:

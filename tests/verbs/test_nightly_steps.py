@@ -216,11 +216,17 @@ def test_training_that_diverges_is_refused_where_a_model_serves_and_an_error_whe
         nightly._work(config, nights, nights.keep(Night("2026-01-03", "store-a", None)), console)
 
 
-def test_training_whose_loss_becomes_no_number_says_so_by_its_error(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "said", "error"),
+    [("failed", "the loss became nan", DivergedError), ("refused", "runs_dir 'runs': not shared", RunError)],
+)
+def test_what_workers_could_not_do_is_the_commands_error(
+    config: Config, monkeypatch: pytest.MonkeyPatch, kind: str, said: str, error: type[RunError]
 ) -> None:
+    """A refusal is no divergence: the gate would take it for the model's fault, and publish with the old one."""
+
     def workers_fail(config: Config, folder: RunFolder, inputs: train.TrainInputs, tell: Callable[..., None]) -> None:
-        tell({"kind": "failed", "message": "the loss became nan"})
+        tell({"kind": kind, "message": said})
 
     monkeypatch.setattr(train, "listening", lambda handler, stopping: nullcontext(handler))
     monkeypatch.setattr(train, "_run_workers", workers_fail)
@@ -228,8 +234,9 @@ def test_training_whose_loss_becomes_no_number_says_so_by_its_error(
     inputs = train.TrainInputs(Store.open(config.store_path), "", (UserShare("users", 8, 8),), "model", 1)
     run = RunFolder(config)
     run.claim("store-a")
-    with pytest.raises(DivergedError, match="the loss became nan"):
+    with pytest.raises(RunError, match=said) as raised:
         train.train_run(config, run, inputs, a_console()[0], Startup(), Untracked)
+    assert type(raised.value) is error
 
 
 def test_a_night_that_no_one_could_judge_is_refused_before_anything_begins(tmp_path: Path) -> None:

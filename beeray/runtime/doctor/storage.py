@@ -16,6 +16,7 @@ from beeray.data.storage import delete_file, exists, is_local, join, local_path,
 from beeray.data.store import META
 from beeray.errors import BeerayError
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
+from beeray.runtime.job_folder import what_goes_with_the_job
 
 PROBE = ".beeray-doctor"
 """What the names of probe files begin with."""
@@ -110,6 +111,13 @@ def remove_probe(folder: str, name: str) -> str:
     with suppress(BeerayError, OSError):
         delete_file(join(folder, name))
     return ""
+
+
+def check_places(config: Config, reaches: Sequence[Reach]) -> Finding:
+    """Whether all that a run of this config writes outlives the job that it is, if it is one; then `check_storage`."""
+    places = places_of(config)
+    trouble = what_goes_with_the_job(config, *(place.key for place in places))
+    return Finding(FAILED, trouble) if trouble else check_storage(places, reaches)
 
 
 def check_storage(places: Sequence[Place], reaches: Sequence[Reach]) -> Finding:
