@@ -44,6 +44,8 @@ class Settings:
 
 MOST_BOOTSTRAP = 200_000
 """Resamples that are taken without being asked for."""
+MOST_ASKED = 10_000_000
+"""Resamples that may be asked for: a quarter of a GiB, and p down to 2e-7."""
 EVERYTHING, BY_DEFAULT = Choice(), Settings()
 Group = tuple[str, str, str]
 """split, ranking, domain (empty where the store has one)."""
@@ -105,7 +107,7 @@ def _enough_bootstrap(hypotheses: int, settings: Settings) -> int:
         raise RunError(
             f"{hypotheses:,} hypotheses at alpha {settings.alpha:g} need {needed:,} resamples of users to find "
             f"anything, and {MOST_BOOTSTRAP:,} are the most that are taken unasked; ask fewer questions (--split, "
-            "--ranking, --metric, fewer systems), or give that --num-bootstrap"
+            f"--ranking, --metric, fewer systems){', or give that --num-bootstrap' if needed <= MOST_ASKED else ''}"
         )
     return max(needed, settings.num_bootstrap)
 

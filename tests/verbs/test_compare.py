@@ -203,6 +203,8 @@ def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, mon
             ["first", "second", "--alpha", "1e-5"],
             "4 hypotheses at alpha 1e-05 need 800,000 resamples of users to find anything, and 200,000 are the most",
         ),
+        (["first", "second", "--alpha", "1e-9"], "(--split, --ranking, --metric, fewer systems)\n"),
+        (["first", "second", "--num-bootstrap", "1" + 11 * "0"], "--num-bootstrap 100,000,000,000: give 10,000,000 at"),
         (["first", "second", "--alpha", "5"], "--alpha 5: must be between 0 and 1"),
     ],
 )
