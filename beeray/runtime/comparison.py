@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.core.significance import holm, paired_bootstrap
-from beeray.data.scored import Scored
+from beeray.data.scored import KEYS, Scored
 from beeray.errors import RunError
 
-KEYS = ("user_index", "split", "ranking", "domain")
 RANKINGS = ("held_out", "catalog", "filtered")
 SPLITS = ("validation", "test")
 

@@ -223,6 +223,21 @@ def test_damaged_scores_are_told(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 2 and "scores.parquet is damaged" in err
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_scores_that_are_no_numbers_are_refused_by_file_and_column(
+    runs: Path, value: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table = runs / "runs" / "second" / "scores.parquet", a_table(0.0)
+    column = pa.array([value, *table["ndcg@10"].to_pylist()[1:]], pa.float64())
+    pq.write_table(table.set_column(table.column_names.index("ndcg@10"), "ndcg@10", column), path)
+    code, out, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
+    said = "second/scores.parquet: column 'ndcg@10': 1 of 120 values are no finite numbers; score it again"
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and said in err
+    pq.write_table(table.append_column("note", table["split"]), path)
+    code, _, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
+    assert code == 2 and "column 'note' is of type string" in err
+
+
 def test_a_comparison_imports_neither_torch_nor_ray(runs: Path) -> None:
     program = (
         "import runpy, sys\nsys.argv = ['compare', 'first', 'second', '--num-bootstrap', '100']\n"
