@@ -154,10 +154,18 @@ def measure(data: Path, work: Path, rows: int | None) -> dict[str, Any]:
 
 def headline(record: dict[str, Any]) -> dict[str, str]:
     """What the benchmarks' page shows."""
-    shown = {f"tokens/s, {name}": f"{rate:,.0f}" for name, rate in record["tokens_per_s"].items()}
+    shown = {
+        f"tokens/s, {name}": f"{rate:,.0f}{_spread(record['rates'].get(name))}"
+        for name, rate in record["tokens_per_s"].items()
+    }
     for precision, ratios in record["ratios"].items():
         shown |= {f"{name}, {precision}": f"{ratio:.2f}" for name, ratio in ratios.items()}
     return shown
+
+
+def _spread(rates: list[float] | None) -> str:
+    """Of what was measured piece by piece the smallest, the largest and the number; a job is one figure."""
+    return "" if rates is None else f" [{min(rates):,.0f}, {max(rates):,.0f}] (n {len(rates)})"
 
 
 def job(work: Path, precision: str, books: pa.Table, plain: SentenceTransformer, num_units: int) -> dict[str, Any]:

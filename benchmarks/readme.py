@@ -24,7 +24,9 @@ INTRODUCTION = """\
 
 Each benchmark is a program here that prints one JSON record (resolved config, versions, hardware, command) and writes
 it to `records/`. Figures in the project's README and docs come from those records. This page is written by
-`python benchmarks/readme.py`; what was tried and did not help is in `LOG.md`, with its figures.
+`python benchmarks/readme.py`; what was tried and did not help is in `LOG.md`, with its figures. Behind a
+median stand the smallest and the largest of n measurements: `2.8 [2.6, 6.0] (n 3)`. Brackets without an n are 95 %
+intervals. One figure without either was measured once.
 """
 
 

@@ -142,7 +142,12 @@ def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, float]:
-    """Medians over rounds of the ratio of two contenders' steps of the same round, and so of the same items."""
+    """Medians over rounds of `ratios_of_rounds`."""
+    return {label: statistics.median(found) for label, found in ratios_of_rounds(rows).items()}
+
+
+def ratios_of_rounds(rows: dict[str, Any]) -> dict[str, list[float]]:
+    """The ratio of two contenders' steps of the same round, and so of the same items, round by round."""
     pairs = {
         "two_pass_padded / recomputed": ("two_pass_padded", "beeray_recomputed"),
         "two_pass_padded / kept": ("two_pass_padded", "beeray_kept"),
@@ -152,28 +157,40 @@ def ratios(rows: dict[str, Any]) -> dict[str, float]:
         "kept / bare": ("beeray_kept", "bare_encoder"),
     }
     return {
-        label: statistics.median(a / b for a, b in zip(rows[one]["step_s"], rows[other]["step_s"], strict=True))
+        label: [a / b for a, b in zip(rows[one]["step_s"], rows[other]["step_s"], strict=True)]
         for label, (one, other) in pairs.items()
         if one in rows and other in rows
     }
 
 
 def headline(record: dict[str, Any]) -> dict[str, str]:
-    """What the benchmarks page shows."""
+    """What the benchmarks page shows: medians, the smallest and the largest of all rounds, and how many there were."""
+    contenders = record["contenders"]
     shown = {
-        f"{label}, {precision}": f"{value:.2f}"
-        for precision, found in record["ratios"].items()
-        for label, value in found.items()
+        f"{label}, {precision}": _with_spread(statistics.median(found), found)
+        for precision, rows in contenders.items()
+        for label, found in ratios_of_rounds(rows).items()
     }
-    medians = {
-        (name, precision): row["step_s_median"]
-        for precision, rows in record["contenders"].items()
-        for name, row in rows.items()
-    }
-    published, ours = medians.get(("two_pass_padded", "fp32")), medians.get(("beeray_kept", "bf16"))
+    published = contenders.get("fp32", {}).get("two_pass_padded")
+    ours = contenders.get("bf16", {}).get("beeray_kept")
     if published and ours:
-        shown["two_pass_padded fp32 / kept bf16"] = f"{published / ours:.2f}"
+        every = [a / b for a in published["step_s"] for b in ours["step_s"]]
+        of_medians = published["step_s_median"] / ours["step_s_median"]
+        shown["two_pass_padded fp32 / kept bf16, medians; any two steps"] = (
+            f"{of_medians:.2f} [{min(every):.2f}, {max(every):.2f}] (n {len(published['step_s'])} each)"
+        )
+    for name in ("beeray_recomputed", "beeray_kept"):
+        for precision, rows in contenders.items():
+            if name in rows:
+                steps = rows[name]["step_s"]
+                shown[f"{name.removeprefix('beeray_')}, {precision}: s a step"] = _with_spread(
+                    rows[name]["step_s_median"], steps
+                )
     return shown
+
+
+def _with_spread(median: float, values: list[float]) -> str:
+    return f"{median:.2f} [{min(values):.2f}, {max(values):.2f}] (n {len(values)})"
 
 
 def table(record: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from beeray.config.section import Section
+from beeray.config.section import Section, refuse_repeated
 from beeray.config.training import HeadConfig
 
 Baseline = Literal["popularity", "item_knn", "ease", "elsa", "untouched", "frozen_head"]
@@ -56,6 +56,7 @@ class BaselinesConfig(Section):
     def _asks_for_something(self) -> BaselinesConfig:
         if not self.which:
             raise ValueError(f"baselines.which is empty; give at least one of {', '.join(BASELINES)}")
+        refuse_repeated("baselines.which", self.which)
         return self
 
     def settings_of(self, name: Baseline) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beeray.config.section import Section
+from beeray.config.section import Section, refuse_repeated
 
 
 class IndexConfig(Section):
@@ -43,4 +43,5 @@ class IndexConfig(Section):
     def _measures_something(self) -> IndexConfig:
         if not self.recall_at:
             raise ValueError("index.recall_at is empty: an index is not published unmeasured; give at least one k")
+        refuse_repeated("index.recall_at", self.recall_at)
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beeray.config.section import Fraction, Section
+from beeray.config.section import Fraction, Section, refuse_repeated
 
 TOKEN_BUDGET = {"fp32": 2048, "bf16": 4096, "gpu": 8192}
 """Padded tokens of a micro-batch unless `train.token_budget` says otherwise: what a CPU's caches hold in either
@@ -179,7 +179,8 @@ class EvaluateConfig(Section):
     the original anyway, and among the report's items elsewhere."""
     neighbours_at: int = Field(10, ge=1)
     """Nearest items of an item that count as its neighbours."""
-    num_bootstrap: int = Field(1000, ge=2)
+    num_bootstrap: int = Field(1000, ge=2, le=1_000_000)
+    """Resamples of users that a 95 % interval is taken from."""
     users_per_block: int = Field(512, ge=1)
     items_per_block: int = Field(65536, ge=1)
 
@@ -187,4 +188,6 @@ class EvaluateConfig(Section):
     def _measures_something(self) -> EvaluateConfig:
         if not self.recall_at and not self.ndcg_at:
             raise ValueError("evaluate.recall_at and evaluate.ndcg_at are both empty; give at least one k")
+        for key in ("splits", "recall_at", "ndcg_at"):
+            refuse_repeated(f"evaluate.{key}", getattr(self, key))
         return self

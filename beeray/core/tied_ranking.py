@@ -71,11 +71,12 @@ def expected_metrics(
     above, tied = _places(scores, wanted, metrics.longest)
     found = tied > 0
     rows, above, tied = wanted.row[found], above[found], tied[found]
-    discounts = 1.0 / np.log2(np.arange(2, metrics.longest + 2))
+    recall_at, ndcg_at = ([min(k, scores.shape[1]) for k in ks] for ks in (metrics.recall_at, metrics.ndcg_at))
+    discounts = 1.0 / np.log2(np.arange(2, max([*recall_at, *ndcg_at]) + 2))  # no rank without a candidate
     columns: list[NDArray[np.float64]] = []
     for k, gains in [
-        *((k, np.ones(k)) for k in metrics.recall_at),
-        *((k, discounts[:k]) for k in metrics.ndcg_at),
+        *((k, np.ones(k)) for k in recall_at),
+        *((k, discounts[:k]) for k in ndcg_at),
     ]:
         summed = np.concatenate([[0.0], np.cumsum(gains)])  # of the first so many ranks
         shared = (summed[np.minimum(above + tied, k)] - summed[np.minimum(above, k)]) / tied

@@ -38,9 +38,10 @@ def open_domains(config: Config) -> list[Domain]:
     """
     domains: list[Domain] = []
     for data in config.data.single_sources():
+        split = config.split_of(data.domain)
         with told_of(data.domain if config.data.domains else None):
-            raw = open_source(data)
-        domains.append(Domain(raw.domain, data, config.split_of(data.domain), raw))
+            raw = open_source(data, by_time=split.kind == "time")
+        domains.append(Domain(raw.domain, data, split, raw))
     return domains
 
 

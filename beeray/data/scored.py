@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beeray.data.parts import read_part
 from beeray.errors import RunError
 
+KEYS = ("user_index", "split", "ranking", "domain")
+"""Columns of scores that are no metric."""
 METRICS, SCORES, EVALUATIONS = "metrics.json", "scores.parquet", "evaluations"
 OLD_ITEMS_DIGEST, TRAINED_ON_VALIDATION = "old_items_digest", "trained_on_validation"
 """What records say of what their rankings mean, where it is known."""
@@ -63,7 +66,7 @@ def open_scored(reference: str, runs_dir: str = "runs") -> Scored:
             out the text length that it ends in where that is unambiguous.
 
     Raises:
-        RunError: nothing of that name, not finished, or damaged.
+        RunError: nothing of that name, not finished, damaged, or scores that are no numbers.
     """
     folder = _existing(reference, runs_dir)
     if folder is not None:
@@ -116,5 +119,21 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
         raise RunError(
             f"{folder}: {record.name} or {scores.name} is damaged ({reason[:200]}); score it again"
         ) from None
+    _refuse_no_numbers(table, scores)
     learned = about.get(INIT_TRAINED_ON_VALIDATION if label == BEFORE else TRAINED_ON_VALIDATION)
     return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned)
+
+
+def _refuse_no_numbers(table: pa.Table, path: Path) -> None:
+    """Refuse metrics that are null, NaN or infinite: every comparison with one would call the system worse."""
+    for name in table.column_names:
+        if name in KEYS:
+            continue
+        kind = table[name].type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise RunError(f"{path}: column {name!r} is of type {kind}; it must be a number a user: score it again")
+        finite = pc.fill_null(pc.is_finite(pc.cast(table[name], pa.float64())), False)
+        number = len(finite) - (pc.sum(finite).as_py() or 0)
+        if number:
+            of = f"{number:,} of {len(finite):,} values are no finite numbers"
+            raise RunError(f"{path}: column {name!r}: {of}; score it again")

@@ -16,14 +16,21 @@ from beeray.core.baselines.model import ScoringModel
 from beeray.core.baselines.popularity import Popularity
 from beeray.core.tied_ranking import TiedRanker
 from beeray.data.store import Store
+from beeray.errors import RunError
 from beeray.runtime.scoring import ranking_candidates, ranking_metrics, score_ranking
 from beeray.runtime.split_scores import SplitScores
 
 
-def check_memory(settings: BaselinesConfig, which: list[Baseline], user_items: sparse.csr_matrix) -> None:
-    """Refuse what would not fit before anything is fitted; RunError."""
+def too_large(
+    settings: BaselinesConfig, which: list[Baseline], user_items: sparse.csr_matrix
+) -> dict[Baseline, RunError]:
+    """What would not fit into memory, and why, before anything is fitted."""
     if "ease" in which:
-        check_size(user_items, settings.ease.max_items)
+        try:
+            check_size(user_items, settings.ease.max_items)
+        except RunError as error:
+            return {"ease": error}
+    return {}
 
 
 def fit_and_score(

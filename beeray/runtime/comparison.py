@@ -1,12 +1,13 @@
 """Several systems that scored the same users, compared question by question: a split, a ranking, a metric, a system.
 
-Systems are joined on user, split, ranking and, where a store has several, domain. Imports neither torch nor Ray.
+Systems are joined on user, split, ranking and, where a store has several, domain: there the users of all domains that
+all systems have are compared first, then each domain's. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.core.significance import holm, paired_bootstrap
-from beeray.data.scored import Scored
+from beeray.data.scored import KEYS, Scored
 from beeray.errors import RunError
 
-KEYS = ("user_index", "split", "ranking", "domain")
 RANKINGS = ("held_out", "catalog", "filtered")
 SPLITS = ("validation", "test")
 
@@ -44,9 +44,11 @@ class Settings:
 
 MOST_BOOTSTRAP = 200_000
 """Resamples that are taken without being asked for."""
+MOST_ASKED = 10_000_000
+"""Resamples that may be asked for: a quarter of a GiB, and p down to 2e-7."""
 EVERYTHING, BY_DEFAULT = Choice(), Settings()
 Group = tuple[str, str, str]
-"""split, ranking, domain (empty where the store has one)."""
+"""split, ranking, domain (empty where the store has one, and for the users of all)."""
 
 
 def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Settings = BY_DEFAULT) -> dict[str, Any]:
@@ -56,11 +58,12 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
     the least number that can is taken.
 
     Returns:
-        the settings; `systems`, a name, folder and fingerprint each; `tables`, one a split, ranking and domain, with
-        its users and metrics, and for each metric a row a system: `mean`, `low`, `high` and, but for the reference,
-        `difference` (mean, low, high), `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's
-        correction is over: all of these; `num_bootstrap`, and `num_bootstrap_asked` where that was too few;
-        `not_alike`, why groups that all systems have were left out, if any were.
+        the settings; `systems`, a name, folder and fingerprint each; `tables`, one a split, ranking and domain (of
+        several domains first one of all, with their names as `domains`), with its users and metrics, and for each
+        metric a row a system: `mean`, `low`, `high` and, but for the reference, `difference` (mean, low, high),
+        `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's correction is over; `num_bootstrap`,
+        and `num_bootstrap_asked` where that was too few; `not_alike`, why groups that all
+        systems have were left out, if any were.
 
     Raises:
         RunError: other stores, no user, ranking or metric in common, too many questions, or what was asked for measures
@@ -72,7 +75,9 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
     groups, unlike = _common_groups(systems, choice)
     asked, number = settings.num_bootstrap, len(groups) * len(metrics) * (len(systems) - 1)
     settings = replace(settings, num_bootstrap=_enough_bootstrap(number, settings))
-    tables = [_table([one.table for one in systems], group, metrics, names, settings) for group in groups]
+    tables = [
+        _table([one.table for one in systems], group, metrics, names, settings, domains) for group, domains in groups
+    ]
     rows = [row for table in tables for rows in table["metrics"].values() for row in rows[1:]]
     for row, adjusted in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
         row["p_holm"] = float(adjusted)
@@ -105,7 +110,7 @@ def _enough_bootstrap(hypotheses: int, settings: Settings) -> int:
         raise RunError(
             f"{hypotheses:,} hypotheses at alpha {settings.alpha:g} need {needed:,} resamples of users to find "
             f"anything, and {MOST_BOOTSTRAP:,} are the most that are taken unasked; ask fewer questions (--split, "
-            "--ranking, --metric, fewer systems), or give that --num-bootstrap"
+            f"--ranking, --metric, fewer systems){', or give that --num-bootstrap' if needed <= MOST_ASKED else ''}"
         )
     return max(needed, settings.num_bootstrap)
 
@@ -149,8 +154,8 @@ def _common_metrics(systems: Sequence[Scored], asked: Sequence[str]) -> list[str
     return _asked(common, asked, "metric")
 
 
-def _common_groups(systems: Sequence[Scored], choice: Choice) -> tuple[list[Group], list[str]]:
-    """The groups to compare, and why others that all systems have are left out."""
+def _common_groups(systems: Sequence[Scored], choice: Choice) -> tuple[list[tuple[Group, list[str]]], list[str]]:
+    """The groups to compare, each with its domains' names if it is of several, and why others are left out."""
     found = [_groups(one.table) for one in systems]
     common = [group for group in found[0] if all(group in other for other in found)]
     if not common:
@@ -167,7 +172,19 @@ def _common_groups(systems: Sequence[Scored], choice: Choice) -> tuple[list[Grou
     splits = _asked([split for split, _, _ in alike], choice.splits, "split")
     rankings = _asked([ranking for _, ranking, _ in alike], choice.rankings, "ranking")
     chosen = [group for group in alike if group[0] in splits and group[1] in rankings]
-    return chosen, list(dict.fromkeys(unlike.values()))
+    return list(_with_all_domains(chosen)), list(dict.fromkeys(unlike.values()))
+
+
+def _with_all_domains(groups: Sequence[Group]) -> Iterator[tuple[Group, list[str]]]:
+    """The groups, and before those of several domains one of all of them together with their names."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for split, ranking, domain in groups:
+        together.setdefault((split, ranking), []).append(domain)
+    for (split, ranking), domains in together.items():
+        if len(domains) > 1:
+            yield (split, ranking, ""), domains
+        for domain in domains:
+            yield (split, ranking, domain), []
 
 
 def _unlike(systems: Sequence[Scored]) -> dict[str, str]:
@@ -210,11 +227,17 @@ def _place(known: Sequence[str], name: str) -> int:
     return known.index(name) if name in known else len(known)
 
 
-def _rows(table: pa.Table, group: Group, metrics: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Users of a group in order, (users,), and their metrics, (users, metrics)."""
+def _rows(
+    table: pa.Table, group: Group, metrics: Sequence[str], domains: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Users of a group in order, (users,), and their metrics, (users, metrics).
+
+    Args:
+        domains: the ones whose users are taken where the group is of several.
+    """
     mask = pc.and_(pc.equal(table["split"], group[0]), pc.equal(table["ranking"], group[1]))
-    if group[2]:
-        mask = pc.and_(mask, pc.equal(table["domain"], group[2]))
+    if domains or group[2]:
+        mask = pc.and_(mask, pc.is_in(table["domain"], pa.array(domains or [group[2]])))
     chosen = table.filter(mask)
     users = chosen["user_index"].to_numpy()
     order = np.argsort(users, kind="stable")
@@ -222,9 +245,14 @@ def _rows(table: pa.Table, group: Group, metrics: Sequence[str]) -> tuple[NDArra
 
 
 def _table(
-    tables: Sequence[pa.Table], group: Group, metrics: Sequence[str], names: Sequence[str], settings: Settings
+    tables: Sequence[pa.Table],
+    group: Group,
+    metrics: Sequence[str],
+    names: Sequence[str],
+    settings: Settings,
+    domains: Sequence[str],
 ) -> dict[str, Any]:
-    scored = [_rows(table, group, metrics) for table in tables]
+    scored = [_rows(table, group, metrics, domains) for table in tables]
     common = scored[0][0]
     for users, _ in scored[1:]:
         common = np.intersect1d(common, users)
@@ -247,7 +275,8 @@ def _table(
             rows[metric].append(row)
     table = {"split": group[0], "ranking": group[1], "users": len(common), "metrics": rows}
     left_out = max(len(users) for users, _ in scored) - len(common)
-    return {**table, **({"domain": group[2]} if group[2] else {}), **({"users_left_out": left_out} if left_out else {})}
+    whose = {"domain": group[2]} if group[2] else {"domains": list(domains)} if domains else {}
+    return {**table, **whose, **({"users_left_out": left_out} if left_out else {})}
 
 
 def _interval(mean: float, bounds: NDArray[np.float64]) -> dict[str, float]:

@@ -17,6 +17,7 @@ def comparison_text(record: dict[str, Any]) -> str:
     lines: list[str] = []
     for table in record["tables"]:
         domain = f", {table['domain']}" if "domain" in table else ""
+        domain = f", all of {', '.join(table['domains'])}" if "domains" in table else domain
         left_out = f" ({table['users_left_out']:,} left out)" if "users_left_out" in table else ""
         lines += [f"{table['split']}, {table['ranking']}{domain}: {table['users']:,} users{left_out}"]
         for metric, rows in table["metrics"].items():
@@ -59,7 +60,8 @@ def _method(record: dict[str, Any]) -> list[str]:
 
 
 def comparison_csv(record: dict[str, Any]) -> str:
-    """One line a split, ranking, metric and system; the reference's differences are empty."""
+    """One line a split, ranking, metric and system; the reference's differences are empty, and so is the domain of
+    all."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [*COLUMNS, *DIFFERENCE_COLUMNS], restval="", lineterminator="\n")
     writer.writeheader()

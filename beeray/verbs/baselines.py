@@ -38,8 +38,9 @@ CANNOT_RANK_NEW_ITEMS = (
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Fit and score what is not there yet, then print all beside the run's own model."""
     check_outlives_job(config, "runs_dir", "data.store")
-    which = chosen(config, arguments.only)
-    fingerprint, fitted = ensure(config, which, console, fresh=arguments.fresh)
+    asked = chosen(config, arguments.only)
+    by_name = arguments.only is not None
+    fingerprint, which, fitted = ensure(config, asked, console, fresh=arguments.fresh, by_name=by_name)
     comparison = compared(config, which, own_model(config, fingerprint, console), console)
     records = {name: kept(name, config, fingerprint) for name in which}
     refresh_report(config, console)
@@ -47,15 +48,17 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
 
 def ensure(
-    config: Config, which: list[Baseline], console: Console, *, fresh: bool = False
-) -> tuple[str, list[Baseline]]:
+    config: Config, which: list[Baseline], console: Console, *, fresh: bool = False, by_name: bool = False
+) -> tuple[str, list[Baseline], list[Baseline]]:
     """Fit and score the baselines that are not there with these settings; all of them with `fresh`.
 
+    Args:
+        by_name: refuse what would not fit into memory; else it is left out, which a line says.
+
     Returns:
-        fingerprint of the store, and what was fitted now.
+        fingerprint of the store, those of `which` that there are now, and what was fitted now.
     """
-    if not config.evaluate.splits:
-        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
+    check_scored(config)
     lock = config.run_dir.parent / "logs" / f"{config.name}-baselines.lock"
     with (
         locked_file(lock, f"run {config.name!r}: its baselines are being fitted by another command", "wait for it"),
@@ -66,10 +69,16 @@ def ensure(
         done = [name for name in which if name not in missing]
         if done:
             console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
-        if missing:
-            _fit_and_score(config, missing, console)
-        _track(config, which, fingerprint, console)
-    return fingerprint, missing
+        left_out = _fit_and_score(config, missing, console, by_name) if missing else []
+        there, fitted = ([name for name in names if name not in left_out] for names in (which, missing))
+        _track(config, there, fingerprint, console)
+    return fingerprint, there, fitted
+
+
+def check_scored(config: Config) -> None:
+    """Refuse a config by which nothing is scored; ConfigError."""
+    if not config.evaluate.splits:
+        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
 
 
 def _track(config: Config, which: list[Baseline], fingerprint: str, console: Console) -> None:
@@ -142,7 +151,9 @@ def digest(name: Baseline, config: Config, fingerprint: str) -> str:
     return config_digest(deciding)
 
 
-def _fit_and_score(config: Config, which: list[Baseline], console: Console) -> None:
+def _fit_and_score(config: Config, which: list[Baseline], console: Console, by_name: bool) -> list[Baseline]:
+    """Returns those that were left out."""
+    left_out: list[Baseline] = []
     tokenizer = open_tokenizer(config) if set(which) - set(WITHOUT_TEXT) else None
     with ray_session(config.cluster, config.storage):
         if tokenizer is not None:
@@ -150,22 +161,32 @@ def _fit_and_score(config: Config, which: list[Baseline], console: Console) -> N
         store, _ = prepared_store(config, console)
         without_text = [name for name in which if name in WITHOUT_TEXT]
         if without_text:
-            _without_text(without_text, config, store, console)
+            left_out = _without_text(without_text, config, store, console, by_name)
         if tokenizer is not None:
             tokens_path = token_store(config, store, tokenizer, console)
             _of_encoder([name for name in which if name not in WITHOUT_TEXT], config, store, tokens_path, console)
+    return left_out
 
 
-def _without_text(which: list[Baseline], config: Config, store: Store, console: Console) -> None:
-    from beeray.runtime.baselines import check_memory, fit_and_score
+def _without_text(
+    which: list[Baseline], config: Config, store: Store, console: Console, by_name: bool
+) -> list[Baseline]:
+    from beeray.runtime.baselines import fit_and_score, too_large
 
     user_items = store.training_interactions(config.trains_on_validation)
-    check_memory(config.baselines, which, user_items)
+    left_out = too_large(config.baselines, which, user_items)
+    if left_out and by_name:
+        raise next(iter(left_out.values()))
+    for name, why in left_out.items():
+        console.line(f"{name} is left out: {why}")
     for name in which:
+        if name in left_out:
+            continue
         scores, timings = fit_and_score(name, config, store, user_items, console)
         new_items = {"scores_new_items": False, "note": CANNOT_RANK_NEW_ITEMS}
         about = {"model": name, "text_length": None, **(new_items if store.meta.split_kind == "item" else {})}
         _keep(name, config, store, scores, {**about, "timings": timings}, console)
+    return list(left_out)
 
 
 def _of_encoder(which: list[Baseline], config: Config, store: Store, tokens_path: str, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from beeray.console import Console
 from beeray.data.scored import open_scored
 from beeray.errors import RunError
-from beeray.runtime.comparison import Choice, Settings, compare
+from beeray.runtime.comparison import MOST_ASKED, Choice, Settings, compare
 from beeray.runtime.comparison_table import comparison_csv, comparison_text
 
 WRITERS = {".json": lambda record: json.dumps(record, indent=2) + "\n", ".csv": comparison_csv}
@@ -44,6 +44,8 @@ def checked_settings(arguments: argparse.Namespace) -> Settings:
     """The settings of the command line; RunError where one is out of range."""
     if arguments.num_bootstrap < 100:
         raise RunError(f"--num-bootstrap {arguments.num_bootstrap}: p cannot be smaller than 2 / it; give 100 or more")
+    if arguments.num_bootstrap > MOST_ASKED:
+        raise RunError(f"--num-bootstrap {arguments.num_bootstrap:,}: give {MOST_ASKED:,} at most; 10,000 is usual")
     if not 0 < arguments.alpha < 1:
         raise RunError(f"--alpha {arguments.alpha:g}: must be between 0 and 1, e.g. 0.05")
     if arguments.seed < 0:

@@ -121,7 +121,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         raise ConfigError(f"embed.dims is {embed.dims}: the encoder has {dim} dimensions; lower it, or leave it out")
     form = EmbeddingFormat(embed.dtype, embed.dims or dim, embed.normalize)
     identity = {"name": name, "fingerprint": model_fingerprint(model)}
-    catalog, template = open_catalog(config.data, embed.catalog)
+    catalog, template = open_catalog(config.data, embed.catalog, by_time=config.split.kind == "time")
     catalog.check()
     refuse_reading_itself(config, catalog.source)
     encoding = {

@@ -24,7 +24,7 @@ from beeray.errors import ConfigError
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.session import ray_session
 from beeray.verbs import evaluate, train
-from beeray.verbs.baselines import compared, ensure, kept, own_model
+from beeray.verbs.baselines import check_scored, compared, ensure, kept, own_model
 from beeray.verbs.report import refresh_report
 
 NAMES = {"item": "cold_start", "time": "time_split", "user": "new_users"}
@@ -35,7 +35,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     """Train, score, fit baselines, compare; leaves `runs/<name>/protocol.json` beside what the steps leave."""
     check_outlives_job(config, "runs_dir", "data.store")
     source = source_config(config)
-    which = list(config.baselines.which)
+    check_scored(config)  # here, and not once everything is trained
     with ray_session(config.cluster, config.storage):
         if source is None:
             trained = train.execute(config, argparse.Namespace(fresh=arguments.fresh), console)
@@ -43,7 +43,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         else:
             model = train.execute(source, argparse.Namespace(fresh=arguments.fresh), console)["model"]
             first = [_zero_shot(config, model, console)]
-        fingerprint, _ = ensure(config, which, console, fresh=arguments.fresh)
+        fingerprint, which, _ = ensure(config, list(config.baselines.which), console, fresh=arguments.fresh)
     comparison = compared(config, which, [*first, *own_model(config, fingerprint, console)], console)
     record = {
         "protocol": NAMES[config.split.kind] if source is None else "zero_shot",

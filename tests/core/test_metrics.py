@@ -43,6 +43,13 @@ def test_k_beyond_the_ranking_counts_what_there_is() -> None:
     close(ndcg(HITS, NUM_TARGETS, 100), [first, 1 / 2, 0.0])
 
 
+@pytest.mark.parametrize("k", [10**11, 10**30])
+def test_a_k_that_no_memory_holds_is_the_longest_that_counts(k: int) -> None:
+    for targets in (NUM_TARGETS, torch.tensor([9, 1, 2])):  # also more targets than ranks
+        close(calibrated_recall(HITS, targets, k), calibrated_recall(HITS, targets, 20).tolist())
+        close(ndcg(HITS, targets, k), ndcg(HITS, targets, 20).tolist())
+
+
 def test_a_perfect_ranking_scores_one() -> None:
     hits = torch.tensor([[True, True, False, False]])
     for k in (1, 2, 3, 50):

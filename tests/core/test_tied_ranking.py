@@ -51,6 +51,15 @@ def test_metrics_are_their_mean_over_all_orders_of_the_tied(scores: list[float],
     np.testing.assert_allclose(found(scores, targets), over_all_orders(scores, targets), rtol=1e-12)
 
 
+def test_a_k_that_no_memory_holds_is_the_number_of_candidates() -> None:
+    scores, wanted = np.array([[5, 1, 1]], dtype=np.float32), sparse.coo_matrix(([1, 1], ([0, 0], [0, 2])))
+    for k in (10**11, 10**30):
+        large = expected_metrics(scores, wanted, RankingMetrics(recall_at=(k,), ndcg_at=(k,)))
+        np.testing.assert_array_equal(
+            large, expected_metrics(scores, wanted, RankingMetrics(recall_at=(3,), ndcg_at=(3,)))
+        )
+
+
 def test_a_model_that_knows_nothing_scores_as_a_random_order() -> None:
     # 10 candidates, 1 target: among the first 2 in a fifth of all orders
     assert found([0.0] * 10, [7])[0] == pytest.approx(2 / 10)

@@ -17,7 +17,8 @@ from beeray.config import CatalogTable, DataConfig, InteractionsTable, validate_
 from beeray.data.catalog import render
 from beeray.data.domains import differ_in_type, open_domains
 from beeray.data.fragments import FRAGMENT_SHIFT
-from beeray.data.sources import open_source, template_columns
+from beeray.data.preparation import store_fingerprint
+from beeray.data.sources import open_catalog, open_source, template_columns
 from beeray.data.tables import Table
 from beeray.errors import ConfigError, DataError
 
@@ -134,6 +135,22 @@ def test_a_films_text_is_its_title_its_genres_and_its_tags_by_count_and_then_alp
 def test_a_film_without_genres_or_tags_has_them_empty_and_not_the_words_for_none(tmp_path: Path) -> None:
     catalog = movielens_catalog(write_movielens(tmp_path / "ml", TAGS))
     assert catalog[83829] == {"title": "Scorpio Rising (1964)", "genres": "", "tags": ""}
+
+
+def test_under_a_time_split_no_tag_tells_a_films_text_of_the_future(tmp_path: Path) -> None:
+    data = {"source": "movielens", "path": str(write_movielens(tmp_path / "ml", TAGS))}
+    items, time = (validate_config({"name": "x", "data": data, "split": {"kind": kind}}) for kind in ("item", "time"))
+    (domain,) = open_domains(time)
+    catalog, template = open_catalog(time.data, None, by_time=True)
+    assert template == domain.raw.template == "{title}. {genres}"
+    (batch,) = (batch for fragment in catalog.fragments() for batch in fragment.read())
+    assert render(template, batch).to_pylist()[1] == "Toy Story (1995). Animation"
+    assert values_of(domain.raw.catalog) == values_of(catalog)
+    assert "{tags}" in open_domains(items)[0].raw.template
+    before = [store_fingerprint(config) for config in (items, time)]
+    (tmp_path / "ml" / "tags.csv").write_text("userId,movieId,tag,timestamp\n7,1,late,2000000000\n")
+    after = [store_fingerprint(config) for config in (items, time)]
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_only_the_ten_most_used_tags_of_a_film_count(tmp_path: Path) -> None:

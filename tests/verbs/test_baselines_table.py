@@ -1,19 +1,23 @@
-"""Which runs stand beside the baselines in their table, and which baselines MLflow gets, without Ray."""
+"""Which baselines are fitted, which runs stand beside them in their table, and what MLflow gets, without Ray."""
 
 from __future__ import annotations
 
+import argparse
 import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import sparse
 
 from beeray.config import Baseline, Config, validate_config
 from beeray.console import Console
+from beeray.errors import ConfigError, RunError
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.tracking import evaluation_tracked
-from beeray.verbs import baselines
+from beeray.verbs import baselines, protocol
 from beeray.verbs.baselines import own_model
 
 
@@ -78,3 +82,30 @@ def test_another_weight_of_a_domain_is_another_head_and_nothing_else() -> None:
     assert digest("frozen_head", films=4, books=1) != digest("frozen_head", films=1, books=4)
     for name in ("ease", "untouched"):
         assert digest(name, films=1, books=1) == digest(name, films=1, books=4)
+
+
+class _Matrix:
+    """As much of a store as says whether a baseline fits into memory: 24 items, all with interactions."""
+
+    def training_interactions(self, with_validation: bool) -> sparse.csr_matrix:
+        return sparse.csr_matrix(np.eye(24, dtype=np.float32))
+
+
+def test_ease_is_left_out_of_too_large_a_catalog_unless_it_was_asked_for_by_name(tmp_path: Path) -> None:
+    tree = {"name": "mine", "data": {"source": "shop"}, "baselines": {"ease": {"max_items": 23}}}
+    config, shown = validate_config({**tree, "runs_dir": str(tmp_path)}), io.StringIO()
+    console = Console(shown, shown)
+    assert baselines._without_text(["ease"], config, _Matrix(), console, False) == ["ease"]  # type: ignore[arg-type]
+    (line,) = shown.getvalue().splitlines()
+    assert line.startswith("ease is left out: baselines.ease.max_items is 23: 24 items have interactions, and EASE")
+    with pytest.raises(RunError, match="max_items is 23: 24 items"):
+        baselines._without_text(["ease"], config, _Matrix(), console, True)  # type: ignore[arg-type]
+
+
+def test_a_protocol_that_scores_nothing_is_refused_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {"name": "mine", "runs_dir": str(tmp_path), "data": {"source": "shop"}, "evaluate": {"splits": []}}
+    monkeypatch.setattr(protocol, "ray_session", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(ConfigError, match=r"evaluate\.splits is empty: there is nothing to score"):
+        protocol.execute(validate_config(tree), argparse.Namespace(fresh=False), Console(io.StringIO(), io.StringIO()))

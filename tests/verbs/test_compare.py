@@ -148,15 +148,33 @@ def test_only_what_all_have_is_compared(runs: Path, monkeypatch: pytest.MonkeyPa
     assert "40 users (20 left out)" in out
 
 
-def test_domains_are_compared_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_domains_are_compared_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, gain in (("one", 0.0), ("two", 0.2)):
         table = a_table(gain, rankings=("held_out",))
         domains = pa.array(["books" if user < 20 else "films" for user in range(USERS)])
         write(tmp_path / "runs" / name, table.append_column("domain", domains))
-    code, out, _ = execute(tmp_path, "one", "two", monkeypatch=monkeypatch)
+    code, out, _ = execute(tmp_path, "one", "two", "--out", "t.csv", monkeypatch=monkeypatch)
     assert code == 0
-    tables = json.loads(out.splitlines()[-1])["tables"]
+    record = json.loads(out.splitlines()[-1])
+    everybody, *tables = record["tables"]
     assert [(table["domain"], table["users"]) for table in tables] == [("books", 20), ("films", 40)]
+    assert (everybody["domains"], everybody["users"], record["hypotheses"]) == (["books", "films"], 60, 6)
+    means = [[row["mean"] for row in table["metrics"]["ndcg@10"]] for table in record["tables"]]
+    assert means[0] == pytest.approx([(20 * books + 40 * films) / 60 for books, films in zip(*means[1:], strict=True)])
+    assert "test, held_out, all of books, films: 60 users\n" in out and "test, held_out, films: 40 users\n" in out
+    lines = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert [line["domain"] for line in lines[::4]] == ["", "books", "films"]
+
+
+def test_all_domains_together_are_those_that_all_systems_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, third in (("one", "films"), ("two", "games"), ("three", "games")):
+        domains = pa.array([["books", "shoes", third][user % 3] for user in range(USERS)])
+        write(tmp_path / "runs" / name, a_table(0.1, rankings=("held_out",)).append_column("domain", domains))
+    for others, expected in ((["two"], [60 * 2 // 3, 20, 20]), (["two", "three"], [40, 20, 20])):
+        code, out, _ = execute(tmp_path, "one", *others, monkeypatch=monkeypatch)
+        tables = json.loads(out.splitlines()[-1])["tables"]
+        assert code == 0 and [table["users"] for table in tables] == expected
+        assert tables[0]["domains"] == ["books", "shoes"] and "users_left_out" not in tables[0]
 
 
 def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +221,8 @@ def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, mon
             ["first", "second", "--alpha", "1e-5"],
             "4 hypotheses at alpha 1e-05 need 800,000 resamples of users to find anything, and 200,000 are the most",
         ),
+        (["first", "second", "--alpha", "1e-9"], "(--split, --ranking, --metric, fewer systems)\n"),
+        (["first", "second", "--num-bootstrap", "1" + 11 * "0"], "--num-bootstrap 100,000,000,000: give 10,000,000 at"),
         (["first", "second", "--alpha", "5"], "--alpha 5: must be between 0 and 1"),
     ],
 )
@@ -219,6 +239,21 @@ def test_damaged_scores_are_told(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     (runs / "runs" / "second" / "scores.parquet").write_bytes(b"no parquet")
     code, _, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
     assert code == 2 and "scores.parquet is damaged" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_scores_that_are_no_numbers_are_refused_by_file_and_column(
+    runs: Path, value: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table = runs / "runs" / "second" / "scores.parquet", a_table(0.0)
+    column = pa.array([value, *table["ndcg@10"].to_pylist()[1:]], pa.float64())
+    pq.write_table(table.set_column(table.column_names.index("ndcg@10"), "ndcg@10", column), path)
+    code, out, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
+    said = "second/scores.parquet: column 'ndcg@10': 1 of 120 values are no finite numbers; score it again"
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and said in err
+    pq.write_table(table.append_column("note", table["split"]), path)
+    code, _, err = execute(runs, "first", "second", monkeypatch=monkeypatch)
+    assert code == 2 and "column 'note' is of type string" in err
 
 
 def test_a_comparison_imports_neither_torch_nor_ray(runs: Path) -> None:

@@ -123,6 +123,17 @@ def test_baselines_are_real_competitors_and_not_fitted_twice(
     assert again["comparison"] == time_split["comparison"]
 
 
+def test_ease_is_left_out_where_it_does_not_fit_and_refused_where_it_was_asked_for(
+    laboratory: Laboratory, time_split: dict[str, Any]
+) -> None:
+    done = laboratory.type_command("baselines", TIME, QUICKER, "baselines.ease.max_items=10")
+    assert done.returncode == 0 and "ease is left out: baselines.ease.max_items is 10: " in done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert list(record["baselines"]) == [name for name in WITHOUT_TEXT if name != "ease"]
+    done = laboratory.type_command("baselines", TIME, "--only", "ease", "baselines.ease.max_items=10")
+    assert (done.returncode, done.stdout) == (2, "") and "max_items is 10: " in done.stderr.splitlines()[-1]
+
+
 def test_other_settings_another_store_or_seed_are_fitted_again() -> None:
     def of(*overrides: str, name: Baseline = "item_knn", fingerprint: str = "aaaa") -> str:
         return digest(name, load_config(f"protocols/{TIME}", overrides), fingerprint)

@@ -30,8 +30,11 @@ class RawTables:
     template: str
 
 
-def open_source(config: DataConfig) -> RawTables:
+def open_source(config: DataConfig, *, by_time: bool = False) -> RawTables:
     """Open the source that a config names; reads no more than small side files.
+
+    Args:
+        by_time: whether the future is held out, so that texts may say nothing that users wrote as time went by.
 
     Raises:
         DataError: files or columns are missing.
@@ -44,7 +47,7 @@ def open_source(config: DataConfig) -> RawTables:
     if config.source == "movielens":
         from beeray.data.sources.movielens import movielens_tables
 
-        return movielens_tables(config)
+        return movielens_tables(config, tags=not by_time)
     if config.source == "amazon-books":
         from beeray.data.sources.amazon_books import amazon_books_tables
 
@@ -58,13 +61,14 @@ def open_source(config: DataConfig) -> RawTables:
     return own_tables(config)
 
 
-def open_catalog(config: DataConfig, own: CatalogTable | None) -> tuple[Table, str]:
+def open_catalog(config: DataConfig, own: CatalogTable | None, *, by_time: bool = False) -> tuple[Table, str]:
     """A catalog alone, without interactions: the table and the text template.
 
     Texts of its CSVs may be no UTF-8: whoever reads it sets such rows aside (`data/quarantine.py`).
 
     Args:
         own: a catalog beside that of the source; None for the source's.
+        by_time: as `open_source`, so that the texts are those that were trained on.
 
     Raises:
         DataError: files or columns are missing.
@@ -78,7 +82,7 @@ def open_catalog(config: DataConfig, own: CatalogTable | None) -> tuple[Table, s
         assert config.catalog is not None
         catalog, template = own_catalog(config.catalog, "data.catalog"), config.catalog.template
     else:
-        raw = open_source(config)
+        raw = open_source(config, by_time=by_time)
         catalog, template = raw.catalog, raw.template
     return replace(catalog, unchecked_text=True), template
 

@@ -1,7 +1,9 @@
 """MovieLens in its original files: `ratings.csv`, `movies.csv`, `tags.csv`, or a descriptions file.
 
 Harper & Konstan, "The MovieLens Datasets" (TiiS 2015), grouplens.org. A film's text is its title,
-genres and most used tags, unless `data.descriptions` names a file of longer texts.
+genres and most used tags, unless `data.descriptions` names a file of longer texts. Users go on tagging films for years,
+also inside the windows of a time split, and where those begin is known only once all ratings are read; so under
+`split.kind: time` a text is title and genres alone, and no tag tells of what is to be foretold.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ TAGS_PER_FILM = 10
 NO_GENRES = "(no genres listed)"
 
 
-def movielens_tables(config: DataConfig) -> RawTables:
+def movielens_tables(config: DataConfig, *, tags: bool = True) -> RawTables:
     """The MovieLens tables in `data.path`; the catalog (at most some 90,000 films) is joined in memory.
+
+    Args:
+        tags: whether they are part of the texts.
 
     Raises:
         DataError: a file or column is missing, or a descriptions file has no text column.
@@ -46,11 +51,13 @@ def movielens_tables(config: DataConfig) -> RawTables:
     )
     genres = pc.replace_substring(pc.replace_substring(films["genres"], NO_GENRES, ""), "|", ", ")
     films = films.set_column(films.schema.get_field_index("genres"), "genres", genres)
-    films = films.append_column("tags", _tags(join(config.path, "tags.csv"), films["item_id"]))
-    names = {name: name for name in ("item_id", "title", "genres", "tags")}
-    return RawTables(
-        domain, Table(films.select(list(names)), names, "MovieLens' films"), interactions, "{title}. {genres}. {tags}"
-    )
+    told = ["title", "genres"]
+    if tags:
+        films = films.append_column("tags", _tags(join(config.path, "tags.csv"), films["item_id"]))
+        told.append("tags")
+    names = {name: name for name in ("item_id", *told)}
+    template = ". ".join(f"{{{name}}}" for name in told)
+    return RawTables(domain, Table(films.select(list(names)), names, "MovieLens' films"), interactions, template)
 
 
 def _tags(path: str, film_ids: pa.ChunkedArray) -> pa.Array:
