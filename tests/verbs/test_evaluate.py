@@ -93,6 +93,7 @@ def test_a_run_without_a_model_is_refused_in_one_line(world: World) -> None:
     assert not world.path("never").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_is_scored_on_another_draw_says_what_of_it_was_trained_on(world: World, trained: Done) -> None:
     own = world.run("evaluate", "name=first", "--model", "runs/first/model")
     assert not any(own.record["held_out_but_trained_on"].values()) and "was trained on" not in own.err

@@ -123,6 +123,7 @@ def test_baselines_are_real_competitors_and_not_fitted_twice(
     assert again["comparison"] == time_split["comparison"]
 
 
+@pytest.mark.long
 def test_ease_is_left_out_where_it_does_not_fit_and_refused_where_it_was_asked_for(
     laboratory: Laboratory, time_split: dict[str, Any]
 ) -> None:
