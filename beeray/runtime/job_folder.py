@@ -14,8 +14,8 @@ from beeray.config import Config
 from beeray.data.storage import is_local, local_path
 from beeray.errors import ConfigError
 
-OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in what it starts for a job, and in no other command."""
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job's driver what it was submitted with; no other command has it."""
 UNPACKED = "working_dir_files"
 """Under which Ray unpacks the folders that jobs bring along, as `_ray_pkg_<hash>`."""
 
@@ -36,7 +36,7 @@ def check_outlives_job(config: Config, *keys: str) -> None:
 
 def what_goes_with_the_job(config: Config, *keys: str, environment: Mapping[str, str] = os.environ) -> str:
     """What is wrong with the first of the keys whose path lies in the job's own folder; empty when none does."""
-    if OF_A_JOB not in environment:
+    if JOB_CONFIG not in environment:
         return ""
     given = {"runs_dir": config.runs_dir, "data.store": config.data.store, "embed.path": config.embed.path}
     written = {"runs_dir": str(config.run_dir), "data.store": config.store_path, "embed.path": config.embeddings_path}

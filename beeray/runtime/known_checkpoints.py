@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from beeray.runtime.engine_state import STATE, part_name
-from beeray.runtime.run_folder import write_whole
+from beeray.runtime.whole_files import write_whole
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 RESULTS, INDICES, LATEST, PENDING = (

@@ -21,7 +21,9 @@ from typing import Any
 
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import NIGHTS, locked_file, write_whole
+from beeray.runtime.locks import locked_file
+from beeray.runtime.run_folder import NIGHTS
+from beeray.runtime.whole_files import write_whole
 
 NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
 

@@ -22,12 +22,10 @@ runs/<name>/evaluations/     what beeray.evaluate measured, a folder an encoder 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +43,11 @@ from beeray.data.scored import (
     SCORES,
     TRAINED_ON_VALIDATION,
 )
-from beeray.data.storage import storage_errors, write_bytes
-from beeray.errors import ConfigError, DataError, RunError
+from beeray.data.storage import storage_errors
+from beeray.errors import ConfigError, RunError
+from beeray.runtime.locks import locked_file
 from beeray.runtime.tracking import ID_FILE
-from beeray.runtime.whole_files import copy_whole, damaged, read_record
+from beeray.runtime.whole_files import copy_whole, damaged, read_record, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,67 +65,6 @@ NIGHTS = "nights"
 """What nightly training of the same name did (`runtime/nights.py`)."""
 KEPT = {*SWEEP_FILES, NIGHTS}
 SHOWN_KEYS = 6
-
-
-def run_of(model: str) -> Path | None:
-    """The run whose trained encoder lies in a folder, or which is that folder; None where it is no run's."""
-    folder = Path(model)
-    run = folder.parent if folder.name == MODEL else folder
-    return run if (run / RUN).is_file() and (run / CONFIG).is_file() else None
-
-
-def learned_validation(model: str) -> bool | None:
-    """Whether the run whose encoder lies in a folder trained on validation data, or one before it that it began with.
-
-    Returns:
-        None where that is not known.
-    """
-    run = run_of(model)
-    if run is None:
-        return None
-    try:
-        config = load_config(str(run / CONFIG))
-    except ConfigError:  # of another version
-        return None
-    if config.trains_on_validation or config.train.init_from is None:
-        return config.trains_on_validation
-    kept = read_record(run / RUN, config.name)
-    if kept is None or INIT_TRAINED_ON_VALIDATION not in kept:  # of another version
-        return None
-    return bool(kept[INIT_TRAINED_ON_VALIDATION])  # what is no run's counts as one that did not
-
-
-@contextmanager
-def locked_file(path: Path, said: str, remedy: str) -> Iterator[None]:
-    """Hold a file's lock until the context ends; it is free when its process is gone.
-
-    Args:
-        path: made if need be.
-        said, remedy: of the error, before and after the name of the holder.
-
-    Raises:
-        RunError: another process holds it.
-        DataError: it cannot be made.
-    """
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunError(f"{said} ({file.read().strip()}); {remedy}") from None
-        except OSError as error:
-            raise DataError(
-                f"{path}: its file system takes no locks ({error.strerror}), so that two commands could spoil one run; "
-                "mount it with locks, or give another runs_dir"
-            ) from None
-        with storage_errors(str(path)):
-            file.truncate(0)
-            holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
-            os.write(file.fileno(), holder)  # nothing left to flush
-        yield
 
 
 class RunFolder:
@@ -396,12 +334,3 @@ class RunFolder:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write what was measured; from here on the run is finished."""
         write_whole(self.metrics, json.dumps(metrics, indent=2))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, also where another process writes the same one.
-
-    Raises:
-        DataError: the disk is full, or the folder may not be written.
-    """
-    write_bytes(str(path), text.encode())

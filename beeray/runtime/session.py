@@ -19,6 +19,7 @@ from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 from beeray.interruption import signals_kept
 from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
+from beeray.runtime.job_folder import JOB_CONFIG
 
 MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
@@ -27,8 +28,6 @@ DATA_CPUS = 1.0
 
 ANSWER_S = 10.0
 """What a cluster may take to accept a connection."""
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells a submitted job's driver what it was submitted with."""
 
 
 def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN, run_of
+from beeray.runtime.lineage import run_of
+from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN
 
 
 @dataclass(frozen=True)

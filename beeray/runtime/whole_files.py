@@ -1,4 +1,4 @@
-"""What a run's folder keeps, read and copied whole or not at all, with one line where that cannot be."""
+"""What a run's folder keeps, read, written and copied whole or not at all, with one line where that cannot be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from beeray.data.storage import storage_errors
+from beeray.data.storage import storage_errors, write_bytes
 from beeray.errors import RunError
 
 
@@ -29,6 +29,15 @@ def read_record(path: Path, run: str) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise damaged(path, run, "no JSON object")
     return record
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, also where another process writes the same one.
+
+    Raises:
+        DataError: the disk is full, or the folder may not be written.
+    """
+    write_bytes(str(path), text.encode())
 
 
 def damaged(path: Path, run: str, reason: str) -> RunError:

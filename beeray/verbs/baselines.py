@@ -23,10 +23,12 @@ from beeray.runtime.comparison import Choice, compare
 from beeray.runtime.comparison_table import comparison_text
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
+from beeray.runtime.locks import locked_file
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
-from beeray.runtime.run_folder import RunFolder, locked_file
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.tracking import evaluation_tracked, track_evaluation
+from beeray.verbs.evaluate import check_scored
 from beeray.verbs.report import refresh_report
 
 CANNOT_RANK_NEW_ITEMS = (
@@ -73,12 +75,6 @@ def ensure(
         there, fitted = ([name for name in names if name not in left_out] for names in (which, missing))
         _track(config, there, fingerprint, console)
     return fingerprint, there, fitted
-
-
-def check_scored(config: Config) -> None:
-    """Refuse a config by which nothing is scored; ConfigError."""
-    if not config.evaluate.splits:
-        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
 
 
 def _track(config: Config, which: list[Baseline], fingerprint: str, console: Console) -> None:

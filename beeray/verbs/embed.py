@@ -35,7 +35,8 @@ from beeray.runtime.embedder import EmbedderTask
 from beeray.runtime.embedding_job import EmbeddingJob
 from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
 from beeray.runtime.job_folder import check_outlives_job
-from beeray.runtime.run_folder import RunFolder, locked_file
+from beeray.runtime.locks import locked_file
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
 from beeray.runtime.warm_start import check_model_prefix

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beeray.config import Config, EncoderConfig
 from beeray.console import Console
@@ -19,8 +19,10 @@ from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
 from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.runtime.events import EventHandler
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
+from beeray.runtime.lineage import learned_validation, run_of
 from beeray.runtime.results import (
     flat_means,
     headline,
@@ -30,11 +32,14 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_workers,
 )
-from beeray.runtime.run_folder import ITEMS, RunFolder, learned_validation, run_of
+from beeray.runtime.run_folder import ITEMS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.tracking import track_evaluation
 from beeray.runtime.warm_start import check_model_prefix
 from beeray.verbs.report import choose_report_items, refresh_report
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 UNTOUCHED = "untouched"
 KEPT_AS = {UNTOUCHED: ORIGINAL, "model": TRAINED}
@@ -50,8 +55,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     """
     check_outlives_job(config, "runs_dir", "data.store")
     started = time.monotonic()
-    if not config.evaluate.splits:
-        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
+    check_scored(config)
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
     check_model_prefix(config, model, f"--model {arguments.model!r}" if arguments.model else f"run {config.name!r}")
@@ -64,46 +68,69 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         tokens_path = token_store(config, store, tokenizer, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         trained_on = held_out_but_trained_on(config, model, store, console)
-        keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
-        handler = launch_scoring(
-            "beeray.runtime.worker:evaluate_worker",
-            config,
-            store,
-            tokens_path,
-            model,
-            console,
-            run_dir=str(config.run_dir),
-            keep_as=keep_as,
-            old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
-            **_original(chosen, store, console),
-        )
-    scores = handler.scores("model")
-    if not scores:
-        raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
-    metrics = summarise_scores(scores, config.evaluate)
+        handler = _launched(chosen, config, label, store, tokens_path, console)
+    scores, measured = _measured(handler, config)
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
         **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
         **trained_on,
         "text_length": config.served_seq_length,
-        "metrics": metrics,
-        "timings": handler.timings.get("model", {}),
-        **summarise_workers(handler.workers()),
+        **measured,
         "seconds": round(time.monotonic() - started, 1),
     }
     kept = handler.neighbours_kept()
     if kept is not None:
-        record["neighbours_kept"] = summarise_neighbours(
-            kept, config.evaluate, chosen.encoder.name, store.meta.num_items
-        )
+        original = chosen.encoder.name
+        record["neighbours_kept"] = summarise_neighbours(kept, config.evaluate, original, store.meta.num_items)
     label = f"{label}-{config.served_seq_length}"
-    record = RunFolder(config).keep_evaluation(label, scores_table(scores), record)
+    record = RunFolder(config).keep_evaluation(label, scores, record)
     _tell(config, label, record, console)
     report = refresh_report(chosen, console)
     if report is not None:
         console.line(f"report: {os.path.relpath(report)}")
     return record
+
+
+def check_scored(config: Config) -> None:
+    """Refuse a config by which nothing is scored; ConfigError."""
+    if not config.evaluate.splits:
+        raise ConfigError("evaluate.splits is empty: there is nothing to score; give validation, test or both")
+
+
+def _launched(
+    chosen: Config, config: Config, label: str, store: Store, tokens_path: str, console: Console
+) -> EventHandler:
+    """Have workers score an encoder, which is that of `config`; of `chosen` it is the one as configured."""
+    keep_as = _kept_as(config, label) if choose_report_items(config, store, console) else ""
+    return launch_scoring(
+        "beeray.runtime.worker:evaluate_worker",
+        config,
+        store,
+        tokens_path,
+        config.encoder.name,
+        console,
+        run_dir=str(config.run_dir),
+        keep_as=keep_as,
+        old_items=RunFolder(config).old_items_of(store.meta.fingerprint),
+        **_original(chosen, store, console),
+    )
+
+
+def _measured(handler: EventHandler, config: Config) -> tuple[pa.Table, dict[str, Any]]:
+    """Scores of every user, and what they come to, with what that took.
+
+    Raises:
+        RunError: the scores were lost.
+    """
+    scores = handler.scores("model")
+    if not scores:
+        raise RunError("evaluate: the workers' scores were lost with their node; run the same command again")
+    return scores_table(scores), {
+        "metrics": summarise_scores(scores, config.evaluate),
+        "timings": handler.timings.get("model", {}),
+        **summarise_workers(handler.workers()),
+    }
 
 
 def _tell(config: Config, label: str, record: dict[str, Any], console: Console) -> None:

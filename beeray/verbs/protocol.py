@@ -24,7 +24,8 @@ from beeray.errors import ConfigError
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.session import ray_session
 from beeray.verbs import evaluate, train
-from beeray.verbs.baselines import check_scored, compared, ensure, kept, own_model
+from beeray.verbs.baselines import compared, ensure, kept, own_model
+from beeray.verbs.evaluate import check_scored
 from beeray.verbs.report import refresh_report
 
 NAMES = {"item": "cold_start", "time": "time_split", "user": "new_users"}

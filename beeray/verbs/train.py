@@ -30,6 +30,7 @@ from beeray.runtime.events import EventHandler
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
+from beeray.runtime.lineage import learned_validation
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import (
     flat_means,
@@ -40,7 +41,7 @@ from beeray.runtime.results import (
     summarise_scores,
     summarise_training,
 )
-from beeray.runtime.run_folder import CHECKPOINTS, RunFolder, learned_validation
+from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.shared_folder import marked
 from beeray.runtime.startup import Startup

@@ -16,7 +16,8 @@ from beeray.config import Config, validate_config
 from beeray.console import Console
 from beeray.data.scored import open_scored
 from beeray.errors import BeerayError
-from beeray.runtime.run_folder import RunFolder, learned_validation
+from beeray.runtime.lineage import learned_validation
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.warm_start import WarmStart, check_model_prefix, find_warm_start
 from beeray.verbs import embed, evaluate
 

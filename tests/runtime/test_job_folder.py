@@ -14,7 +14,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from beeray.config import Config, validate_config
 from beeray.console import Console
 from beeray.errors import ConfigError
-from beeray.runtime.job_folder import OF_A_JOB, check_outlives_job, what_goes_with_the_job
+from beeray.runtime.job_folder import JOB_CONFIG, check_outlives_job, what_goes_with_the_job
 
 ALL = ("runs_dir", "data.store", "embed.path")
 
@@ -35,7 +35,7 @@ def a_config(*, store: str | None = None, embeddings: str | None = None, **tree:
 
 
 def test_the_variable_is_the_one_that_ray_sets() -> None:
-    assert OF_A_JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
+    assert JOB_CONFIG == RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_a_relative_path_is_refused_with_its_key_its_place_and_what_to_do(copy: Path) -> None:

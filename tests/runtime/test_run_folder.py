@@ -13,7 +13,8 @@ import pytest
 
 from beeray.config import Config, load_config, validate_config
 from beeray.errors import DataError, RunError
-from beeray.runtime.run_folder import RunFolder, write_whole
+from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.whole_files import write_whole
 
 
 def a_config(runs_dir: Path, **sections: Any) -> Config:
@@ -213,7 +214,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             os.close(full)
         return file
 
-    for module in ("beeray.runtime.run_folder", "beeray.data.storage"):
+    for module in ("beeray.runtime.run_folder", "beeray.runtime.locks", "beeray.data.storage"):
         monkeypatch.setattr(f"{module}.open", opened, raising=False)
     yield
 

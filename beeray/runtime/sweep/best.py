@@ -7,8 +7,8 @@ import json
 import yaml
 
 from beeray.config import Config, at_point
-from beeray.runtime.run_folder import write_whole
 from beeray.runtime.sweep.folder import SweepFolder, Trial
+from beeray.runtime.whole_files import write_whole
 
 
 def best_config(config: Config, best: Trial, threads: int | None) -> Config:

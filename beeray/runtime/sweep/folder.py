@@ -28,7 +28,9 @@ import yaml
 
 from beeray.config import Config, load_config, noted_point, search_space, searched_metric
 from beeray.errors import ConfigError, RunError
-from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder, locked_file, write_whole
+from beeray.runtime.locks import locked_file
+from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder
+from beeray.runtime.whole_files import write_whole
 
 RUNNING, COMPLETE, STOPPED, FAILED, INVALID = "running", "complete", "stopped", "failed", "invalid"
 STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)

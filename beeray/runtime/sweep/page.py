@@ -10,9 +10,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from beeray.config import Dimension
-from beeray.runtime.run_folder import write_whole
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, Trial, best_of, ranked
 from beeray.runtime.sweep.table import shown
+from beeray.runtime.whole_files import write_whole
 
 SCALE = [[0.0, "#d5dce6"], [0.5, "#6f9bd1"], [1.0, "#0b3275"]]
 """The best is what is darkest."""

@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from beeray.runtime.run_folder import write_whole
 from beeray.runtime.sweep.folder import Trial, ranked
+from beeray.runtime.whole_files import write_whole
 
 SHOWN_TRIALS = 20
 
