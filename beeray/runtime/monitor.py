@@ -7,6 +7,7 @@ need neither, so rank 0 sends them here without waiting.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,34 +22,46 @@ Event = dict[str, Any]
 POLL_S = 0.25
 
 
-@ray.remote(num_cpus=0, max_concurrency=8, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0, concurrency_groups={"events": 1, "stop": 8}, max_restarts=-1, max_task_retries=-1)
 class Monitor:
     """Queues events until the driver drains them, and has workers know when the driver wants to stop.
 
     It is on the driver's node, so that no other node's end takes events with it; if its process dies, calls are made
-    again, and only what was queued and not yet drained (a moment's events) is lost.
+    again, and only what was queued and not yet drained (a moment's events) is lost. One thread takes the events, those
+    of a worker in the order in which it sent them, so who waited for one to arrive knows that those before it have:
+    with `max_concurrency` Ray would run the calls in any order. Those who wait for a stop have threads of their own.
     """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._num_gone = time.time_ns()  # so that an actor that was moved counts on from more than it did before
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
+    @ray.method(concurrency_group="events")
     def send(self, event: Event) -> None:
         """Queue one event."""
         with self._lock:
             self._events.append(event)
 
-    def drain(self) -> list[Event]:
-        """All events since the last call, in order."""
-        with self._lock:
-            events, self._events = self._events, []
-        return events
+    @ray.method(concurrency_group="events")
+    def drain(self, place: int) -> tuple[int, list[Event]]:
+        """All events after a place, in order, and the place after them; those before it are forgotten.
 
+        Nothing is lost if an answer is: who asks again from the same place is answered the same and more.
+        """
+        with self._lock:
+            handed = min(max(0, place - self._num_gone), len(self._events))
+            del self._events[:handed]
+            self._num_gone += handed
+            return self._num_gone + len(self._events), list(self._events)
+
+    @ray.method(concurrency_group="events")
     def ask_to_stop(self) -> None:
         """Have `wait_for_stop` return at once, now and always."""
         self._stop.set()
 
+    @ray.method(concurrency_group="stop")
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Whether the driver wants to stop; answers when it does, or when the time is over."""
         return self._stop.wait(timeout_s)
@@ -66,13 +79,15 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
+    place = 0
     failed: list[BaseException] = []
 
     def pump() -> None:
+        nonlocal place
         try:
             if stopping():  # each time: an actor that was moved has forgotten it
                 monitor.ask_to_stop.remote()
-            events = ray.get(monitor.drain.remote())
+            place, events = ray.get(monitor.drain.remote(place))
         except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
             return
         for event in events:
