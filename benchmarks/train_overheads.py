@@ -1,4 +1,4 @@
-"""What training costs beside the steps: start-up, waiting for data, bytes between ranks.
+"""What training costs beside the steps: start-up, waiting for data, bytes between ranks; and what the doctor takes.
 
     python benchmarks/train_overheads.py --data data/goodbooks
 
@@ -26,6 +26,7 @@ from tiny_encoder import build_tiny_encoder  # noqa: E402
 
 RECORD = ROOT / "benchmarks" / "records" / "train_overheads.json"
 WARM_UP = 3
+EXAMINATIONS = 2
 RUNS: dict[str, tuple[str, ...]] = {
     "minilm-2": ("train.max_steps=20",),
     "minilm-2-again": ("train.max_steps=8",),
@@ -79,18 +80,27 @@ def measure(data: Path, store: Path, folder: Path) -> dict[str, Any]:
         )
         startup[name] = done["startup_s"]
         waiting[name] = summarise(folder / "runs" / name / "steps.jsonl")
+    doctor = examine("--config", "goodbooks-smoke", *where, *common, cwd=folder)
     return {
         "benchmark": "train_overheads",
         "command": "python benchmarks/train_overheads.py --data FOLDER",
-        "headline": headline(waiting, startup),
+        "headline": headline(waiting, startup, doctor["all"]),
         "startup": startup,
+        "doctor_s": doctor,
         "waiting": waiting,
         "runs": {name: [*common, *overrides] for name, overrides in RUNS.items()},
         **environment(),
     }
 
 
-def headline(waiting: dict[str, Any], startup: dict[str, Any]) -> dict[str, str]:
+def examine(*arguments: str, cwd: Path) -> dict[str, list[float]]:
+    """Seconds of each of the doctor's checks, and of `all`, in every examination."""
+    done = [run_verb("doctor", *arguments, "name=examined", cwd=cwd)[0] for _ in range(EXAMINATIONS)]
+    checks = [{check["name"]: check["seconds"] for check in one["checks"]} | {"all": one["seconds"]} for one in done]
+    return {name: [one[name] for one in checks] for name in checks[0]}
+
+
+def headline(waiting: dict[str, Any], startup: dict[str, Any], doctor: list[float]) -> dict[str, str]:
     """What the benchmarks page shows: of each run by its encoder, since the share is one of very different steps."""
     shown = {
         f"{TOLD[name]}: share of time waiting": (
@@ -101,6 +111,9 @@ def headline(waiting: dict[str, Any], startup: dict[str, Any]) -> dict[str, str]
     }
     first = sorted(reached["first_step"] for name, reached in startup.items() if name.startswith("minilm-2"))
     shown["MiniLM, 2 workers: s from the command to the first step"] = f"{first[0]} to {first[-1]} (n {len(first)})"
+    shown["beeray.doctor, MiniLM, 2 workers, on a Ray of its own: s from the command to its end"] = (
+        f"{min(doctor)} to {max(doctor)} (n {len(doctor)})"
+    )
     return shown
 
 
