@@ -1,4 +1,8 @@
-"""A Ray cluster of several nodes on this machine: head and worker as own processes, on loopback, with a token."""
+"""A Ray cluster of several nodes on this machine: head and worker as own processes, on loopback, with a token.
+
+Each has an address of its own, as machines have: a driver joins the node of its address, the head, and would else join
+any, so that a worker node's end would be that of the driver's own node.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,7 @@ class Cluster:
         own = [
             *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
             *(f"--temp-dir={self.folder / f'ray{number}'}", f"--num-cpus={self.cpus}", "--block"),
-            *(f"--object-store-memory={120 * 2**20}", "--node-ip-address=127.0.0.1"),
+            *(f"--object-store-memory={120 * 2**20}", f"--node-ip-address=127.0.0.{number + 1}"),
         ]
         joined = list(first) or [f"--address={self.address}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *joined, *own]
