@@ -144,15 +144,22 @@ class Sweep:
 
 
 class SweepSearch(Searcher):
-    """Ray Tune's view of a sweep: it asks for points; how trials end the sweep is told by `SweepProgress`."""
+    """Ray Tune's view of a sweep: it asks for points; how trials end the sweep is told by `SweepProgress`.
 
-    def __init__(self, sweep: Sweep, started: Callable[[Trial, Config], None]) -> None:
+    Args:
+        started: is told of every trial that is handed out.
+        stopping: whether the command is about to end, so that nothing new is begun.
+    """
+
+    def __init__(
+        self, sweep: Sweep, started: Callable[[Trial, Config], None], stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(metric=OBJECTIVE, mode=sweep.config.tune.mode)
-        self.sweep, self.started = sweep, started
+        self.sweep, self.started, self.stopping = sweep, started, stopping
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Number and config of the next trial, as Ray Tune's point."""
-        following = self.sweep.next()
+        following = None if self.stopping() else self.sweep.next()
         if following is None:
             return str(Searcher.FINISHED)
         trial, config = following
