@@ -1,4 +1,4 @@
-"""What is tried next: Optuna's TPE, told of every trial that the sweep's folder knows.
+"""What is tried next: by Optuna's TPE, told of every trial that the sweep's folder knows, or by an even spread.
 
 Ray Tune's own `OptunaSearch` keeps its study in memory and pickles it now and then, so a kill would lose trials or
 repeat them. Here the study is made from the folder at each start, and the sampler is seeded for each trial by
@@ -27,11 +27,12 @@ from ray.tune.search import Searcher
 from beeray.config import Config, Dimension, at_point, own_point, search_space
 from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.sweep.folder import COMPLETE, INVALID, STOPPED, SweepFolder, Trial
+from beeray.runtime.sweep.quasi_random import quasi_random_point
 
 OBJECTIVE, EPOCH = "objective", "epoch"
 """What a trial reports to Ray Tune as."""
 PROPOSALS, DRAWS = 4, 100
-"""Points that Optuna proposes, and that are then drawn at random, until one has not been tried."""
+"""Points that are proposed, and that are then drawn at random, until one has not been tried."""
 
 
 class Sweep:
@@ -93,9 +94,11 @@ class Sweep:
 
     def _draw(self) -> Trial:
         number = len(self.trials)
-        own = own_point(self.config, self.space) if number == 0 else None
-        if own is not None:  # so that no sweep ends worse than the config it began with
-            self._study.enqueue_trial(self._coded(own))
+        point = own_point(self.config, self.space) if number == 0 else None  # so that no sweep ends worse than it began
+        if point is None and self.config.tune.search == "qmc":
+            point = quasi_random_point(self.space, self._seed, number)
+        if point is not None:
+            self._study.enqueue_trial(self._coded(point))
         tried = [trial.values for trial in self.trials]
         for draw in range(PROPOSALS + DRAWS):
             self._study.sampler = self._sampler(number, draw)
@@ -111,7 +114,7 @@ class Sweep:
 
     def _sampler(self, number: int, draw: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([self._seed, number, draw]).generate_state(1)[0])
-        if draw >= PROPOSALS:
+        if draw >= PROPOSALS or self.config.tune.search == "qmc":
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.tune.random_trials)
 
