@@ -394,6 +394,13 @@ def test_quasi_random_points_are_the_seeds_whatever_the_trials_come_to_and_are_g
     assert qmc_points(tmp_path / "longer", 20, seed=3)[:12] == whole
 
 
+def test_tpe_begins_with_quasi_random_points_and_leaves_them_when_it_has_enough_to_go_by(tmp_path: Path) -> None:
+    even = qmc_points(tmp_path / "qmc", seed=3)
+    begun = run(a_sweep(a_config(tmp_path / "tpe", seed=3, random_trials=5)), 12)
+    assert begun[:5] == even[:5]
+    assert all(one not in even for one in begun[5:])
+
+
 def test_quasi_random_values_are_of_every_kind_and_within_their_ends(tmp_path: Path) -> None:
     space = {
         "train.weight_decay": {"uniform": [0, 1]},

@@ -95,7 +95,7 @@ class Sweep:
     def _draw(self) -> Trial:
         number = len(self.trials)
         point = own_point(self.config, self.space) if number == 0 else None  # so that no sweep ends worse than it began
-        if point is None and self.config.tune.search == "qmc":
+        if point is None and self._spreads():
             point = quasi_random_point(self.space, self._seed, number)
         if point is not None:
             self._study.enqueue_trial(self._coded(point))
@@ -111,6 +111,11 @@ class Sweep:
         self._asked[number] = asked
         self.trials.append(trial)
         return trial
+
+    def _spreads(self) -> bool:
+        """Whether the next point is of the even spread: before TPE has enough to go by, it would draw at random."""
+        known = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return self.config.tune.search == "qmc" or len(known) < self.config.tune.random_trials
 
     def _sampler(self, number: int, draw: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([self._seed, number, draw]).generate_state(1)[0])
