@@ -104,8 +104,10 @@ class TuneConfig(Section):
     """Trials at once, at most; as many as the cluster holds unless set. With 1, a seed fixes which trials there are."""
     asha: AshaConfig | None = AshaConfig()
     """Early stopping; null lets every trial run to its end."""
+    search: Literal["tpe", "qmc"] = "tpe"
+    """Optuna's TPE, which goes by the trials before; or an even spread (a Sobol sequence), whatever they came to."""
     random_trials: int = Field(8, ge=1)
-    """Trials drawn at random before Optuna's TPE has something to go by."""
+    """Trials that must have ended before Optuna's TPE has something to go by; points are an even spread until then."""
     seed: int | None = Field(None, ge=0)
     """Of the search, not of training; the config's `seed` unless set."""
     keep_models: Literal["best", "all", "none"] = "best"

@@ -34,10 +34,11 @@ class Wishes:
     Args:
         monitor: the driver's `Monitor`; None on ranks that ask nobody, which wish nothing.
         save_every_minutes: between saves; None: by steps and epochs alone.
+        patience_s: how long a call waits in the monitor for the driver's wish to stop.
     """
 
-    def __init__(self, monitor: Any, save_every_minutes: float | None) -> None:
-        self._monitor = monitor
+    def __init__(self, monitor: Any, save_every_minutes: float | None, patience_s: float = PATIENCE_S) -> None:
+        self._monitor, self._patience_s = monitor, patience_s
         self._save_every_s = 60 * save_every_minutes if save_every_minutes else float("inf")
         self._answer: Any = None
         self._stop = False
@@ -61,7 +62,7 @@ class Wishes:
         self._saved = time.monotonic()
 
     def _heard(self) -> bool:
-        """Whether the driver wants to stop: one call of the monitor is always waiting for the answer."""
+        """Whether the driver wants to stop: one call of the monitor is always under way."""
         if self._stop:
             return True
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
@@ -69,5 +70,5 @@ class Wishes:
                 self._stop = bool(ray.get(self._answer))
             self._answer = None
         if self._answer is None and not self._stop:
-            self._answer = self._monitor.wait_for_stop.remote(PATIENCE_S)
+            self._answer = self._monitor.wait_for_stop.remote(self._patience_s)
         return self._stop

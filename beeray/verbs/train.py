@@ -199,12 +199,17 @@ def train_run(
     startup: Startup,
     tracking: type[Tracker] = Tracker,
     handling: Callable[..., EventHandler] = EventHandler,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train in a folder that was claimed, to the end; returns what was measured.
 
     Args:
         tracking: what logs the run.
         handling: makes what hears of the workers' progress; takes the arguments of `EventHandler`.
+        stopping: whether somebody else than a signal wants it to stop; it does as at a signal.
+
+    Raises:
+        Interrupted: it was asked to stop, and has saved a checkpoint; says how far it came.
     """
     started = time.monotonic()
     per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares), inputs.num_shards)
@@ -227,7 +232,7 @@ def train_run(
         mend_checkpoints(folder.path / CHECKPOINTS)
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
-        with listening(handler, lambda: stop.asked) as monitor, signals_handled(stop):
+        with listening(handler, lambda: stop.asked or stopping()) as monitor, signals_handled(stop):
             result = _run_workers(config, folder, inputs, monitor)
         handler.close()
         if handler.refused is not None:

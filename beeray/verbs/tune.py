@@ -5,6 +5,8 @@ workers' epochs and reports them to Ray Tune. When Ray Tune stops a trial it end
 Train controller and workers that it owns. What the workers had reserved is given back by a cleaner of Ray Train's,
 which asks the state API whether the controller lives; so a Ray that is started here has the dashboard that serves it.
 
+At SIGTERM or Ctrl-C trials that are at their steps save a checkpoint before the command ends (`runtime.sweep.pausing`).
+
 Ray Tune reserves nothing for a trial (`NOTHING`), since Ray Train asks for its workers itself; what bounds the trials
 at once is `trials_at_once`.
 """
@@ -18,6 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, prepared_store, token_store
+from beeray.interruption import Interrupted, signals_handled
 from beeray.runtime.job_folder import check_outlives_job
+from beeray.runtime.monitor import listening
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
@@ -40,6 +45,7 @@ from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
 from beeray.runtime.sweep.measurable import check_held_out, check_searched_head, measurable
 from beeray.runtime.sweep.page import write_page
+from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
 from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
@@ -48,6 +54,7 @@ from beeray.runtime.sweep.table import table_lines, write_table
 from beeray.runtime.sweep.tracking import SweepTracking
 from beeray.runtime.sweep.trial import (
     OUTCOME,
+    PAUSED,
     REASON,
     Reports,
     SweepInputs,
@@ -65,7 +72,7 @@ NOTHING = {"memory": 1.0}
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files beside our own
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command as it ends the others
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is `Pausing`'s
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # how a trial failed is reported without a metric
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
@@ -184,14 +191,24 @@ def _workers(number: int) -> str:
 
 def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: int, console: Console) -> None:
     write = functools.partial(_write, sweep.config, sweep.folder, sweep.trials)
-    progress = SweepProgress(sweep, tracking, console, write)
-    scheduler = stopping(sweep.config, sweep.trials)
+    pausing = Pausing()
+    progress = SweepProgress(sweep, tracking, console, write, pausing)
+    try:
+        with listening(pausing.hear, lambda: pausing.asked) as monitor, signals_handled(pausing.request):
+            _tuner(sweep, progress, replace(inputs, monitor=monitor), at_once).fit()
+            pausing.check()  # a signal that came after the last trial's end
+    finally:
+        progress.close()
+        sweep.folder.remove_scratch(SCRATCH)
+
+
+def _tuner(sweep: Sweep, progress: SweepProgress, inputs: SweepInputs, at_once: int) -> tune.Tuner:
     trainable = tune.with_resources(tune.with_parameters(run_trial, inputs=inputs), NOTHING)
-    tuner = tune.Tuner(
+    return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=SweepSearch(sweep, progress.started),
-            scheduler=scheduler,
+            search_alg=SweepSearch(sweep, progress.started, lambda: progress.pausing.asked),
+            scheduler=stopping(sweep.config, sweep.trials),
             num_samples=sweep.num_left,
             max_concurrent_trials=at_once,
             trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03d}-{trial.trial_id}",
@@ -204,11 +221,6 @@ def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: in
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        progress.close()
-        sweep.folder.remove_scratch(SCRATCH)
 
 
 @contextmanager
@@ -227,15 +239,21 @@ def _environment() -> Iterator[None]:
 
 
 def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
-    """One trial, in a process of its own: train to the end, reporting every epoch; or report why that failed."""
-    _, trial = point_of(config)
+    """One trial, in a process of its own: train to the end, reporting every epoch; or report why that failed.
+
+    Where the sweep is to stop, a trial that is at its steps reports how far it came, with a checkpoint.
+    """
+    number, trial = point_of(config)
     folder = RunFolder(trial)
     reports = Reports(inputs.metric)
     folder.path.mkdir(parents=True, exist_ok=True)
     with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
         console = Console(log, log)
         try:
-            _run_trial(trial, folder, inputs, reports, console)
+            _run_trial(trial, folder, inputs, reports, console, TrialWishes(inputs.monitor, number))
+        except Interrupted as stopped:
+            console.line(stopped.said)
+            tune.report({OUTCOME: PAUSED, REASON: stopped.said})
         except BeerayError as error:
             console.line(f"failed: {error}")
             tune.report({OUTCOME: FAILED, REASON: reason_of(error)})
@@ -245,7 +263,9 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
             tune.report({OUTCOME: FAILED, REASON: f"{type(error).__name__}: {said[:300]}"})
 
 
-def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console) -> None:
+def _run_trial(
+    trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console, wishes: TrialWishes
+) -> None:
     with patiently_locked(folder):
         store = Store.open(inputs.store_path)
         tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]
@@ -253,9 +273,9 @@ def _run_trial(trial: Config, folder: RunFolder, inputs: SweepInputs, reports: R
             if record["epoch"] < trial.train.epochs:
                 reports.epoch(record)
         if folder.finished() is None:
-            handling = functools.partial(TrialEvents, reports.epoch)
+            handling = functools.partial(TrialEvents, reports.epoch, wishes.tell)
             begun = begin_run(trial, folder, store, tokens, console, warm=inputs.warm, fingerprint=inputs.fingerprint)
-            train_run(trial, folder, begun, console, Startup(), Untracked, handling)
+            train_run(trial, folder, begun, console, Startup(), Untracked, handling, wishes.stop)
         reports.end(folder.validation()[-1])
 
 

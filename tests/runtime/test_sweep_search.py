@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tiny_encoder import build_tiny_encoder
 
-from beeray.config import Config, Dimension, num_points, validate_config
+from beeray.config import Config, Dimension, num_points, search_space, validate_config
 from beeray.console import Console
 from beeray.core.encoder import load_encoder, save_encoder
 from beeray.core.head import append_head
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, INVALID, RUNNING, STOPPED, SweepFolder, Trial
 from beeray.runtime.sweep.page import sweep_page
+from beeray.runtime.sweep.quasi_random import quasi_random_point, value_at
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE, Sweep, SweepSearch, distribution, point_of
 from beeray.runtime.sweep.stopping import stopping
 from beeray.verbs import tune
@@ -350,3 +353,69 @@ def test_a_point_is_tried_once_while_there_are_others(tmp_path: Path) -> None:
     assert points[8] in points[:8], "when all have been tried, one is again"
     assert num_points(sweep.space | {"train.epochs": Dimension(integer=(2, 4))}) == 24
     assert num_points(a_sweep(a_config(tmp_path / "endless")).space) is None
+
+
+def qmc_points(folder: Path, num_trials: int = 12, **tune: Any) -> list[dict[str, Any]]:
+    return run(a_sweep(a_config(folder, search="qmc", num_trials=num_trials, **tune)), num_trials)
+
+
+def largest_gap(points: list[float], low: float, high: float) -> float:
+    """Of a logarithmic range, the largest part of it without a point."""
+    places = sorted(math.log(point / low) / math.log(high / low) for point in points)
+    return max(after - before for before, after in zip([0.0, *places], [*places, 1.0], strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quasi_random_points_leave_no_large_gap_where_random_ones_do(tmp_path: Path, seed: int) -> None:
+    low, high, num_points = 1e-5, 1e-2, 16
+    even = largest_gap([one["train.lr"] for one in qmc_points(tmp_path, num_points, seed=seed)], low, high)
+    assert even <= 2 / num_points, "there is one in each sixteenth"
+    drawn = np.random.default_rng(seed).uniform(math.log(low), math.log(high), (200, num_points))
+    random = [largest_gap(np.exp(one).tolist(), low, high) for one in drawn]
+    assert np.mean(random) > 1.5 * even, "of 16 random points the expected one is 0.2"
+
+
+def test_quasi_random_points_are_the_seeds_whatever_the_trials_come_to_and_are_gone_on_with(tmp_path: Path) -> None:
+    whole = qmc_points(tmp_path / "whole", seed=3)
+    assert whole != qmc_points(tmp_path / "other", seed=4)
+    assert len({one["train.lr"] for one in whole}) == 12
+    assert all(3 <= sum(one["train.max_output"] == value for one in whole) <= 5 for value in (50, 100, 200))
+
+    config = a_config(tmp_path / "killed", search="qmc", seed=3)
+    run(a_sweep(config), 5)
+    begun = a_sweep(config).next()
+    assert begun is not None and begun[0].number == 5
+    assert run(a_sweep(config), 12) == whole
+
+    side_by_side = a_sweep(a_config(tmp_path / "at-once", search="qmc", seed=3))
+    while side_by_side.next() is not None:
+        continue
+    assert [trial.values for trial in side_by_side.trials] == whole, "no trial has ended"
+    assert qmc_points(tmp_path / "longer", 20, seed=3)[:12] == whole
+
+
+def test_tpe_begins_with_quasi_random_points_and_leaves_them_when_it_has_enough_to_go_by(tmp_path: Path) -> None:
+    even = qmc_points(tmp_path / "qmc", seed=3)
+    begun = run(a_sweep(a_config(tmp_path / "tpe", seed=3, random_trials=5)), 12)
+    assert begun[:5] == even[:5]
+    assert all(one not in even for one in begun[5:])
+
+
+def test_quasi_random_values_are_of_every_kind_and_within_their_ends(tmp_path: Path) -> None:
+    space = {
+        "train.weight_decay": {"uniform": [0, 1]},
+        "train.epochs": {"integer": [1, 4]},
+        "train.batch_size": {"loginteger": [8, 64]},
+        "train.scheduler": {"choice": ["constant", "cosine"]},
+        "train.betas": {"choice": [[0.9, 0.99], [0.8, 0.9]]},
+    }
+    found = search_space(a_config(tmp_path, space))
+    points = [quasi_random_point(found, 1, number) for number in range(64)]
+    assert all(found[key].holds(value) for point in points for key, value in point.items())
+    assert [sum(point["train.epochs"] == value for point in points) for value in (1, 2, 3, 4)] == [16] * 4
+    assert sum(point["train.batch_size"] <= 22 for point in points) == pytest.approx(32, abs=2), (
+        "the middle of 8 and 64"
+    )
+    assert quasi_random_point(dict(reversed(found.items())), 1, 7) == points[7]
+    assert [value_at(Dimension(loginteger=(1, 100)), place) for place in (0.0, 0.5, 1 - 1e-9)] == [1, 7, 100]
+    assert value_at(Dimension(loguniform=(1e-4, 1e-2)), 0.5) == pytest.approx(1e-3)

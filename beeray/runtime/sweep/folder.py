@@ -282,7 +282,7 @@ def _deciding(config: Config) -> dict[str, Any]:
         f"tune.space.{key}": dimension.model_dump(mode="json", exclude_none=True)
         for key, dimension in search_space(config).items()
     }
-    others = config.tune.model_dump(mode="json", include={"metric", "mode", "asha", "random_trials", "seed"})
+    others = config.tune.model_dump(mode="json", include={"metric", "mode", "asha", "search", "random_trials", "seed"})
     measured = config.evaluate.model_dump(mode="json", include={"recall_at", "ndcg_at", "max_seq_length", "domains"})
     return (
         config.result_keys()

@@ -11,10 +11,11 @@ from ray.tune import Callback
 from beeray.config import Config
 from beeray.console import Console
 from beeray.runtime.sweep.folder import COMPLETE, FAILED, STOPPED, Trial, best_of
+from beeray.runtime.sweep.pausing import Pausing
 from beeray.runtime.sweep.search import OBJECTIVE, Sweep
 from beeray.runtime.sweep.table import shown
 from beeray.runtime.sweep.tracking import SweepTracking
-from beeray.runtime.sweep.trial import AT_EPOCH, AT_STEP, OUTCOME, REASON, REPORTED
+from beeray.runtime.sweep.trial import AT_EPOCH, AT_STEP, OUTCOME, PAUSED, REASON, REPORTED
 
 
 class SweepProgress(Callback):
@@ -22,10 +23,19 @@ class SweepProgress(Callback):
 
     Args:
         write: what writes the sweep's files, called whenever a trial has ended.
+        pausing: is told which trials run, and ends the command after a signal.
     """
 
-    def __init__(self, sweep: Sweep, tracking: SweepTracking, console: Console, write: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        tracking: SweepTracking,
+        console: Console,
+        write: Callable[[], Any],
+        pausing: Pausing,
+    ) -> None:
         self.sweep, self.tracking, self.console, self.write = sweep, tracking, console, write
+        self.pausing = pausing
         self._running: dict[int, tuple[Trial, float]] = {}
         self._bar = console.progress("trials", sweep.config.tune.num_trials, "trial")
 
@@ -35,6 +45,7 @@ class SweepProgress(Callback):
     def started(self, trial: Trial, config: Config) -> None:
         """A trial was handed to Ray Tune."""
         self._running[trial.number] = (trial, time.monotonic())
+        self.pausing.begun(trial.number)
         self.tracking.started(trial, config)
         self._show()
 
@@ -49,8 +60,10 @@ class SweepProgress(Callback):
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial came to its end, failed by itself, or was stopped early."""
+        """A trial came to its end, failed by itself, was stopped early, or because the sweep was asked to stop."""
         last = trial.last_result or {}
+        if last.get(OUTCOME) == PAUSED:
+            return self._paused(trial.config["number"], last[REASON])
         self._ended(trial.config["number"], last.get(OUTCOME, STOPPED), last.get(REASON))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -58,12 +71,27 @@ class SweepProgress(Callback):
         lines = [line.strip() for line in str(trial.get_error() or "its driver died").splitlines() if line.strip()]
         self._ended(trial.config["number"], FAILED, lines[-1][:300])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own driver died, and the trial is to go on in another."""
+        self.pausing.begun(trial.config["number"])
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray Tune has looked for news; raises Interrupted where the sweep is to stop and all is saved."""
+        self.pausing.check()
+
     def close(self) -> None:
         """Close the bar."""
         self._bar.close()
 
+    def _paused(self, number: int, how_far: str) -> None:
+        """In the folder it stays as it was when it began, so it is gone on with; nobody is told of an end."""
+        trial, _ = self._running.pop(number)
+        self.pausing.ended(number, f"{trial.name} {how_far}")
+        self._show()
+
     def _ended(self, number: int, status: str, reason: str | None) -> None:
         trial, since = self._running.pop(number)
+        self.pausing.ended(number)
         trial.status, trial.reason, trial.wall_s = status, reason, time.monotonic() - since
         if status != FAILED and trial.metric is None:
             trial.status, trial.reason = FAILED, "it reported no epoch"

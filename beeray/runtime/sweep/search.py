@@ -1,4 +1,4 @@
-"""What is tried next: Optuna's TPE, told of every trial that the sweep's folder knows.
+"""What is tried next: by Optuna's TPE, told of every trial that the sweep's folder knows, or by an even spread.
 
 Ray Tune's own `OptunaSearch` keeps its study in memory and pickles it now and then, so a kill would lose trials or
 repeat them. Here the study is made from the folder at each start, and the sampler is seeded for each trial by
@@ -27,11 +27,12 @@ from ray.tune.search import Searcher
 from beeray.config import Config, Dimension, at_point, own_point, search_space
 from beeray.errors import ConfigError, EncoderError
 from beeray.runtime.sweep.folder import COMPLETE, INVALID, STOPPED, SweepFolder, Trial
+from beeray.runtime.sweep.quasi_random import quasi_random_point
 
 OBJECTIVE, EPOCH = "objective", "epoch"
 """What a trial reports to Ray Tune as."""
 PROPOSALS, DRAWS = 4, 100
-"""Points that Optuna proposes, and that are then drawn at random, until one has not been tried."""
+"""Points that are proposed, and that are then drawn at random, until one has not been tried."""
 
 
 class Sweep:
@@ -93,9 +94,11 @@ class Sweep:
 
     def _draw(self) -> Trial:
         number = len(self.trials)
-        own = own_point(self.config, self.space) if number == 0 else None
-        if own is not None:  # so that no sweep ends worse than the config it began with
-            self._study.enqueue_trial(self._coded(own))
+        point = own_point(self.config, self.space) if number == 0 else None  # so that no sweep ends worse than it began
+        if point is None and self._spreads():
+            point = quasi_random_point(self.space, self._seed, number)
+        if point is not None:
+            self._study.enqueue_trial(self._coded(point))
         tried = [trial.values for trial in self.trials]
         for draw in range(PROPOSALS + DRAWS):
             self._study.sampler = self._sampler(number, draw)
@@ -109,9 +112,14 @@ class Sweep:
         self.trials.append(trial)
         return trial
 
+    def _spreads(self) -> bool:
+        """Whether the next point is of the even spread: before TPE has enough to go by, it would draw at random."""
+        known = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return self.config.tune.search == "qmc" or len(known) < self.config.tune.random_trials
+
     def _sampler(self, number: int, draw: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([self._seed, number, draw]).generate_state(1)[0])
-        if draw >= PROPOSALS:
+        if draw >= PROPOSALS or self.config.tune.search == "qmc":
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.tune.random_trials)
 
@@ -144,15 +152,22 @@ class Sweep:
 
 
 class SweepSearch(Searcher):
-    """Ray Tune's view of a sweep: it asks for points; how trials end the sweep is told by `SweepProgress`."""
+    """Ray Tune's view of a sweep: it asks for points; how trials end the sweep is told by `SweepProgress`.
 
-    def __init__(self, sweep: Sweep, started: Callable[[Trial, Config], None]) -> None:
+    Args:
+        started: is told of every trial that is handed out.
+        stopping: whether the command is about to end, so that nothing new is begun.
+    """
+
+    def __init__(
+        self, sweep: Sweep, started: Callable[[Trial, Config], None], stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(metric=OBJECTIVE, mode=sweep.config.tune.mode)
-        self.sweep, self.started = sweep, started
+        self.sweep, self.started, self.stopping = sweep, started, stopping
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Number and config of the next trial, as Ray Tune's point."""
-        following = self.sweep.next()
+        following = None if self.stopping() else self.sweep.next()
         if following is None:
             return str(Searcher.FINISHED)
         trial, config = following

@@ -39,7 +39,7 @@ class SweepTracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for tracker in self._children.values():
-            self._closing.submit(tracker.__exit__, RunError, None, None)
+            self._closing.submit(tracker.__exit__, kind or RunError, None, None)
         self._closing.shutdown(wait=True)
         self.parent.__exit__(kind, error, trace)
 

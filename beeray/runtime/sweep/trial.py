@@ -21,7 +21,10 @@ from beeray.runtime.sweep.search import EPOCH, OBJECTIVE
 from beeray.runtime.warm_start import WarmStart
 
 OUTCOME, REASON, REPORTED, AT_EPOCH, AT_STEP = "outcome", "reason", "reported", "at_epoch", "at_step"
-"""What results hold beside `OBJECTIVE` and `EPOCH`: how the trial ended, why it failed, all that an epoch reported."""
+"""What results hold beside `OBJECTIVE` and `EPOCH`: how the trial ended, why it failed or how far it was when it was
+stopped, all that an epoch reported."""
+PAUSED = "paused"
+"""An outcome that is no status: the trial was asked to stop, and the next command goes on with it."""
 LOCK_PATIENCE_S = 60.0
 
 
@@ -35,6 +38,7 @@ class SweepInputs:
         metric: of an epoch's report, what is searched for.
         warm: what `train.init_from` names.
         fingerprint: of the encoder there.
+        monitor: the sweep's, by which trials hear that they should stop.
     """
 
     store_path: str
@@ -42,6 +46,7 @@ class SweepInputs:
     metric: str
     warm: WarmStart | None = None
     fingerprint: str | None = None
+    monitor: Any = None
 
 
 def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:
@@ -124,11 +129,30 @@ class Reports:
 
 
 class TrialEvents(EventHandler):
-    """Handles the workers' events as `beeray.train` does, and hands on epochs that are not the last."""
+    """Handles the workers' events as `beeray.train` does.
 
-    def __init__(self, report: Callable[[dict[str, Any]], None], *arguments: Any, **keywords: Any) -> None:
+    Args:
+        report: is handed epochs that are not the last.
+        tell: is told when `saves_when_stopped` has become another.
+        arguments, keywords: of `EventHandler`.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        tell: Callable[[bool], None],
+        *arguments: Any,
+        **keywords: Any,
+    ) -> None:
         super().__init__(*arguments, **keywords)
-        self._report = report
+        self._report, self._tell = report, tell
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Handle one event."""
+        before = self.saves_when_stopped
+        super().__call__(event)
+        if self.saves_when_stopped != before:
+            self._tell(self.saves_when_stopped)
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         super()._on_epoch(event)
