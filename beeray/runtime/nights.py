@@ -107,7 +107,6 @@ class Nights:
     def keep(self, night: Night, **changes: Any) -> Night:
         """Write a night, with changes, and return it."""
         night = dataclasses.replace(night, **changes)
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / f"{night.name}.json", json.dumps(asdict(night), indent=2))
         return night
 

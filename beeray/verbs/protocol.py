@@ -23,6 +23,7 @@ from beeray.data.scored import Scored, open_scored
 from beeray.errors import ConfigError
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.session import ray_session
+from beeray.runtime.whole_files import write_whole
 from beeray.verbs import evaluate, train
 from beeray.verbs.baselines import compared, ensure, kept, own_model
 from beeray.verbs.evaluate import check_scored
@@ -55,7 +56,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "baselines": {name: kept(name, config, fingerprint) for name in which},
         "comparison": comparison,
     }
-    (config.run_dir / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    write_whole(config.run_dir / RECORD, json.dumps(record, indent=2))
     refresh_report(config, console)
     return record
 

@@ -175,7 +175,6 @@ class SweepFolder:
 
     def claim(self) -> None:
         """Make the folder this sweep's."""
-        self.trials.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_whole(self.trials / CONFIG, text)
 
@@ -222,9 +221,7 @@ class SweepFolder:
 
     def save(self, trial: Trial) -> None:
         """Write what is known of a trial."""
-        folder = self.run_dir(trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / TRIAL, json.dumps(asdict(trial), indent=2))
+        write_whole(self.run_dir(trial) / TRIAL, json.dumps(asdict(trial), indent=2))
 
     def retry_failed(self) -> None:
         """Have trials that failed go on."""
