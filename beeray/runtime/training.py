@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import SCOPE, StepLoss, TrainingStep
-from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
@@ -41,14 +39,13 @@ from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
-from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.run_folder import CHECKPOINTS
-from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
 from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import parts_of_rank, plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
+from beeray.runtime.training_scores import TrainingScores
 from beeray.runtime.wishes import Wish, Wishes
-from beeray.runtime.worker import embedding_progress, folder_is_shared, score, worker_ready
+from beeray.runtime.worker import embedding_progress, folder_is_shared, worker_ready
 
 TELL_EVERY_S = 0.2
 """Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
@@ -83,7 +80,6 @@ class _Training:
         self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
         streams = _streams(task, self.rank, self.world_size)
         self.feed = UserFeed(streams, num_steps=self.steps_per_epoch, seed=self.config.seed)
-        self.sample = ReportSample(task.run_dir)
         self.untold: list[dict[str, Any]] = []
         self.told = 0.0
         self.wishes = Wishes(task.monitor if self.rank == 0 else None, self.config.train.checkpoint_every_minutes)
@@ -92,7 +88,7 @@ class _Training:
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
         self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
-        self.original = Original()
+        self.original, self.starts_with_head = Original(), False
         model = self._open_model()
         adaptation = adapt(model, self.config.train, self.config.seed)
         encoder = Encoder(model, self.config.train.precision)
@@ -111,25 +107,22 @@ class _Training:
             originals=self.original.embeddings,
             frozen=frozen,
         )
+        self.scores = TrainingScores(
+            task, self.engine, self.store, self.tokens, device, starts_with_head=self.starts_with_head
+        )
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
         model = self.task.open_encoder(self.device)
         progress = embedding_progress(self.task, "original")
         self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
-        self.starts_with_head = self.task.needs_head(model)
-        if self.starts_with_head:
+        if self.task.needs_head(model):
+            self.starts_with_head = True
             if ray.train.get_checkpoint() is not None:
                 return self.task.open_model(self.device)
             start_with_head(model, self.config, self.store, self.tokens, self.task.send)
             self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
-
-    @property
-    def _scores_original(self) -> bool:
-        """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
-        evaluate = self.config.evaluate
-        return evaluate.before and bool(evaluate.splits) and not self.starts_with_head
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -137,7 +130,7 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before", ORIGINAL if self._scores_original else None, embeddings=self.original.table)
+            self.scores.before(self.original)
         self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
@@ -312,7 +305,7 @@ class _Training:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
         every = self.config.train.evaluate_every_epochs
         if every and position.epoch % every == 0:
-            metrics |= self._validate(position)
+            metrics |= self.scores.validate(position)
         every_steps = self.config.train.checkpoint_every_steps
         if every_steps is None or position.step % every_steps == 0 or self._must_save(position):
             self._checkpoint(position, metrics)
@@ -325,27 +318,14 @@ class _Training:
         self.save_is_due = False
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
-    def _validate(self, position: Position) -> dict[str, float]:
-        embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
-        means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
-        if self.rank == 0:
-            self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
-        return means
-
     def _finish(self, position: Position) -> None:
         if self.config.train.evaluate_every_epochs:
-            self._validate(position)
+            self.scores.validate(position)
         self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
         if Wish.STOP in self.wish:
             return self._tell_stopped(position)
-        self._score("after", TRAINED, original=self.original.neighbours)
-        if not self.config.evaluate.splits and self.original.neighbours is None:
-            self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
-        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
-            original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
-            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
+        self.scores.after(self.original)
         dist.barrier()
         gc.collect()
 
@@ -355,10 +335,6 @@ class _Training:
         model.load_state_dict(state)
         adaptation.merge()
         return model
-
-    def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
-        keep = partial(self.sample.keep, keep_as) if keep_as and self.sample.items is not None else None
-        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 
 def _streams(task: WorkerTask, rank: int, world_size: int) -> list[UserStream]:
