@@ -319,13 +319,11 @@ class _Training:
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
     def _finish(self, position: Position) -> None:
-        if self.config.train.evaluate_every_epochs:
-            self.scores.validate(position)
         self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
         if Wish.STOP in self.wish:
             return self._tell_stopped(position)
-        self.scores.after(self.original)
+        self.scores.after(position, self.original)
         dist.barrier()
         gc.collect()
 
