@@ -16,7 +16,7 @@ import numpy as np
 
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.growth import HELD_OUT, Growth, flattered, growth_since, write_lists
+from beeray.data.growth import Growth, growth_since, said_of, said_without_note, write_lists
 from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
@@ -183,11 +183,10 @@ def _compare(
         )
     kind = store.meta.split_kind
     counts = record.get("held_out_but_trained_on_before")
-    seen = "" if counts is None else flattered(counts, kind)
-    if seen:
-        console.line(f"warning: it was trained on {seen}, which flatters all rankings but new_items")
     if counts is None:
-        console.line(f"it left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now")
+        console.line(f"it {said_without_note(kind)}")
+    elif seen := said_of(counts, kind):
+        console.line(f"warning: {seen}, which flatters all rankings but new_items")
     return record
 
 
