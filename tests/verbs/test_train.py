@@ -154,7 +154,7 @@ def test_the_last_validation_and_the_final_scores_are_of_one_embedding_of_the_ca
         assert epochs[-1][f"validation/{name}"] == pytest.approx(final[name]["mean"], rel=1e-9)
     assert epochs[-1]["validation/ndcg@10"] != epochs[0]["validation/ndcg@10"]
     said = [line for line in done.err.splitlines() if line.startswith(("score after", "epoch 3"))]
-    assert said[-1].startswith("epoch 3") and said[0].startswith("score after: 120"), "embedded before it is validated"
+    assert said[-1].startswith("epoch 3") and said[0].startswith("score after"), "embedded before it is validated"
 
 
 @dataclass(frozen=True)
