@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+STREAMS = {"stdout": 1, "stderr": 2, "__stdout__": 1, "__stderr__": 2}
+"""Names in `sys`, and the file descriptors that they write to."""
+
 
 class _Descriptor(io.FileIO):
     """A file descriptor that takes whatever it is given, on a full disk too."""
@@ -26,25 +29,32 @@ class _Descriptor(io.FileIO):
 
 @contextmanager
 def chatter_in(log: int) -> Iterator[None]:
-    """Point file descriptors 1 and 2, `sys.stdout` and `sys.stderr` at a log until the context ends.
+    """Point file descriptors 1 and 2 and the streams of `sys` at a log until the context ends.
+
+    A stream that a library kept from before writes to the log, too. A full disk makes it raise in a Python without
+    buffers (`PYTHONUNBUFFERED`), and nowhere else.
 
     Args:
         log: descriptor of an open file.
     """
-    streams = sys.stdout, sys.stderr
-    for stream in streams:
+    streams = {name: getattr(sys, name) for name in STREAMS}
+    before = [stream for stream in dict.fromkeys(streams.values()) if stream is not None]
+    for stream in before:
         stream.flush()
     kept = os.dup(1), os.dup(2)
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.stdout, sys.stderr = _stream(1), _stream(2)
+        ours = {descriptor: _stream(descriptor) for descriptor in (1, 2)}
+        for name, descriptor in STREAMS.items():
+            setattr(sys, name, ours[descriptor])
         try:
             yield
         finally:
-            for stream in (sys.stdout, sys.stderr, *streams):  # a library may have kept any of them
+            for stream in (sys.stdout, sys.stderr, *ours.values(), *before):  # a library may have kept any of them
                 _flush_or_lose(stream)
-            sys.stdout, sys.stderr = streams
+            for name, stream in streams.items():
+                setattr(sys, name, stream)
             for place, descriptor in enumerate(kept, start=1):
                 os.dup2(descriptor, place)
     finally:

@@ -109,8 +109,7 @@ def test_a_log_on_a_full_disk_spoils_neither_work_nor_exit_code(
     (tmp_path / "runs" / "logs").mkdir(parents=True)
     (tmp_path / "runs" / "logs" / "shop-demo.log").symlink_to("/dev/full")
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    prints = PRINTS if not unbuffered else PRINTS.replace(", sys.__stdout__)", ")").replace("sys.__stdout__", "held")
-    done = run(tmp_path, prints + end)
+    done = run(tmp_path, PRINTS + end)
     assert (done.returncode, done.stderr) == (code, said)
     assert done.stdout == ('{"done": 1}\n' if code == 0 else "")
 
@@ -118,7 +117,9 @@ def test_a_log_on_a_full_disk_spoils_neither_work_nor_exit_code(
 def test_what_is_printed_before_and_after_a_verb_is_seen(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom beeray.console import quiet\nprint('before', end=' ')\n"
-        "with quiet(Path('a.log')):\n    kept = sys.stdout\n    print('meanwhile', end='')\n"
+        "real = sys.__stdout__\n"
+        "with quiet(Path('a.log')):\n    kept = sys.stdout\n    print('meanwhile', end='', file=sys.__stdout__)\n"
+        "assert sys.__stdout__ is real\n"
         "print('after', end=' ')\nsys.stdout.flush()\nprint('by one who kept it', file=kept)"
     )
     command = [sys.executable, "-c", program]

@@ -98,15 +98,25 @@ class Growth:
         return None
 
 
-def flattered(counts: Mapping[str, int], kind: str) -> str:
-    """What was trained on and is held out now, e.g. `items that are held out now (3 of test)`; empty for nothing.
+def trained_on_before(store: Store, path: str | None) -> dict[str, int] | None:
+    """As `Growth.trained_on`, by the list of an earlier run; None where it left none."""
+    return None if path is None else growth_since(store, path).trained_on(store)
+
+
+def said_of(counts: Mapping[str, int], kind: str) -> str:
+    """`it was trained on items that are held out now (3 of test)` in words and figures; empty where on nothing.
 
     Args:
         counts: by split, as `Growth.trained_on` gives them.
         kind: of split.
     """
     seen = ", ".join(f"{number:,} of {name}" for name, number in counts.items() if number)
-    return f"{HELD_OUT[kind]} that are held out now ({seen})" if seen else ""
+    return f"it was trained on {HELD_OUT[kind]} that are held out now ({seen})" if seen else ""
+
+
+def said_without_note(kind: str) -> str:
+    """What is said of a run where `Growth.trained_on` is None, behind its name."""
+    return f"left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now"
 
 
 def write_lists(store: Store, with_validation: bool, path: str, before: Growth | None = None) -> None:

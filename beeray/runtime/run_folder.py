@@ -83,6 +83,8 @@ class RunFolder:
         self.items = self.path / ITEMS
         self.old_items = self.path / OLD_ITEMS
         self.original_embeddings = self.path / ORIGINAL / ORIGINAL_EMBEDDINGS
+        self._is_locked = False
+        self._known: dict[str, Any] | None = None  # run.json, read once while the lock keeps others from writing it
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -94,10 +96,15 @@ class RunFolder:
         lock = self.path.parent / "logs" / f"{self.config.name}.lock"
         said = f"run {self.config.name!r} in {self.path} is being trained by another command"
         with locked_file(lock, said, "wait for it, or choose another name=…"):
-            yield
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked, self._known = False, None
 
     def clear(self) -> None:
         """Remove all that an earlier run of this name left; what a sweep and what nightly training left stays."""
+        self._known = None
         if not self.path.exists():
             return
         with storage_errors(str(self.path)):
@@ -148,9 +155,12 @@ class RunFolder:
 
     def _begun(self) -> dict[str, Any] | None:
         """What run.json says; None where no run has claimed the folder."""
+        if self._known is not None:
+            return self._known
         kept = self._record(RUN)
         if kept is not None and not isinstance(kept.get("store_fingerprint"), str):
             raise damaged(self.path / RUN, self.config.name, "it names no store")
+        self._known = kept if self._is_locked else None
         return kept
 
     def _record(self, name: str) -> dict[str, Any] | None:
@@ -207,6 +217,7 @@ class RunFolder:
                 "init_fingerprint": init_fingerprint,
                 INIT_TRAINED_ON_VALIDATION: init_learned_validation,
             }
+        self._known = None
         write_whole(self.path / RUN, json.dumps(record, indent=2))
 
     def _check_init(self, init_fingerprint: str | None) -> None:

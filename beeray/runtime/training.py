@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ from sentence_transformers import SentenceTransformer
 from torch.profiler import record_function
 
 from beeray.config import Config
-from beeray.core import gather
 from beeray.core.ahead import Ahead
 from beeray.core.encoder import Encoder
 from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
-from beeray.core.step import SCOPE, StepLoss, TrainingStep
-from beeray.data.report_items import ORIGINAL, TRAINED
+from beeray.core.step import SCOPE, TrainingStep
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
@@ -41,17 +38,14 @@ from beeray.runtime.feed import UserFeed, UserStream
 from beeray.runtime.head_start import start_with_head
 from beeray.runtime.original import Original, keep_original
 from beeray.runtime.profile import StepProfiler
-from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.run_folder import CHECKPOINTS
-from beeray.runtime.scoring import embed_catalog, mean_over_ranks, score_split
+from beeray.runtime.step_reports import StepReports
 from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import parts_of_rank, plan_steps, scored_within
 from beeray.runtime.task import WorkerTask
+from beeray.runtime.training_scores import TrainingScores
 from beeray.runtime.wishes import Wish, Wishes
-from beeray.runtime.worker import embedding_progress, folder_is_shared, score, worker_ready
-
-TELL_EVERY_S = 0.2
-"""Steps go to the driver in bundles, since a remote call takes as long as a short step's share of all waiting may."""
+from beeray.runtime.worker import embedding_progress, folder_is_shared, worker_ready
 
 
 def train_worker(task: WorkerTask) -> None:
@@ -83,21 +77,19 @@ class _Training:
         self.planner = StepPlanner(self.tokens, trainable, settings, device, group, domains)
         streams = _streams(task, self.rank, self.world_size)
         self.feed = UserFeed(streams, num_steps=self.steps_per_epoch, seed=self.config.seed)
-        self.sample = ReportSample(task.run_dir)
-        self.untold: list[dict[str, Any]] = []
-        self.told = 0.0
         self.wishes = Wishes(task.monitor if self.rank == 0 else None, self.config.train.checkpoint_every_minutes)
         self.wish, self.nodes_going, self.save_is_due = Wish.NONE, set[str](), False
         self.start: Future[Position] = Future()
         if ray.train.get_checkpoint() is None:
             self.start.set_result(Position())
         self.plans = Ahead(self._plans())  # users stream and the first steps are planned while the encoder is opened
-        self.original = Original()
+        self.original, self.starts_with_head = Original(), False
         model = self._open_model()
         adaptation = adapt(model, self.config.train, self.config.seed)
         encoder = Encoder(model, self.config.train.precision)
-        self.flops = count_flops(encoder, device)
+        flops = count_flops(encoder, device)
         self.peak_tflops = self.config.cluster.peak_tflops or measure_peak_tflops(device, _compute_type(self.config))
+        self.reports = StepReports(task, flops, self.peak_tflops)
         self.engine = build_engine(encoder, self.config.train, self.config.deepspeed.stage, self.num_steps)
         frozen = None if self.config.deepspeed.stage == 3 else adaptation.frozen  # whose layers run collectives
         self.checkpoints = Checkpoints(self.engine, Path(task.run_dir) / CHECKPOINTS)
@@ -111,25 +103,22 @@ class _Training:
             originals=self.original.embeddings,
             frozen=frozen,
         )
+        self.scores = TrainingScores(
+            task, self.engine, self.store, self.tokens, device, starts_with_head=self.starts_with_head
+        )
         self.step_ended = time.perf_counter()
 
     def _open_model(self) -> SentenceTransformer:
         model = self.task.open_encoder(self.device)
         progress = embedding_progress(self.task, "original")
         self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
-        self.starts_with_head = self.task.needs_head(model)
-        if self.starts_with_head:
+        if self.task.needs_head(model):
+            self.starts_with_head = True
             if ray.train.get_checkpoint() is not None:
                 return self.task.open_model(self.device)
             start_with_head(model, self.config, self.store, self.tokens, self.task.send)
             self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
-
-    @property
-    def _scores_original(self) -> bool:
-        """Whether the encoder as it was is scored, so that its embeddings need not be made for the report alone."""
-        evaluate = self.config.evaluate
-        return evaluate.before and bool(evaluate.splits) and not self.starts_with_head
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the exported model."""
@@ -137,7 +126,7 @@ class _Training:
         if not self.start.done():
             self.start.set_result(position)
         if self.config.evaluate.before and position.step == 0:
-            self._score("before", ORIGINAL if self._scores_original else None, embeddings=self.original.table)
+            self.scores.before(self.original)
         self.original = replace(self.original, table=None)
         self.engine.train()
         if self.rank == 0:
@@ -159,13 +148,13 @@ class _Training:
                 if position.step == self.num_steps:
                     break
                 if position.step_in_epoch == 0:
-                    self._tell_all()
+                    self.reports.send()
                     self._end_epoch(position)
                 elif self._must_save(position) or position.step % self._checkpoint_every == 0:
                     self._checkpoint(position, {"step": position.step})
                 if Wish.STOP in self.wish:
                     return self._tell_stopped(position)
-        self._tell_all()
+        self.reports.send()
         self._finish(position)
 
     @property
@@ -215,9 +204,13 @@ class _Training:
             totals = self._sum(local)
         self.step_ended = time.perf_counter()
         seconds = {"step_s": self.step_ended - started, "wait_s": wait_s, "plan_s": plan_s}
-        self._tell(plan, step, totals, lr, seconds)
+        loss = self.reports.add(plan, step, totals, lr, seconds)
+        if not math.isfinite(loss):
+            self.reports.send()
+            self._blame(plan)
+            raise self._diverged(f"the loss became {loss} at step {plan.step}")
         if overflow:
-            self._tell_all()
+            self.reports.send()
             raise self._diverged(f"the gradient was no longer a number at step {plan.step}")
         return position.after(self.steps_per_epoch)
 
@@ -252,37 +245,6 @@ class _Training:
         if self.rank == 0:
             self.task.send("stopped", step=position.step)
 
-    def _tell(self, plan: StepPlan, step: StepLoss, totals: list[float], lr: float, seconds: dict[str, float]) -> None:
-        loss, num_padded, num_recomputed, *forgetting = totals
-        loss /= self.world_size
-        sent = gather.traffic.take()
-        if self.rank == 0:
-            tflops = self.flops.of_step(plan.num_tokens, plan.num_token_pairs) / seconds["step_s"] / 1e12
-            self.untold.append(
-                {
-                    "step": plan.step,
-                    "epoch": plan.epoch,
-                    "loss": loss,
-                    "lr": lr,
-                    "items": step.num_items,
-                    "users": step.num_users,
-                    "tokens": plan.num_tokens,
-                    "padded_tokens": num_padded,
-                    "recomputed_tokens": num_recomputed,
-                    **seconds,
-                    "mfu": tflops / (self.peak_tflops * self.world_size),
-                    "sent_bytes": sum(sent.values()),
-                    **({"forgetting": forgetting[0] / self.world_size} if forgetting else {}),
-                    "at": time.time(),
-                }
-            )
-            if time.monotonic() - self.told > TELL_EVERY_S:
-                self._tell_all()
-        if not math.isfinite(loss):
-            self._tell_all()
-            self._blame(plan)
-            raise self._diverged(f"the loss became {loss} at step {plan.step}")
-
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
             f"train.lr {self.config.train.lr:g}: {what}, so training stopped; start over with --fresh and a lower "
@@ -303,49 +265,29 @@ class _Training:
         )
         sum_over_ranks([], self.device)  # so that all have told before rank 0 ends the run
 
-    def _tell_all(self) -> None:
-        if self.untold:
-            self.task.send("steps", steps=self.untold)
-        self.untold, self.told = [], time.monotonic()
-
     def _end_epoch(self, position: Position) -> None:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
         every = self.config.train.evaluate_every_epochs
         if every and position.epoch % every == 0:
-            metrics |= self._validate(position)
+            metrics |= self.scores.validate(position)
         every_steps = self.config.train.checkpoint_every_steps
         if every_steps is None or position.step % every_steps == 0 or self._must_save(position):
             self._checkpoint(position, metrics)
         self.step_ended = time.perf_counter()
 
     def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
-        self._tell_all()
+        self.reports.send()
         self.checkpoints.save(position, metrics, wait=Wish.STOP in self.wish)
         self.wishes.saved()
         self.save_is_due = False
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
-    def _validate(self, position: Position) -> dict[str, float]:
-        embeddings = embed_catalog(self.engine, self.config, self.tokens, self.device)
-        held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
-        means = {f"validation/{name}": value for name, value in mean_over_ranks(held_out, self.device).items()}
-        if self.rank == 0:
-            self.task.send("epoch", epoch=position.epoch, step=position.step, metrics=means)
-        return means
-
     def _finish(self, position: Position) -> None:
-        if self.config.train.evaluate_every_epochs:
-            self._validate(position)
         self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
         if Wish.STOP in self.wish:
             return self._tell_stopped(position)
-        self._score("after", TRAINED, original=self.original.neighbours)
-        if not self.config.evaluate.splits and self.original.neighbours is None:
-            self.sample.embed(TRAINED, self.engine, self.config, self.tokens, self.device)
-        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
-            original = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
-            self.sample.embed(ORIGINAL, original, self.config, self.tokens, self.device)
+        self.scores.after(position, self.original)
         dist.barrier()
         gc.collect()
 
@@ -355,10 +297,6 @@ class _Training:
         model.load_state_dict(state)
         adaptation.merge()
         return model
-
-    def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
-        keep = partial(self.sample.keep, keep_as) if keep_as and self.sample.items is not None else None
-        score(self.task, self.engine, self.store, self.tokens, self.device, when, keep=keep, **given)
 
 
 def _streams(task: WorkerTask, rank: int, world_size: int) -> list[UserStream]:

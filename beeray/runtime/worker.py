@@ -88,6 +88,7 @@ def score(
     *,
     keep: Callable[[Tensor], None] | None = None,
     embeddings: Tensor | None = None,
+    embed_s: float = 0.0,
     original: NDArray[np.int32] | None = None,
 ) -> None:
     """Score every split asked for and send the driver this rank's users.
@@ -95,6 +96,7 @@ def score(
     Args:
         keep: is handed the whole catalog's embeddings, also where not all domains are scored.
         embeddings: of the whole catalog, row-normalised, if they are there already.
+        embed_s: seconds that those took.
         original: neighbours of the sampled items before training; given, the driver is told how many are kept.
     """
     if not task.config.evaluate.splits and original is None:
@@ -115,6 +117,7 @@ def score(
         embedding_progress(task, when),
         take,
         embeddings=embeddings,
+        embed_s=embed_s,
         old_items=task.known_items(),
         whole=original is not None or keep is not None,
     )

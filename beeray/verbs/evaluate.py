@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from beeray.config import Config, EncoderConfig
 from beeray.console import Console
 from beeray.core.encoder import encoder_source
-from beeray.data.growth import HELD_OUT, flattered, growth_since
+from beeray.data.growth import said_of, said_without_note, trained_on_before
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.storage import storage_options
@@ -154,14 +154,14 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     if run is None:
         return {}
     items, kind = run / ITEMS, store.meta.split_kind
-    counts = growth_since(store, str(items)).trained_on(store) if items.is_file() else None
+    counts = trained_on_before(store, str(items) if items.is_file() else None)
     if counts is None:
-        console.line(f"{run} left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out here")
+        console.line(f"{run} {said_without_note(kind)}")
         return {}
     counts = {split: number for split, number in counts.items() if split in config.evaluate.splits}
-    seen = flattered(counts, kind)
+    seen = said_of(counts, kind)
     if seen:
-        console.line(f"warning: it was trained on {seen}, which flatters its figures")
+        console.line(f"warning: {seen}, which flatters its figures")
     return {"held_out_but_trained_on": counts}
 
 

@@ -8,47 +8,40 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from beeray.config import Config
 from beeray.console import Console
-from beeray.data.growth import HELD_OUT, Growth, flattered, growth_since, write_lists
-from beeray.data.parts import write_part
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DivergedError, RunError
-from beeray.inputs import located_encoder, open_encoder, prepared_store, token_store
+from beeray.inputs import prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
-from beeray.runtime.lineage import learned_validation
 from beeray.runtime.monitor import listening
 from beeray.runtime.results import (
     flat_means,
     headline,
     neighbours_line,
-    scores_table,
     summarise_neighbours,
-    summarise_scores,
-    summarise_training,
 )
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
+from beeray.runtime.run_record import keep_before, run_record
+from beeray.runtime.run_start import TrainInputs, begin_run, open_start
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.shared_folder import marked
 from beeray.runtime.startup import Startup
-from beeray.runtime.steps import UserShare, plan_steps, user_shares
+from beeray.runtime.steps import plan_steps
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.tracking import Tracker
-from beeray.runtime.warm_start import WarmStart, check_peft, find_warm_start
+from beeray.runtime.warm_start import check_peft, find_warm_start
 from beeray.verbs.report import choose_report_items, refresh_report
 
 if TYPE_CHECKING:
@@ -94,103 +87,6 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         return record
 
 
-@dataclass(frozen=True)
-class TrainInputs:
-    """What a run trains on.
-
-    Attributes:
-        store: the prepared store.
-        tokens_path: the token store of its encoder.
-        shares: what each domain gives to an epoch.
-        model: the encoder that is begun with.
-        init_from: of what `train.init_from` names, for the record.
-        num_shards: into how many its users were cut when it began.
-    """
-
-    store: Store
-    tokens_path: str
-    shares: tuple[UserShare, ...]
-    model: str
-    num_shards: int
-    init_from: dict[str, Any] | None = None
-
-
-def begin_run(
-    config: Config,
-    folder: RunFolder,
-    store: Store,
-    tokens_path: str,
-    console: Console,
-    *,
-    warm: WarmStart | None,
-    fingerprint: str | None,
-    fresh: bool = False,
-) -> TrainInputs:
-    """Claim a locked folder for a run, and note what it begins with.
-
-    Args:
-        warm: what `train.init_from` names.
-        fingerprint: of the encoder there.
-        fresh: clear the folder first.
-
-    Raises:
-        DataError: too few users for the workers; nothing was written or cleared.
-        RunError: the folder is another store's or another encoder's.
-    """
-    model = located_encoder(config.encoder.name) if warm is None else warm.model
-    num_shards = config.cluster.num_workers if fresh else folder.num_shards
-    inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store, num_shards)), model, num_shards)
-    if fresh:
-        folder.clear()
-    learned = None if warm is None else learned_validation(warm.model)
-    folder.claim(store.meta.fingerprint, fingerprint, learned)
-    growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
-    write_lists(store, config.trains_on_validation, str(folder.items), growth)
-    if warm is None:
-        return inputs
-    start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
-    return replace(inputs, init_from=start)
-
-
-def open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]:
-    """Tokenizer of the encoder that training begins with, and the encoder's fingerprint where a run left it."""
-    from beeray.core.fingerprint import model_fingerprint  # both import torch
-    from beeray.runtime.adaptation import check_adaptation, check_head
-
-    model = open_encoder(config if warm is None else warm.start_of(config))
-    tokenizer, fingerprint = model.tokenizer, None if warm is None else model_fingerprint(model)
-    if warm is not None:
-        check_head(model, config.train)
-    check_adaptation(model, config.train)
-    return tokenizer, fingerprint
-
-
-def _compare(
-    warm: WarmStart, growth: Growth | None, store: Store, folder: RunFolder, console: Console
-) -> dict[str, Any]:
-    """Tell old items from new ones, for scoring; says so where there are held-out items that are not unseen."""
-    if growth is None:
-        console.line(f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new")
-        return {}
-    with open(folder.old_items, "wb") as file:
-        np.save(file, growth.known)
-    record = growth.record(store)
-    console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
-    if not record["old_items"]:
-        console.line(
-            f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
-            f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
-        )
-    kind = store.meta.split_kind
-    counts = record.get("held_out_but_trained_on_before")
-    seen = "" if counts is None else flattered(counts, kind)
-    if seen:
-        console.line(f"warning: it was trained on {seen}, which flatters all rankings but new_items")
-    if counts is None:
-        console.line(f"it left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now")
-    return record
-
-
 def train_run(
     config: Config,
     folder: RunFolder,
@@ -226,7 +122,7 @@ def train_run(
             config.cluster.num_workers,
             folder=folder,
             tracker=tracker,
-            scored=lambda when: _keep_before(config, folder, handler) if when == "before" else None,
+            scored=lambda when: keep_before(config, folder, handler) if when == "before" else None,
             startup=startup,
         )
         mend_checkpoints(folder.path / CHECKPOINTS)
@@ -244,7 +140,7 @@ def train_run(
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as exported:
             folder.take_model(Path(exported) / "model")
-        record = _report(config, folder, inputs, handler)
+        record = run_record(config, folder, inputs, handler, _neighbours_kept(config, folder, inputs, handler))
         record["wall_s"] = round(time.monotonic() - started, 1)
         folder.finish(record)  # from here on nothing that goes wrong with report or tracking costs the run
         _report_and_track(config, folder, tracker, record, console)
@@ -315,45 +211,6 @@ def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> st
 
 def _how_far(step: int, num_steps: int) -> str:
     return f"stopped after step {step:,} of {num_steps:,}, with a checkpoint"
-
-
-def _keep_before(config: Config, folder: RunFolder, handler: EventHandler) -> None:
-    scores = handler.scores("before")
-    write_part(scores_table(scores), str(folder.path / "scores-before.parquet"))
-    folder.keep_before(summarise_scores(scores, config.evaluate))
-
-
-def _report(config: Config, folder: RunFolder, inputs: TrainInputs, handler: EventHandler) -> dict[str, Any]:
-    after = handler.scores("after")
-    if after:
-        write_part(scores_table(after), str(folder.scores))
-    record = {
-        "run": config.name,
-        "folder": str(folder.path),
-        "model": str(folder.model),
-        "config_digest": config.result_digest(),
-        "store_fingerprint": inputs.store.meta.fingerprint,
-        **folder.meaning(inputs.store.meta.fingerprint, learned_validation(str(folder.model))),
-        "text_length": config.served_seq_length,
-        "metrics": summarise_scores(after, config.evaluate),
-        "training": summarise_training(folder.steps(), handler.workers()),
-        "timings": handler.timings,
-        **({"head": handler.head} if handler.head is not None else {}),
-        "startup_s": handler.startup.record(),
-    }
-    if handler.profile is not None:
-        record["profile"] = handler.profile
-    if inputs.init_from is not None:
-        record["init_from"] = inputs.init_from
-    kept = _neighbours_kept(config, folder, inputs, handler)
-    if kept is not None:
-        record["neighbours_kept"] = kept
-    before, validation = folder.before(), folder.validation()
-    if before is not None:
-        record["metrics_before"] = before
-    if validation:
-        record["validation"] = validation
-    return record
 
 
 def _neighbours_kept(

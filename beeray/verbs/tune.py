@@ -38,6 +38,7 @@ from beeray.interruption import Interrupted, signals_handled
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.monitor import listening
 from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_start import begin_run, open_start
 from beeray.runtime.session import check_placement, live_nodes, ray_session
 from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
@@ -65,7 +66,7 @@ from beeray.runtime.sweep.trial import (
 )
 from beeray.runtime.tracking import Untracked
 from beeray.runtime.warm_start import check_peft, find_warm_start
-from beeray.verbs.train import begin_run, open_start, train_run
+from beeray.verbs.train import train_run
 
 NOTHING = {"memory": 1.0}
 """A byte: Ray Tune wants a trial's own process to ask for something."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beeray.data.growth import flattered, growth_since, write_lists
+from beeray.data.growth import growth_since, said_of, write_lists
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
 from beeray.errors import DataError
@@ -86,10 +86,10 @@ def test_users_who_are_held_out_now_and_were_trained_on_are_counted(tmp_path: Pa
     assert growth_since(tuesday, lists[1]).trained_on(tuesday) == {"validation": 0, "test": 2}
     write_lists(tuesday, False, lists[2], growth_since(tuesday, lists[0]))
     assert growth_since(wednesday, lists[2]).trained_on(wednesday) == {"validation": 2, "test": 1}
-    assert flattered({"validation": 2, "test": 1_000}, "user") == (
-        "users that are held out now (2 of validation, 1,000 of test)"
+    assert said_of({"validation": 2, "test": 1_000}, "user") == (
+        "it was trained on users that are held out now (2 of validation, 1,000 of test)"
     )
-    assert flattered({"validation": 0}, "user") == ""
+    assert said_of({"validation": 0}, "user") == ""
 
 
 def test_what_a_run_was_never_told_is_not_known_to_the_next_one_either(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from beeray.config import Config, load_config, validate_config
 from beeray.errors import DataError, RunError
+from beeray.runtime import run_folder, whole_files
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.whole_files import write_whole
 
@@ -118,6 +119,32 @@ def test_a_second_command_of_the_same_name_is_refused_while_the_first_is_at_work
             pass
     with RunFolder(a_config(tmp_path)).locked():
         pass
+
+
+def test_what_a_run_began_with_is_read_once_under_its_lock_and_anew_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(tmp_path)
+    read: list[str] = []
+
+    def read_record(path: Path, run: str) -> dict[str, Any] | None:
+        read.append(path.name)
+        return whole_files.read_record(path, run)
+
+    monkeypatch.setattr(run_folder, "read_record", read_record)
+    ours = RunFolder(a_config(tmp_path))
+    with ours.locked():
+        ours.check_store("store-a")
+        assert ours.num_shards == 1 and ours.begun_with() == ("store-a", None)
+        assert read == ["run.json"]
+        ours.clear()
+        assert ours.begun_with() is None
+        ours.claim("store-b")
+        assert ours.begun_with() == ("store-b", None)
+    other = RunFolder(a_config(tmp_path))
+    other.clear()
+    other.claim("store-c")
+    assert ours.begun_with() == ("store-c", None), "another command may have written it meanwhile"
 
 
 def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_a_sweep_says_where_nothing_tells_what_its_encoder_was_trained_on(tmp_pa
     store = a_store(tmp_path / "store", [0, 1, 2])
     unlisted = a_run(a_config(tmp_path, "unlisted"), store, listed=False)
     _, said = shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=unlisted)), store)
-    assert "nothing tells which items it was trained on" in said
+    assert "left no note of the items that it was trained on" in said
 
 
 def test_an_evaluation_of_a_run_on_another_split_counts_what_it_was_trained_on(tmp_path: Path) -> None:

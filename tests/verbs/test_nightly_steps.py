@@ -23,6 +23,7 @@ from beeray.data.store_meta import StoreMeta
 from beeray.errors import ConfigError, DivergedError, RunError
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_start import TrainInputs
 from beeray.runtime.startup import Startup
 from beeray.runtime.steps import UserShare
 from beeray.runtime.tracking import Untracked
@@ -225,13 +226,13 @@ def test_what_workers_could_not_do_is_the_commands_error(
 ) -> None:
     """A refusal is no divergence: the gate would take it for the model's fault, and publish with the old one."""
 
-    def workers_fail(config: Config, folder: RunFolder, inputs: train.TrainInputs, tell: Callable[..., None]) -> None:
+    def workers_fail(config: Config, folder: RunFolder, inputs: TrainInputs, tell: Callable[..., None]) -> None:
         tell({"kind": kind, "message": said})
 
     monkeypatch.setattr(train, "listening", lambda handler, stopping: nullcontext(handler))
     monkeypatch.setattr(train, "_run_workers", workers_fail)
     leave_store(config, "store-a")
-    inputs = train.TrainInputs(Store.open(config.store_path), "", (UserShare("users", 8, 8),), "model", 1)
+    inputs = TrainInputs(Store.open(config.store_path), "", (UserShare("users", 8, 8),), "model", 1)
     run = RunFolder(config)
     run.claim("store-a")
     with pytest.raises(RunError, match=said) as raised:

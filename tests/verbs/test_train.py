@@ -142,6 +142,21 @@ def test_another_learning_rate_under_the_same_name_is_refused_with_the_key_and_b
     assert len(refused.err.splitlines()) == 1
 
 
+@pytest.mark.long
+def test_the_last_validation_and_the_final_scores_are_of_one_embedding_of_the_catalog(world: World) -> None:
+    done = world.run("train", "name=validated", "train.evaluate_every_epochs=1")
+    assert done.code == 0, done.err
+    lines = (world.path("validated") / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [json.loads(line) for line in lines]
+    assert [one["step"] for one in epochs] == [5, 10, NUM_STEPS]
+    final = done.record["metrics"]["validation"]["held_out"]
+    for name in ("recall@5", "ndcg@10"):
+        assert epochs[-1][f"validation/{name}"] == pytest.approx(final[name]["mean"], rel=1e-9)
+    assert epochs[-1]["validation/ndcg@10"] != epochs[0]["validation/ndcg@10"]
+    said = [line for line in done.err.splitlines() if line.startswith(("score after", "epoch 3"))]
+    assert said[-1].startswith("epoch 3") and said[0].startswith("score after"), "embedded before it is validated"
+
+
 @dataclass(frozen=True)
 class Sharded:
     """The run `stage3`: ZeRO-3, the encoder's folder given relative, a checkpoint every five steps (an epoch's end).

@@ -6,7 +6,7 @@ from typing import Any
 
 from beeray.config import Config, num_points, search_space
 from beeray.console import Console
-from beeray.data.growth import HELD_OUT, flattered, growth_since
+from beeray.data.growth import said_of, said_without_note, trained_on_before
 from beeray.data.store import Store
 from beeray.errors import ConfigError
 from beeray.inputs import open_encoder
@@ -95,16 +95,16 @@ def check_held_out(warm: WarmStart | None, store: Store, console: Console) -> No
     if warm is None:
         return
     kind = store.meta.split_kind
-    counts = growth_since(store, warm.items).trained_on(store) if warm.items is not None else None
+    counts = trained_on_before(store, warm.items)
     if counts is None:
         console.line(
-            f"train.init_from {warm.given}: nothing tells which {HELD_OUT[kind]} it was trained on; a sweep would be "
-            "measured on those that are held out for validation now"
+            f"train.init_from {warm.given}: it {said_without_note(kind)}, and a sweep would be measured on those of "
+            "validation"
         )
         return
-    seen = flattered({"validation": counts["validation"]}, kind)
+    seen = said_of({"validation": counts["validation"]}, kind)
     if seen:
         raise ConfigError(
-            f"train.init_from {warm.given!r}: it was trained on {seen}, and a sweep ranks its trials by them; name a "
+            f"train.init_from {warm.given!r}: {seen}, and a sweep ranks its trials by them; name a "
             "run that held them out (train.with_validation: false, on this store), or leave train.init_from out"
         )
