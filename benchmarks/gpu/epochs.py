@@ -66,7 +66,7 @@ def time_epochs(
             optimizer.zero_grad()
             work.loss.backward()
             optimizer.step()
-            losses.append(float(work.loss))
+            losses.append(float(work.loss.detach()))
             wait_for(step.device)
             ends.append(time.perf_counter() - started)
             if ends[-1] >= limit_s:
