@@ -58,7 +58,9 @@ class FusedSelfAttention(MPNetSelfAttention):
 class FusedEncoder(MPNetEncoder):
     """`MPNetEncoder` that makes bias and padding one mask, once for all layers."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *arguments: Any, **options: Any
+    ) -> Any:
         """As of `MPNetEncoder`.
 
         Args:
@@ -66,7 +68,8 @@ class FusedEncoder(MPNetEncoder):
             attention_mask: negative where a token is padding, else 0; (texts, 1, tokens, tokens).
         """
         with _without_cudnn():
-            return super().forward(hidden_states, self._scores_mask(hidden_states, attention_mask), **options)
+            mask = self._scores_mask(hidden_states, attention_mask)
+            return super().forward(hidden_states, mask, *arguments, **options)
 
     def compute_position_bias(self, *arguments: Any, **options: Any) -> None:
         """None: what layers are given beside the mask."""
@@ -91,9 +94,10 @@ def fuse_attention(model: nn.Module) -> int:
     for module in model.modules():
         if type(module) is MPNetEncoder:
             module.__class__ = FusedEncoder
-            for layer in module.layer:
-                layer.attention.attn.__class__ = FusedSelfAttention
-                changed += 1
+            attentions = [one for one in module.modules() if type(one) is MPNetSelfAttention]
+            for attention in attentions:
+                attention.__class__ = FusedSelfAttention
+            changed += len(attentions)
     return changed
 
 
