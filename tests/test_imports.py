@@ -1,6 +1,6 @@
 """The arrow of imports points one way, and `core` needs nothing of the cluster.
 
-core     knows beeray.core and beeray.errors; torch, numpy, scipy and sentence-transformers
+core     knows beeray.core and beeray.errors; torch, numpy, scipy, sentence-transformers and what that stands on
 data     knows no encoder, no runtime
 runtime  knows no file formats
 verbs    know everybody; nobody knows the verbs
@@ -31,7 +31,7 @@ VERBS = [*COMMANDS, "beeray.verbs"]
 CONFIG_ROOMS = ["beeray.chatter", "beeray.config", "beeray.console", "beeray.errors", *COMMANDS]
 """Imported before a config is known to be valid, so they import nothing that takes seconds."""
 SLOW_LIBRARIES = ["torch", "ray", "mlflow", "deepspeed", "transformers", "sentence_transformers", "pyarrow", "numpy"]
-CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers"}
+CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers", "transformers"}
 ENCODER_LIBRARIES = ["torch", "transformers", "sentence_transformers"]
 FILE_FORMATS = ["pyarrow.parquet", "pyarrow.csv", "pyarrow.feather", "pyarrow.dataset", "pyarrow.orc", "pyarrow.json"]
 

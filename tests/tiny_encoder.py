@@ -1,4 +1,4 @@
-"""A BERT of two layers with random weights as a `SentenceTransformer` folder, and token ids in memory.
+"""A BERT or MPNet of two layers with random weights as a `SentenceTransformer` folder, and token ids in memory.
 
 Small enough to run hundreds of steps in a test, and real in every part that beeray touches: WordPiece
 tokenizer with special tokens, dropout, mean pooling over unpadded tokens.
@@ -16,13 +16,25 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    MPNetConfig,
+    MPNetModel,
+    MPNetTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SYLLABLES = [
     first + last for first in "bdfgklmnprst" for last in ("a", "e", "i", "o", "u", "an", "er", "ol", "us", "y")
 ]
 """120 whole words of the vocabulary; any other lower-case word falls into letters."""
+
+WORDS = [*SYLLABLES, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+"""The vocabulary but for special tokens, which come first."""
 
 HIDDEN = 32
 MAX_POSITIONS = 64
@@ -34,7 +46,7 @@ def build_tiny_encoder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> 
     Vocabulary 177, 2 layers, hidden 32, 2 heads, 64 positions, `[CLS] … [SEP]`, no normalisation.
     The caller's torch random state is left as it was.
     """
-    vocabulary = [*SPECIAL, *SYLLABLES, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    vocabulary = [*SPECIAL, *WORDS]
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=HIDDEN,
@@ -50,8 +62,32 @@ def build_tiny_encoder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> 
         torch.manual_seed(seed)
         bert = BertModel(config)
     tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
+    return _saved(bert, tokenizer, folder)
+
+
+def build_tiny_mpnet(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> Path:
+    """As `build_tiny_encoder`, but an MPNet: `<s> … </s>`, padding is token 1, and attention has a position bias."""
+    vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *WORDS]
+    config = MPNetConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=MAX_POSITIONS + 2,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mpnet = MPNetModel(config)
+    return _saved(mpnet, MPNetTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}), folder)
+
+
+def _saved(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as bare:
-        bert.save_pretrained(bare)
+        network.save_pretrained(bare)
         tokenizer.save_pretrained(bare)
         words = Transformer(bare, max_seq_length=MAX_POSITIONS)
     model = SentenceTransformer(modules=[words, Pooling(HIDDEN, pooling_mode="mean")], device="cpu")

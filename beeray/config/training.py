@@ -32,6 +32,7 @@ class EncoderConfig(Section):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout probability while training; the encoder's own unless set."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Asked of transformers; `auto` is what it has for the encoder. MPNet's `auto` and `sdpa` are beeray's own."""
 
     @model_validator(mode="after")
     def _trusts_one_commit(self) -> EncoderConfig:

@@ -79,7 +79,8 @@ def load_encoder(
         max_seq_length: tokens of a text, special tokens included; the rest is cut off.
         prefix: put before every text; kept as the model's default prompt so that `encode` uses it too.
         dropout: probability of every dropout layer while training; None keeps the model's own.
-        attention: attention implementation asked of transformers, or `auto`.
+        attention: attention implementation asked of transformers, or `auto`. MPNet, for which transformers has none
+            but `eager`, gets that of `core.mpnet_attention` with `auto` and `sdpa`.
         trust_remote_code: run code that comes with the encoder; that from the hub only of the commit `revision`.
         revision: commit, tag or branch of a hub name.
 
@@ -88,9 +89,8 @@ def load_encoder(
             `max_seq_length` beyond what its positions allow, or a prompt of the model's own that `prefix` is not.
     """
     source = encoder_source(name)
-    model_kwargs: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        model = _open(source, str(device), model_kwargs, trust_remote_code, revision)
+        model = _open_with_attention(attention, source, str(device), trust_remote_code, revision)
     except Exception as error:  # the hub and transformers raise a dozen unrelated types here
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         remedy = "give a folder written by SentenceTransformer.save, a hub name, or package:<package>/<folder>"
@@ -131,8 +131,33 @@ def _check_prompt(model: SentenceTransformer, name: str, prefix: str) -> None:
         )
 
 
+def _open_with_attention(attention: str, source: str, *arguments: Any) -> SentenceTransformer:
+    """Open an encoder with an attention implementation; for MPNet `sdpa` is beeray's, and so is `auto`."""
+    model_kwargs = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        model = _open(model_kwargs, source, *arguments)
+    except ValueError as error:
+        if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        model = _open({}, source, *arguments)
+        if not _fuse_mpnet(model):
+            raise
+    if attention == "auto":
+        _fuse_mpnet(model)
+    return model
+
+
+def _fuse_mpnet(model: SentenceTransformer) -> bool:
+    config = _network_config(model)
+    if config is None or config.model_type != "mpnet":
+        return False
+    from beeray.core.mpnet_attention import fuse_attention  # here: no other encoder needs transformers' MPNet
+
+    return fuse_attention(model) > 0
+
+
 def _open(
-    source: str, device: str, model_kwargs: dict[str, Any], trust_remote_code: bool, revision: str | None
+    model_kwargs: dict[str, Any], source: str, device: str, trust_remote_code: bool, revision: str | None
 ) -> SentenceTransformer:
     pinned = {"code_revision": revision} if trust_remote_code else {}  # code that lies in other repositories, too
     return SentenceTransformer(
@@ -237,8 +262,13 @@ def embedding_dim(model: SentenceTransformer) -> int:
     return dim
 
 
+def _network_config(model: SentenceTransformer) -> Any:
+    """transformers' config of the network, or None."""
+    return getattr(getattr(model[0], "model", None), "config", None)
+
+
 def _longest_sequence(model: SentenceTransformer) -> int | None:
-    config = getattr(getattr(model[0], "model", None), "config", None)
+    config = _network_config(model)
     positions = getattr(config, "max_position_embeddings", None)
     if config is None or positions is None:
         return None

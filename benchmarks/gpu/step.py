@@ -1,23 +1,25 @@
-"""The training step alone on one GPU: exactness, tokens per second, share of the bf16 matrix rate, peak memory.
+"""The training step alone on one GPU: exactness, tokens/s, share of the bf16 matrix rate, memory, minutes of 5 epochs.
 
 An MPNet-shaped encoder of random weights (110M parameters) encodes texts of the lengths of GoodBooks' descriptions
 (`goodbooks_lengths.json`), without Ray or DeepSpeed. Prints a short table and writes the record.
 
     python benchmarks/gpu/step.py                                  # on a GPU: bf16, 10,000 items, 1,024 users
-    python benchmarks/gpu/step.py --layers 2 --hidden 64 --items 64 --users 16 --steps 2 --matrix 512 --dry   # anywhere
+    python benchmarks/gpu/step.py --layers 2 --hidden 64 --items 64 --users 16 --steps 2 --matrix 512 \
+        --epochs 1 --training-users 64 --dry                       # anywhere
 
 A unit of work is one forward pass over the real tokens: two operations a weight outside of the embedding tables, and
 attention; backward is two units. `share_of_matrix_rate` counts 3 units (forward and backward, what the result needs)
 and 4 (with the forward pass that backward repeats where activations are not kept), both against one large bf16 matrix
 product measured in the same run. Padding counts as nothing, so it lowers both.
 
-MPNet adds a trained bias by relative position to its attention scores, and transformers therefore writes its
-attention out (`--attention eager`): scores, bias, mask and softmax, each of texts × heads × length², go through memory
-in every layer. Flash kernels take no bias. What can be done: give bias and padding to `scaled_dot_product_attention`
-as one additive mask, for which torch has its memory-efficient kernel with a gradient for the mask (`--attention
-sdpa`, see `mpnet_attention.py`; the mask is still texts × heads × length², in bf16); or FlexAttention, which computes
-the bias inside the kernel but must be compiled, and is not tried here. With a BERT-shaped encoder, which has no such
-bias, flash kernels serve as they are.
+Then whole epochs of GoodBooks' full size are trained (`epochs.py`): 53,365 users, 53 steps an epoch, the next step
+planned in a thread while one runs, and a step's seconds include the optimizer. After `--limit-s` they stop, and
+`epochs_minutes` is what all of them would have taken at that rate; `epochs_steps_timed` says how many were done.
+
+Attention is that of beeray's MPNet encoders (`--attention sdpa`, see `beeray/core/mpnet_attention.py`) or
+transformers' own, written out (`--attention eager`). FlexAttention, which could compute MPNet's position bias inside
+the kernel but must be compiled, is not tried here. With a BERT-shaped encoder, which has no such bias, flash kernels
+serve as they are.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from device import device_name, first_device, matrix_rate, peak_memory_gib, publish, versions, wait_for  # noqa: E402
-from mpnet_attention import fuse_attention  # noqa: E402
+from epochs import NUM_USERS, draw_users, plans, steps_an_epoch, time_epochs  # noqa: E402
 
 from beeray.core.encoder import Encoder  # noqa: E402
+from beeray.core.mpnet_attention import fuse_attention  # noqa: E402
 from beeray.core.optimizers import build_optimizer  # noqa: E402
 from beeray.core.step import StepLoss, StepSettings, TrainingStep  # noqa: E402
 from beeray.core.user_items import UserItems  # noqa: E402
@@ -109,15 +112,6 @@ class RandomTokens:
         return np.concatenate(pieces), lengths
 
 
-def draw_users(number: int, generator: np.random.Generator) -> UserItems:
-    """Users with about 50 items each, popular items more often."""
-    weights = 1.0 / np.arange(1, NUM_CATALOG + 1) ** 0.6
-    counts = np.clip(generator.poisson(50, number), 2, None)
-    drawn = [generator.choice(NUM_CATALOG, size=n, replace=False, p=weights / weights.sum()) for n in counts]
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return UserItems(indptr, np.concatenate(drawn).astype(np.int32))
-
-
 def build_step(
     model: nn.Module, tokens: RandomTokens, precision: str, num_items: int, gib: float, arguments: argparse.Namespace
 ) -> TrainingStep:
@@ -152,8 +146,10 @@ def gradient(step: TrainingStep, users: UserItems, encoder: nn.Module) -> torch.
 def main() -> None:
     """Check exactness on a small step, then time the large one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"layers": 12, "hidden": 768, "items": 10_000, "users": 1024, "steps": 5}.items():
+    numbers = {"layers": 12, "hidden": 768, "items": 10_000, "users": 1024, "steps": 5, "epochs": 5}
+    for name, default in {**numbers, "training-users": NUM_USERS}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--limit-s", type=float, default=440.0, help="seconds after which the epochs stop")
     parser.add_argument("--token-budget", type=int, default=65_536)
     parser.add_argument("--activation-gib", type=float, default=40.0)
     parser.add_argument("--max-seq-length", type=int, default=384)
@@ -175,20 +171,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.attention == "sdpa":
         assert fuse_attention(model) == arguments.layers
     tokens, generator = RandomTokens(0), np.random.default_rng(0)
-    exactness = kept_against_recomputed(model, tokens, draw_users(32, generator), arguments)
+    exactness = kept_against_recomputed(model, tokens, draw_users(32, NUM_CATALOG, generator), arguments)
 
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
     num_items = min(arguments.items, NUM_CATALOG)
     step = build_step(model, tokens, precision, num_items, arguments.activation_gib, arguments)
-    batches = [draw_users(arguments.users, generator) for _ in range(arguments.steps + 1)]
+    batches = [draw_users(arguments.users, NUM_CATALOG, generator) for _ in range(arguments.steps + 1)]
+    optimizer = build_optimizer(model, "adamw", lr=1e-5, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds, work = timed_steps(step, model, batches, device)
+    seconds, work = timed_steps(step, optimizer, batches, device)
+    epochs = whole_epochs(step, optimizer, generator, arguments) if arguments.epochs else {}
     peak_gib = peak_memory_gib(device)
     rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, arguments.matrix)
     unit = unit_of_work(words.mpnet, tokens.lengths(arguments.max_seq_length))
+    figures = summarise(seconds, work, rate, unit, peak_gib)
+    if epochs:
+        timed = "" if not epochs["epochs_extrapolated"] else f", from {epochs['epochs_steps_timed']} steps"
+        figures["headline"][f"{arguments.epochs} epochs, min"] = f"{epochs['epochs_minutes']:.3g}{timed}"
     return {
-        **summarise(seconds, work, rate, unit, peak_gib),
+        **figures,
+        **epochs,
         "device": device_name(device),
         "precision": precision,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -245,11 +248,23 @@ def unit_of_work(model: MPNetModel, lengths: NDArray[np.int32]) -> float:
     return 2.0 * weights + 4.0 * config.num_hidden_layers * config.hidden_size * reach
 
 
+def whole_epochs(
+    step: TrainingStep,
+    optimizer: torch.optim.Optimizer,
+    generator: np.random.Generator,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Minutes of training on all users; drawing them is no part of it."""
+    users = draw_users(arguments.training_users, NUM_CATALOG, generator)
+    planned = plans(step.planner, users, arguments.users, arguments.epochs, generator)
+    num_steps = arguments.epochs * steps_an_epoch(users.num_users, arguments.users)
+    return time_epochs(step, optimizer, planned, num_steps, arguments.limit_s)
+
+
 def timed_steps(
-    step: TrainingStep, encoder: nn.Module, batches: list[UserItems], device: torch.device
+    step: TrainingStep, optimizer: torch.optim.Optimizer, batches: list[UserItems], device: torch.device
 ) -> tuple[list[float], StepLoss]:
     """Seconds of every optimizer step, the first being warm-up, and what the last one was."""
-    optimizer = build_optimizer(encoder, "adamw", lr=1e-5, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     seconds: list[float] = []
     for number, users in enumerate(batches):
         wait_for(device)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_encoder import build_tiny_encoder
+from tiny_encoder import build_tiny_encoder, build_tiny_mpnet
 
 from beeray.config import TrainConfig, validate_config
 from beeray.core.encoder import load_encoder, save_encoder
@@ -145,3 +145,24 @@ def test_adapters_without_peft_are_refused_with_the_extra_to_install(monkeypatch
     with pytest.raises(ConfigError, match=r"train\.lora needs peft, which is not installed: pip install"):
         check_peft(config)
     check_peft(validate_config({"name": "a", "data": {"source": "shop"}}))
+
+
+def test_adapters_and_frozen_layers_fit_an_mpnet_and_are_merged_into_it(tmp_path: Path) -> None:
+    folder = build_tiny_mpnet(tmp_path / "mpnet", dropout=0.0)
+    model = opened(folder)
+    before = embedded(model)
+    adaptation = adapt(model, TrainConfig(lora={**LORA, "targets": ["q", "v"]}, freeze_layers=1), seed=1)
+    assert torch.equal(embedded(model), before)
+    names = trained(model)
+    assert len(names) == 4 and all(".layer.1.attention.attn." in name and "lora_" in name for name in names)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3, generator=generator)
+    moved = embedded(model)
+    assert float((moved - before).abs().max()) > 1e-2
+    adaptation.merge()
+    assert list(model.state_dict()) == list(opened(folder).state_dict())
+    save_encoder(model, tmp_path / "out")
+    plain = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    torch.testing.assert_close(embedded(plain), moved, atol=1e-5, rtol=0)
