@@ -73,7 +73,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
-        **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
+        **RunFolder(config).meaning(store.meta.fingerprint, _learned_validation(model, trained_on)),
         **trained_on,
         "text_length": config.served_seq_length,
         **measured,
@@ -163,6 +163,16 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     if seen:
         console.line(f"warning: it was trained on {seen}, which flatters its figures")
     return {"held_out_but_trained_on": counts}
+
+
+def _learned_validation(model: str, trained_on: dict[str, Any]) -> bool | None:
+    """As `learned_validation`, of the store that is scored on: a run on another may have learned from that one's alone.
+
+    Args:
+        trained_on: what `held_out_but_trained_on` found.
+    """
+    known = trained_on.get("held_out_but_trained_on", {})
+    return False if known.get("validation") == 0 else learned_validation(model)
 
 
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:

@@ -18,6 +18,7 @@ from beeray.errors import ConfigError
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.sweep.measurable import check_held_out
 from beeray.runtime.warm_start import find_warm_start
+from beeray.verbs import evaluate
 from beeray.verbs.evaluate import held_out_but_trained_on
 
 
@@ -95,3 +96,22 @@ def test_an_evaluation_of_a_run_on_another_split_counts_what_it_was_trained_on(t
     counts, said = shown(held_out_but_trained_on, config, model, of_users)
     assert counts == {} and "left no note of the users that it was trained on" in said
     assert shown(held_out_but_trained_on, config, "some/encoder", other) == ({}, "")
+
+
+def test_an_encoder_that_learned_from_another_stores_validation_data_has_not_learned_from_this_ones(
+    tmp_path: Path,
+) -> None:
+    store = a_store(tmp_path / "store", [0, 1, 2, 2])
+    model = a_run(a_config(tmp_path, "theirs", with_validation=True), store) + "/model"
+    both = a_config(tmp_path, "mine", ("validation", "test"))
+
+    def learned(labels: list[int], kind: str = "item") -> bool | None:
+        other = a_store(tmp_path / f"{kind}-{labels}", labels, kind)
+        counts, _ = shown(held_out_but_trained_on, both, model, other)
+        return evaluate._learned_validation(model, counts)
+
+    assert learned([0, 0, 1, 2]) is False  # it was trained on the first two items
+    assert learned([0, 1, 1, 2]) is True
+    assert learned([0, 1, 2, 2]) is True
+    assert learned([0, 0, 1, 2], "user") is True, "what of its users it was trained on is not known"
+    assert evaluate._learned_validation("some/encoder", {}) is None
