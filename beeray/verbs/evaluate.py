@@ -209,9 +209,17 @@ def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
 
 
 def _kept_as(config: Config, label: str) -> str:
-    """The name under which this evaluation keeps embeddings for the report; empty: the run has them already."""
+    """The name under which this evaluation keeps embeddings for the report; empty: none are lacking."""
     name = KEPT_AS.get(label, "")
+    if name == ORIGINAL and _begun_with_another(config):
+        return ""
     return name if name and not (config.run_dir / REPORT_FOLDER / f"{name}.npy").is_file() else ""
+
+
+def _begun_with_another(config: Config) -> bool:
+    """Whether "before training" was an encoder of `train.init_from`, by what the run noted when it began."""
+    begun = RunFolder(config).begun_with()
+    return config.train.init_from is not None if begun is None else begun[1] is not None
 
 
 def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:

@@ -115,3 +115,22 @@ def test_an_encoder_that_learned_from_another_stores_validation_data_has_not_lea
     assert learned([0, 1, 2, 2]) is True
     assert learned([0, 0, 1, 2], "user") is True, "what of its users it was trained on is not known"
     assert evaluate._learned_validation("some/encoder", {}) is None
+
+
+@pytest.mark.parametrize(("fingerprint", "kept_as"), [(None, "original"), ("1234", "")])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_untouched_encoder_is_not_kept_as_the_one_that_a_run_began_with_elsewhere(
+    tmp_path: Path, fingerprint: str | None, kept_as: str, told: bool
+) -> None:
+    """Also where the evaluation is not given what the run was."""
+    begun = a_config(tmp_path, "mine", **({"init_from": "runs/yesterday"} if fingerprint else {}))
+    config = begun if told else a_config(tmp_path, "mine")
+    RunFolder(begun).claim("store", fingerprint)
+    assert evaluate._kept_as(config, "untouched") == kept_as
+    assert evaluate._kept_as(config, "model") == "trained"
+    assert evaluate._kept_as(config, "baseline-ease") == ""
+
+
+def test_before_a_run_the_config_says_what_it_begins_with(tmp_path: Path) -> None:
+    assert evaluate._kept_as(a_config(tmp_path, "mine"), "untouched") == "original"
+    assert evaluate._kept_as(a_config(tmp_path, "mine", init_from="runs/yesterday"), "untouched") == ""
