@@ -1,7 +1,9 @@
 r"""Continue from the model that serves, evaluate both, and publish the new one if it is not worse: every night.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
-        -- python jobs/continue_nightly.py --config goodlens.yaml [key=value …]
+        -- python jobs/continue_nightly.py --config goodlens.yaml \
+        runs_dir=/shared/runs data.store=/shared/stores/goodlens \
+        embed.path=/shared/embeddings/goodlens [key=value …]
 
 The same as `python -m beeray.nightly`. The job's exit code is the verb's: 0 when the catalog is published with the new
 model, 3 when the gate refused it and the catalog is published with the one that serves, 2 where one line says what is

@@ -1,7 +1,8 @@
 r"""Embed a catalog and publish it, every night, on the cluster that runs this job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
-        -- python jobs/reembed_catalog.py --config goodlens.yaml [key=value …]
+        -- python jobs/reembed_catalog.py --config goodlens.yaml \
+        runs_dir=/shared/runs embed.path=/shared/embeddings/goodlens [key=value …]
 
 The same as `python -m beeray.embed`; a scheduler that must name a file names this one. The job's exit code is
 the verb's: 0 when a publication made from today's catalog is there (also when nothing had changed), 2 when

@@ -1,7 +1,8 @@
 r"""Train on the cluster that runs this job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
-        -- python jobs/train.py --config goodlens.yaml [key=value …]
+        -- python jobs/train.py --config goodlens.yaml \
+        runs_dir=/shared/runs data.store=/shared/stores/goodlens [key=value …]
 
 The same as `python -m beeray.train`; a scheduler that must name a file names this one. The entrypoint's CPU is the
 driver's; workers ask for theirs themselves. The job's exit code is the verb's: 0 when the model is there, 2 where

@@ -1,7 +1,8 @@
 r"""Search hyper-parameters on the cluster that runs this job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml --entrypoint-num-cpus 1 \
-        -- python jobs/tune.py --config goodlens.yaml [key=value …]
+        -- python jobs/tune.py --config goodlens.yaml \
+        runs_dir=/shared/runs data.store=/shared/stores/goodlens [key=value …]
 
 The same as `python -m beeray.tune`. The job's exit code is the verb's: 0 when the search is over, 2 where one line
 says what is wrong (a mistake in config or data, lost workers), 1 for anything unforeseen. `ray job stop ID`

@@ -22,7 +22,7 @@ from doc_pages import PROGRAMS, ROOT, Page, commands
 from pydantic import BaseModel
 
 from beeray.config import CONFIGS_DIR, Config, load_config, validate_config
-from beeray.errors import BeerayError
+from beeray.errors import BeerayError, ConfigError
 
 MINIMAL: dict[str, Any] = {"name": "minimal", "data": {"source": "shop"}}
 FILES = ("py", "html", "json", "jsonl", "yaml", "md", "log", "parquet", "npy", "csv", "db", "txt")
@@ -287,25 +287,36 @@ def make_targets() -> set[str]:
 
 
 def config_mistake(reference: str, overrides: list[str], files: Mapping[str, str], folder: Path) -> str:
-    """What is wrong with a command's config and overrides; empty where nothing is.
-
-    Args:
-        files: config files that readers have seen.
-    """
-    if reference.startswith("runs/") or re.fullmatch(r"[A-Z]+", reference):  # what a run left; a placeholder
-        (folder / "minimal.yaml").write_text(yaml.safe_dump(MINIMAL))
-        reference = str(folder / "minimal.yaml")
-    elif f"{reference.removesuffix('.yaml')}.yaml" in files:
-        path = folder / f"{reference.removesuffix('.yaml')}.yaml"
-        path.write_text(yaml.safe_dump(merged(files[path.name])))
-        reference = str(path)
-    elif not any((CONFIGS_DIR / name).is_file() for name in (reference, f"{reference}.yaml")):
-        return f"--config {reference}: neither under configs/ nor shown in full"
+    """What is wrong with a command's config and overrides, as `named_config` reads them; empty where nothing is."""
     try:
-        load_config(reference, [one for one in overrides if "…" not in one])
+        named_config(reference, overrides, files, folder)
     except BeerayError as error:
         return str(error)
     return ""
+
+
+def named_config(reference: str, overrides: list[str], files: Mapping[str, str], folder: Path) -> Config:
+    """The config that a command names, with its overrides.
+
+    Args:
+        files: config files that readers have seen; they go before those of `configs/`.
+        folder: where such a file is written to be read.
+
+    Raises:
+        BeerayError: there is none of that name, or something in it or in the overrides is wrong.
+    """
+    name = f"{reference.removesuffix('.yaml')}.yaml"
+    path = folder / name
+    if reference.startswith("runs/") or re.fullmatch(r"[A-Z]+", reference):  # what a run left; a placeholder
+        path = folder / "minimal.yaml"
+        path.write_text(yaml.safe_dump(MINIMAL))
+    elif name in files:
+        path.write_text(yaml.safe_dump(merged(files[name])))
+    elif any((CONFIGS_DIR / one).is_file() for one in (reference, name)):
+        path = Path(reference)
+    else:
+        raise ConfigError(f"--config {reference}: neither under configs/ nor shown in full")
+    return load_config(str(path), [one for one in overrides if "…" not in one])
 
 
 def merged(text: str) -> dict[str, Any]:

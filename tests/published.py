@@ -27,6 +27,7 @@ def write_publication(
     num_files: int = 3,
     rows_per_row_group: int = 2048,
     normalize: bool = False,
+    layout: dict[str, int] | None = None,
 ) -> Path:
     """Publish some vectors under a folder, and make `latest` name them.
 
@@ -67,6 +68,7 @@ def write_publication(
         config_digest="0" * 16,
         catalog={},
         counts={"read": len(ids)},
+        layout=layout or {},
     )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     (path / "latest").write_text(

@@ -66,7 +66,7 @@ class Manifest:
         full_run: why nothing was reused; empty when reuse was possible.
         drift: how far vectors moved since the previous publication.
         packages: versions of the libraries that computed the vectors.
-        layout: settings that decide which rows are refused and how files are cut, not vectors.
+        layout: what decides which rows are refused, what their ids are and how files are cut, not vectors.
     """
 
     version: str

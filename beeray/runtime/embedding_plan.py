@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from beeray.config import Config, config_digest
+from beeray.config import Config, EmbedConfig, config_digest
 from beeray.data.dealing import GROUP_ROWS
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import Embeddings
 from beeray.data.publishing import JobState
+from beeray.data.quarantine import READING_RULES
 from beeray.data.tables import Table
 
 UNITS_PER_ACTOR = 8
@@ -32,7 +33,7 @@ class JobPlan:
         previous: the current publication, if there is one.
         full_run: why nothing of it can be reused; empty when it can.
         format: of the vectors.
-        layout: settings that decide which rows are refused and how files are cut.
+        layout: what decides which rows are refused, what their ids are and how files are cut.
         previous_version: what `latest` named when the job was planned, damaged or not.
         follows: what tells that `latest` is still the same (`pointer_digest`).
     """
@@ -65,6 +66,12 @@ class JobPlan:
                 "layout": self.layout,
             }
         )
+
+
+def layout_of(embed: EmbedConfig) -> dict[str, int]:
+    """What decides which rows are refused, what their ids are and how files are cut, not vectors."""
+    settings = {key: getattr(embed, key) for key in ("max_text_chars", "rows_per_file", "rows_per_row_group")}
+    return {**settings, "reading_rules": READING_RULES}
 
 
 def full_run_reasons(

@@ -225,11 +225,27 @@ def compared(config: Config, which: list[Baseline], first: list[Scored], console
         first: what comes before the baselines; the first of all is the reference.
     """
     systems = [*first, *(open_scored(str(folder_of(name, config))) for name in which)]
+    systems = _alike(systems, config, console)
     if len(systems) < 2:
         return None
     record = compare(systems, Choice(splits=compared_splits(config)))
     console.show(comparison_text(record))
     return record
+
+
+def _alike(systems: list[Scored], config: Config, console: Console) -> list[Scored]:
+    """Those that fit into one table: where it is of validation alone, those trained on it as the baselines were."""
+    if "test" in compared_splits(config) or len({one.trained_on_validation for one in systems} - {None}) < 2:
+        return systems
+    like_baselines = [one.trained_on_validation in (None, config.trains_on_validation) for one in systems]
+    was, were = ("was not", "were") if config.trains_on_validation else ("was", "were not")
+    for one, alike in zip(systems, like_baselines, strict=True):
+        if not alike:
+            console.line(
+                f"{one.name} {was} trained on validation data, the baselines {were}: left out of the table; "
+                "evaluate.splits=[test] compares them by test"
+            )
+    return [one for one, alike in zip(systems, like_baselines, strict=True) if alike]
 
 
 def compared_splits(config: Config) -> tuple[str, ...]:

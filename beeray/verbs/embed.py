@@ -33,7 +33,7 @@ from beeray.errors import ConfigError, EmbeddingsError, RunError
 from beeray.inputs import located_encoder, open_encoder
 from beeray.runtime.embedder import EmbedderTask
 from beeray.runtime.embedding_job import EmbeddingJob
-from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, new_state
+from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, layout_of, new_state
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.locks import locked_file
 from beeray.runtime.run_folder import RunFolder
@@ -147,7 +147,7 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
         console.line(f"incremental: {previous.version} has {previous.num_rows:,} items of the same encoder")
     where = redact_uri(catalog.source) if isinstance(catalog.source, str) else "generated"
     source = {"path": where, "fingerprint": catalog.fingerprint()}
-    layout = {key: getattr(embed, key) for key in ("max_text_chars", "rows_per_file", "rows_per_row_group")}
+    layout = layout_of(embed)
     plan = JobPlan(identity, encoding, catalog, source, template, previous, reasons, form, layout, pointed, follows)
     return plan, embedder_task(config, identity, form), tokenizer
 
@@ -269,7 +269,8 @@ def unchanged_publication(plan: JobPlan) -> Embeddings | None:
         return None
     if previous.manifest.model["name"] != plan.model["name"]:
         return None
-    if previous.manifest.layout.get("max_text_chars") != plan.layout["max_text_chars"]:  # other rows may be refused
+    layout = previous.manifest.layout
+    if any(layout.get(key) != plan.layout[key] for key in ("max_text_chars", "reading_rules")):  # other rows or ids
         return None
     return previous
 

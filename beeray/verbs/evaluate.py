@@ -73,7 +73,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     record = {
         "model": model,
         "store_fingerprint": store.meta.fingerprint,
-        **RunFolder(config).meaning(store.meta.fingerprint, learned_validation(model)),
+        **RunFolder(config).meaning(store.meta.fingerprint, _learned_validation(model, trained_on)),
         **trained_on,
         "text_length": config.served_seq_length,
         **measured,
@@ -165,6 +165,16 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     return {"held_out_but_trained_on": counts}
 
 
+def _learned_validation(model: str, trained_on: dict[str, Any]) -> bool | None:
+    """As `learned_validation`, of the store that is scored on: a run on another may have learned from that one's alone.
+
+    Args:
+        trained_on: what `held_out_but_trained_on` found.
+    """
+    known = trained_on.get("held_out_but_trained_on", {})
+    return False if known.get("validation") == 0 else learned_validation(model)
+
+
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:
     """The store to score on.
 
@@ -199,9 +209,17 @@ def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
 
 
 def _kept_as(config: Config, label: str) -> str:
-    """The name under which this evaluation keeps embeddings for the report; empty: the run has them already."""
+    """The name under which this evaluation keeps embeddings for the report; empty: none are lacking."""
     name = KEPT_AS.get(label, "")
+    if name == ORIGINAL and _begun_with_another(config):
+        return ""
     return name if name and not (config.run_dir / REPORT_FOLDER / f"{name}.npy").is_file() else ""
+
+
+def _begun_with_another(config: Config) -> bool:
+    """Whether "before training" was an encoder of `train.init_from`, by what the run noted when it began."""
+    begun = RunFolder(config).begun_with()
+    return config.train.init_from is not None if begun is None else begun[1] is not None
 
 
 def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:

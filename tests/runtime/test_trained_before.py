@@ -18,6 +18,7 @@ from beeray.errors import ConfigError
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.sweep.measurable import check_held_out
 from beeray.runtime.warm_start import find_warm_start
+from beeray.verbs import evaluate
 from beeray.verbs.evaluate import held_out_but_trained_on
 
 
@@ -95,3 +96,41 @@ def test_an_evaluation_of_a_run_on_another_split_counts_what_it_was_trained_on(t
     counts, said = shown(held_out_but_trained_on, config, model, of_users)
     assert counts == {} and "left no note of the users that it was trained on" in said
     assert shown(held_out_but_trained_on, config, "some/encoder", other) == ({}, "")
+
+
+def test_an_encoder_that_learned_from_another_stores_validation_data_has_not_learned_from_this_ones(
+    tmp_path: Path,
+) -> None:
+    store = a_store(tmp_path / "store", [0, 1, 2, 2])
+    model = a_run(a_config(tmp_path, "theirs", with_validation=True), store) + "/model"
+    both = a_config(tmp_path, "mine", ("validation", "test"))
+
+    def learned(labels: list[int], kind: str = "item") -> bool | None:
+        other = a_store(tmp_path / f"{kind}-{labels}", labels, kind)
+        counts, _ = shown(held_out_but_trained_on, both, model, other)
+        return evaluate._learned_validation(model, counts)
+
+    assert learned([0, 0, 1, 2]) is False  # it was trained on the first two items
+    assert learned([0, 1, 1, 2]) is True
+    assert learned([0, 1, 2, 2]) is True
+    assert learned([0, 0, 1, 2], "user") is True, "what of its users it was trained on is not known"
+    assert evaluate._learned_validation("some/encoder", {}) is None
+
+
+@pytest.mark.parametrize(("fingerprint", "kept_as"), [(None, "original"), ("1234", "")])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_untouched_encoder_is_not_kept_as_the_one_that_a_run_began_with_elsewhere(
+    tmp_path: Path, fingerprint: str | None, kept_as: str, told: bool
+) -> None:
+    """Also where the evaluation is not given what the run was."""
+    begun = a_config(tmp_path, "mine", **({"init_from": "runs/yesterday"} if fingerprint else {}))
+    config = begun if told else a_config(tmp_path, "mine")
+    RunFolder(begun).claim("store", fingerprint)
+    assert evaluate._kept_as(config, "untouched") == kept_as
+    assert evaluate._kept_as(config, "model") == "trained"
+    assert evaluate._kept_as(config, "baseline-ease") == ""
+
+
+def test_before_a_run_the_config_says_what_it_begins_with(tmp_path: Path) -> None:
+    assert evaluate._kept_as(a_config(tmp_path, "mine"), "untouched") == "original"
+    assert evaluate._kept_as(a_config(tmp_path, "mine", init_from="runs/yesterday"), "untouched") == ""

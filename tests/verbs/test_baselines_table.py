@@ -14,6 +14,7 @@ from scipy import sparse
 
 from beeray.config import Baseline, Config, validate_config
 from beeray.console import Console
+from beeray.data.scored import Scored
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.tracking import evaluation_tracked
@@ -45,6 +46,55 @@ def test_a_run_that_was_scored_on_other_splits_is_left_out_in_a_line(
     own = own_model(config, store, Console(shown, shown))
     assert len(own) == (0 if said else 1)
     assert said in shown.getvalue() and bool(shown.getvalue()) == bool(said)
+
+
+def scored_on_validation(run: str, label: str, learned: bool | None, folder: Path) -> Scored:
+    ndcg = np.random.default_rng(len(run + label)).random(50)
+    columns = {"user_index": list(range(50)), "split": ["validation"] * 50, "ranking": ["held_out"] * 50}
+    return Scored(run, label, folder / run / label, "store-a", pa.table({**columns, "ndcg@10": ndcg}), None, learned)
+
+
+@pytest.mark.parametrize(
+    ("with_validation", "first", "shown", "said"),
+    [
+        (False, {"mine": True}, ["baseline-ease", "baseline-untouched"], "mine was trained on validation data"),
+        (False, {"mine": False}, ["mine", "baseline-ease", "baseline-untouched"], ""),
+        (False, {"mine": None}, ["mine", "baseline-ease", "baseline-untouched"], ""),
+        (
+            True,
+            {"mine": False},
+            ["baseline-ease", "baseline-untouched"],
+            "mine was not trained on validation data",
+        ),
+        (
+            True,
+            {"other": True, "mine": False},
+            ["other", "mine:baseline-ease", "mine:baseline-untouched"],
+            "mine was not",
+        ),
+    ],
+)
+def test_who_alone_was_trained_on_validation_is_left_out_of_a_table_of_validation_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_validation: bool,
+    first: dict[str, bool | None],
+    shown: list[str],
+    said: str,
+) -> None:
+    def baseline(folder: str) -> Scored:
+        label = Path(folder).name
+        return scored_on_validation("mine", label, with_validation if label == "baseline-ease" else None, tmp_path)
+
+    monkeypatch.setattr(baselines, "open_scored", baseline)
+    evaluate, train = {"splits": ["validation"]}, {"with_validation": with_validation}
+    tree = {"name": "mine", "runs_dir": str(tmp_path), "data": {"source": "shop"}, "evaluate": evaluate, "train": train}
+    err = io.StringIO()
+    systems = [scored_on_validation(name, "", learned, tmp_path) for name, learned in first.items()]
+    record = baselines.compared(validate_config(tree), ["ease", "untouched"], systems, Console(io.StringIO(), err))
+    assert record is not None and [one["name"] for one in record["systems"]] == shown
+    lines = [line for line in err.getvalue().splitlines() if "left out of the table" in line]
+    assert len(lines) == bool(said) and all(line.startswith(said) for line in lines)
 
 
 def test_baselines_that_mlflow_does_not_have_are_logged_by_a_later_command(
