@@ -119,8 +119,9 @@ class RunFolder:
         """Refuse a config that would compute something else than the run that is in the folder.
 
         Raises:
-            RunError: names the keys that differ, with both values.
+            RunError: names the keys that differ, with both values; or nothing tells whose checkpoints lie there.
         """
+        self._check_whose()
         kept = self.path / CONFIG
         if not kept.is_file():
             return
@@ -142,6 +143,16 @@ class RunFolder:
             f"run {self.config.name!r} in {self.path} was started with another config ({'; '.join(shown)}{more}); "
             "choose another name=… or start over with --fresh"
         )
+
+    def _check_whose(self) -> None:
+        """Checkpoints without the run's record, as of a backup that was brought back in part, may be any run's."""
+        checkpoints = self.path / CHECKPOINTS
+        if not self.begun and any(checkpoints.glob("checkpoint_*")):
+            raise RunError(
+                f"run {self.config.name!r}: {checkpoints} holds checkpoints, but {self.path / RUN} is not there, so "
+                f"nothing tells which config and store they are of; bring {RUN} and {CONFIG} back, too, choose another "
+                "name=… or start over with --fresh"
+            )
 
     @property
     def begun(self) -> bool:
@@ -200,6 +211,7 @@ class RunFolder:
             init_fingerprint: of the encoder that `train.init_from` names, which must not change either.
             init_learned_validation: what `learned_validation` says of it.
         """
+        self._check_whose()
         self.check_store(store_fingerprint)
         self._check_init(init_fingerprint)
         with storage_errors(str(self.path)):

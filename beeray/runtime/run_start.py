@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from beeray.config import Config
 from beeray.console import Console
 from beeray.data.growth import Growth, growth_since, said_of, said_without_note, write_lists
+from beeray.data.storage import write_bytes
 from beeray.data.store import Store
 from beeray.inputs import located_encoder, open_encoder
 from beeray.runtime.lineage import learned_validation
@@ -96,8 +98,9 @@ def _compare(
     if growth is None:
         console.line(f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new")
         return {}
-    with open(folder.old_items, "wb") as file:
-        np.save(file, growth.known)
+    known = io.BytesIO()
+    np.save(known, growth.known)
+    write_bytes(str(folder.old_items), known.getvalue())
     record = growth.record(store)
     console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
     if not record["old_items"]:

@@ -20,6 +20,7 @@ from typing import Any
 from beeray.config import Config, flatten_config
 from beeray.config.credentials import redact_text, redact_uri
 from beeray.errors import RunError
+from beeray.runtime.whole_files import write_whole
 
 ID_FILE = "mlflow_run.json"
 MODEL = "model"
@@ -368,7 +369,7 @@ def track_evaluation(config: Config, label: str, folder: Path, metrics: Mapping[
         tracker.log_tags({"beeray.kind": kind, "beeray.run": config.name})
     if tracker.trouble is None:
         record = json.loads((folder / ID_FILE).read_text())
-        (folder / ID_FILE).write_text(json.dumps(record | {"whole": True}))
+        write_whole(folder / ID_FILE, json.dumps(record | {"whole": True}))
     return tracker.trouble
 
 

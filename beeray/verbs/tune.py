@@ -30,7 +30,7 @@ from ray import tune
 from beeray.config import Config, search_space, searched_metric
 from beeray.console import Console
 from beeray.data.preparation import store_fingerprint
-from beeray.data.storage import storage_options
+from beeray.data.storage import storage_errors, storage_options
 from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, prepared_store, token_store
@@ -40,6 +40,7 @@ from beeray.runtime.monitor import listening
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.run_start import begin_run, open_start
 from beeray.runtime.session import check_placement, live_nodes, ray_session
+from beeray.runtime.shared_folder import marked, what_is_not_shared
 from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
@@ -195,8 +196,12 @@ def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: in
     pausing = Pausing()
     progress = SweepProgress(sweep, tracking, console, write, pausing)
     try:
-        with listening(pausing.hear, lambda: pausing.asked) as monitor, signals_handled(pausing.request):
-            _tuner(sweep, progress, replace(inputs, monitor=monitor), at_once).fit()
+        with (
+            marked(sweep.folder.trials) as marker,
+            listening(pausing.hear, lambda: pausing.asked) as monitor,
+            signals_handled(pausing.request),
+        ):
+            _tuner(sweep, progress, replace(inputs, monitor=monitor, marker=marker), at_once).fit()
             pausing.check()  # a signal that came after the last trial's end
     finally:
         progress.close()
@@ -247,7 +252,12 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
     number, trial = point_of(config)
     folder = RunFolder(trial)
     reports = Reports(inputs.metric)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    trials = folder.path.parent
+    trouble = what_is_not_shared(str(trials.parent.parent), trials, inputs.marker)
+    if trouble:  # else it would train to its end in a folder that the sweep's command does not see
+        return tune.report({OUTCOME: FAILED, REASON: trouble})
+    with storage_errors(str(folder.path)):
+        folder.path.mkdir(parents=True, exist_ok=True)
     with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
         console = Console(log, log)
         try:

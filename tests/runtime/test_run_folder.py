@@ -109,6 +109,21 @@ def test_a_folder_that_nobody_claimed_takes_any_store(tmp_path: Path) -> None:
     assert not folder.begun
 
 
+def test_checkpoints_without_the_record_of_their_run_are_nobody_s_and_are_not_gone_on_with(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    (folder.path / "checkpoints" / "checkpoint_1").mkdir(parents=True)
+    folder.check_config()
+    (folder.path / "run.json").unlink()  # as a backup that was brought back in part
+    for check in (folder.check_config, lambda: folder.claim("store-a")):
+        with pytest.raises(
+            RunError, match=r"run\.json is not there.*which config and store they are of.*--fresh"
+        ) as caught:
+            check()
+        assert "\n" not in str(caught.value)
+    folder.clear()
+    folder.claim("store-a")
+
+
 def test_a_second_command_of_the_same_name_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
     said = rf"run 'mine' in .* by another command \(process {os.getpid()} on "
     with RunFolder(a_config(tmp_path)).locked():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from beeray.console import Console
 from beeray.errors import RunError
 from beeray.interruption import Interrupted
 from beeray.runtime.monitor import listening
+from beeray.runtime.shared_folder import what_is_not_shared
 from beeray.runtime.sweep.folder import FAILED, RUNNING, SweepFolder, Trial
 from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
@@ -174,8 +176,25 @@ def test_a_trial_that_was_asked_to_stop_reports_how_far_it_came_and_no_metric(
     monkeypatch.setattr(tune, "_run_trial", end)
     monkeypatch.setattr(ray_tune, "report", reports.append)
     config = {"number": 0, "config": a_config(tmp_path).model_dump_json()}
-    tune.run_trial(config, SweepInputs("store", {}, "validation/ndcg@100"))
+    (tmp_path / "marker").touch()  # the folder of the trial's is the sweep's
+    tune.run_trial(config, SweepInputs("store", {}, "validation/ndcg@100", marker="marker"))
     assert reports == [report]
+
+
+def test_a_trial_in_a_folder_that_the_sweep_s_command_does_not_see_fails_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[dict[str, Any]] = []
+    trials = tmp_path / "runs" / "sweep" / "trials"
+    trials.mkdir(parents=True)
+    monkeypatch.setattr(tune, "what_is_not_shared", partial(what_is_not_shared, patience_s=0.0))
+    monkeypatch.setattr(tune, "_run_trial", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(ray_tune, "report", reports.append)
+    config = {"number": 0, "config": a_config(trials).model_dump_json()}
+    tune.run_trial(config, SweepInputs("store", {}, "validation/ndcg@100", marker=".training-elsewhere"))
+    assert [report[OUTCOME] for report in reports] == [FAILED]
+    assert reports[0][REASON].startswith(f"runs_dir '{tmp_path / 'runs'}': what this command writes to {trials} is not")
+    assert list(trials.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ class SweepInputs:
         warm: what `train.init_from` names.
         fingerprint: of the encoder there.
         monitor: the sweep's, by which trials hear that they should stop.
+        marker: file of the sweep's folder by which a trial knows that its own is on the same disk.
     """
 
     store_path: str
@@ -47,6 +48,7 @@ class SweepInputs:
     warm: WarmStart | None = None
     fingerprint: str | None = None
     monitor: Any = None
+    marker: str = ""
 
 
 def trial_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:
