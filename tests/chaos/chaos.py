@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,7 @@ def main() -> int:
     """The program: a JSON line a round, and one for all."""
     parser = argparse.ArgumentParser(description="Faults at random moments of every verb.")
     parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--after", type=int, default=0, help="rounds that were played before: their pairs are left out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbs", nargs="+", choices=VERBS, default=list(VERBS))
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
@@ -213,7 +215,8 @@ def main() -> int:
     rounds: list[Round] = []
     try:
         with chaos_in(folder) as chaos:
-            for verb, fault in pairs(arguments.rounds, arguments.verbs, arguments.faults):
+            planned = pairs(arguments.after + arguments.rounds, arguments.verbs, arguments.faults)
+            for verb, fault in islice(planned, arguments.after, None):
                 played = chaos.play(verb, fault, draw)
                 rounds.append(played)
                 faults[f"{verb}: {fault}"] += played.victim is not None
