@@ -65,6 +65,10 @@ class RunError(BeerayError):
     """A run folder that does not fit the command (changed config under the same name, no model …)."""
 
 
+class LostWorkersError(RunError):
+    """Nodes or processes that worked for a command are gone; what they had finished is kept."""
+
+
 class DealtOtherwiseError(RunError):
     """What was dealt of a catalog is not what was counted, so it must be dealt again."""
 

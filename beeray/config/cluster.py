@@ -25,7 +25,8 @@ class ClusterConfig(Section):
     object_store_mib: int = Field(512, ge=80)
     """Object store of a Ray that is started here."""
     max_failures: int = Field(2, ge=0)
-    """Worker deaths survived within one command."""
+    """Losses of workers survived within one command: training goes on from its last checkpoint, embedding with what is
+    not done."""
     placement_timeout_s: float = Field(60, gt=0)
     """How long an autoscaling cluster may take to offer the resources asked for."""
     peak_tflops: float | None = Field(None, gt=0)

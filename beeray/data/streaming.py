@@ -10,10 +10,21 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from beeray.errors import BeerayError, RunError
 
 R = TypeVar("R")
+LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
+"""What Ray says when nodes or processes are gone, by whatever end."""
 
 
 def set_up_ray_data() -> None:
@@ -107,6 +118,24 @@ def what_it_says(error: BaseException) -> str:
 
 def find_cause(error: BaseException) -> BeerayError | None:
     """The `BeerayError` behind an exception that Ray wrapped, if there is one."""
+    for one in _behind(error):
+        if type(one).__module__ == BeerayError.__module__ and isinstance(one, BeerayError):
+            return one
+    return None
+
+
+def lost_on_the_way(error: BaseException) -> bool:
+    """Whether Ray gave up since it lost a node, a process or what these had made, so that trying again is not in vain.
+
+    What a task itself raised is no loss, nor is an actor that died of what its class raised as it was made.
+    """
+    behind = list(_behind(error))
+    raised = any(isinstance(one, RayTaskError) and not isinstance(one.cause, RayError) for one in behind)
+    return not raised and any(isinstance(one, LOST) and not getattr(one, "actor_init_failed", False) for one in behind)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all that Ray and Python hold to be its causes."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -114,9 +143,7 @@ def find_cause(error: BaseException) -> BeerayError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if type(current).__module__ == BeerayError.__module__ and isinstance(current, BeerayError):
-            return current
+        yield current
         wrapped = [getattr(current, name, None) for name in ("cause", "_base_exc", "controller_failure")]
         wrapped += getattr(current, "worker_failures", {}).values()  # Ray Train's, rank → error
         waiting += [*wrapped, current.__cause__, current.__context__]
-    return None

@@ -27,7 +27,7 @@ from beeray.data.manifest import Manifest, PublishedFile
 from beeray.data.publishing import JobFolder, JobState, clean_up, publish, publish_errors
 from beeray.data.reuse import EarlierRows, same_kind
 from beeray.data.storage import join, make_dir, remove_tree
-from beeray.errors import BeerayError, DealtOtherwiseError, RunError
+from beeray.errors import BeerayError, DealtOtherwiseError, LostWorkersError, RunError
 from beeray.runtime.embedder import EmbedderTask, calibrated
 from beeray.runtime.embedding_pipeline import Pipeline
 from beeray.runtime.embedding_plan import JobPlan
@@ -146,21 +146,7 @@ class EmbeddingJob:
         )
         try:
             with listening(progress) as monitor:
-                reports = done
-                for _ in range(ATTEMPTS):
-                    if len(reports) == self.state.num_ranges:
-                        break
-                    embedder = dataclasses.replace(self.embedder, format=self.state.format)
-                    done_ranges = {one["range"] for one in reports}
-                    plan = [
-                        (number, rows)
-                        for number, rows in enumerate(self.state.dealt["range_rows"])
-                        if number not in done_ranges
-                    ]
-                    Pipeline(self._units(), embedder, plan, monitor).run(self.config)
-                    reports = self.folder.reports()
-                    if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
-                        self.folder.forget_checkpoint()
+                reports = self._do_units(done, monitor)
         finally:
             progress.close()
         if len(reports) != self.state.num_ranges:
@@ -168,6 +154,32 @@ class EmbeddingJob:
                 f"embed: {len(reports)} of {self.state.num_ranges} files were reported; run the same command again"
             )
         self.summary = progress.summary() | totals(reports)
+        return reports
+
+    def _do_units(self, reports: list[dict[str, Any]], monitor: Any) -> list[dict[str, Any]]:
+        """Run the pipeline over what is not in these reports, again where nodes were lost; returns all reports."""
+        assert self.state.dealt is not None
+        range_rows = self.state.dealt["range_rows"]
+        embedder = dataclasses.replace(self.embedder, format=self.state.format)
+        attempts = failures = 0
+        while len(reports) < self.state.num_ranges and attempts < ATTEMPTS:
+            done = {one["range"] for one in reports}
+            plan = [(number, rows) for number, rows in enumerate(range_rows) if number not in done]
+            try:
+                Pipeline(self._units(), embedder, plan, monitor).run(self.config)
+                attempts += 1
+            except LostWorkersError as error:
+                failures += 1
+                allowed = self.config.cluster.max_failures
+                if failures > allowed:
+                    raise
+                said = str(error).removesuffix("; run the same command again to go on from here")
+                self.console.line(
+                    f"{said}; going on with what is not done ({failures} of cluster.max_failures {allowed})"
+                )
+            reports = self.folder.reports()
+            if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
+                self.folder.forget_checkpoint()
         return reports
 
     def _units(self) -> UnitTask:
