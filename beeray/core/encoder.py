@@ -7,7 +7,7 @@ what is exported. Tokenising is not done here: it happens once per catalog (see 
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from beeray.core.cpu_kernels import CpuKernels
+from beeray.core.cuda_kernels import without_cudnn_attention
 from beeray.errors import EncoderError
 
 PROMPT_NAME = "document"
@@ -49,16 +50,20 @@ class Encoder(nn.Module):
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         transformer, *others = self.model.children()
         halved = self.precision == "bf16"
-        on_cpu = input_ids.device.type == "cpu" and torch.is_grad_enabled()
         with (
             torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved),
-            CpuKernels() if on_cpu else nullcontext(),
+            kernels(input_ids.device) if torch.is_grad_enabled() else nullcontext(),
         ):
             features = transformer(features)
         features = _in_fp32(features)  # a head evens out variances, and so would blow up what bf16 rounds off
         for module in others:
             features = module(features)
         return features["sentence_embedding"].float()
+
+
+def kernels(device: torch.device) -> AbstractContextManager[object]:
+    """What torch's attention and dropout are to be while an encoder trains on a device."""
+    return CpuKernels() if device.type == "cpu" else without_cudnn_attention()
 
 
 def load_encoder(

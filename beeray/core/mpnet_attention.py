@@ -9,8 +9,6 @@ queries, and that is then the only tensor of that size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,9 +65,8 @@ class FusedEncoder(MPNetEncoder):
             hidden_states: (texts, tokens, hidden).
             attention_mask: negative where a token is padding, else 0; (texts, 1, tokens, tokens).
         """
-        with _without_cudnn():
-            mask = self._scores_mask(hidden_states, attention_mask)
-            return super().forward(hidden_states, mask, *arguments, **options)
+        mask = self._scores_mask(hidden_states, attention_mask)
+        return super().forward(hidden_states, mask, *arguments, **options)
 
     def compute_position_bias(self, *arguments: Any, **options: Any) -> None:
         """None: what layers are given beside the mask."""
@@ -104,18 +101,3 @@ def fuse_attention(model: nn.Module) -> int:
 def _type_of_queries(hidden_states: Tensor) -> torch.dtype:
     device = hidden_states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """torch prefers cuDNN's kernel on H100 and H200 unless the mask has a gradient.
-
-    With frozen biases and a mask its backward pass gave gradients that are no numbers for some lengths
-    (github.com/pytorch/pytorch/issues/196678); the memory-efficient kernel is next in order.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -195,16 +195,5 @@ def test_probabilities_that_are_asked_for_are_those_of_transformers(folder: Path
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_cudnns_kernel_is_left_out_while_it_runs_and_allowed_again_after(folder: Path) -> None:
-    seen: list[bool] = []
-    model = opened(folder)
-    model[0].model.encoder.layer[1].register_forward_hook(
-        lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
-    )
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    run(model)
-    assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled() == before
-
-
 def test_its_operations_are_counted_as_those_of_transformers(folder: Path) -> None:
     assert count_flops(Encoder(opened(folder))) == count_flops(Encoder(opened(folder, "eager")))
