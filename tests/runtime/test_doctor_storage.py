@@ -181,3 +181,18 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
     with pytest.raises(StoreError, match=f"schema_version is 99, this beeray reads {SCHEMA_VERSION}; update beeray"):
         check_data(a_config(tmp_path))
+
+
+def test_a_store_of_an_older_version_is_prepared_anew_if_its_tables_can_be_read(tmp_path: Path) -> None:
+    config = tables(tmp_path)
+    (tmp_path / "store").mkdir()
+    write_json(str(tmp_path / "store" / "meta.json"), {"schema_version": SCHEMA_VERSION - 1})
+    finding = check_data(config)
+    assert finding.status == "warning"
+    assert finding.said == (
+        f"store {str(tmp_path / 'store')!r} is an older version's: train prepares it anew, and refuses to resume runs "
+        "of the old one; raw tables of items are readable (2 files opened, first rows read)"
+    )
+    (tmp_path / "interactions.parquet").unlink()
+    with pytest.raises(DataError, match=r"interactions.parquet: no such file"):
+        check_data(config)
