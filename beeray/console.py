@@ -28,57 +28,59 @@ from beeray.chatter import chatter_in
 from beeray.config import Config, load_config
 from beeray.errors import BeerayError
 from beeray.interruption import Interrupted, interrupt, signals_handled
+from beeray.stream import Stream
 
 EXIT_USER_ERROR = 2
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
-    """The two streams a person reads."""
+    """The two streams a person reads; what they cannot take is lost, but the record is missed."""
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
-        self.out = out or sys.stdout
-        self.err = err or sys.stderr
+        self.out = Stream(out or sys.stdout)
+        self.err = Stream(err or sys.stderr)
 
     def line(self, text: str) -> None:
         """One line of information, on stderr."""
-        _print(text, self.err)
+        self.err.line(text)
 
     def show(self, text: str) -> None:
         """Something to read, on stdout."""
-        _print(text, self.out)
+        self.out.line(text)
 
     def result(self, record: dict[str, Any]) -> None:
-        """The last line of stdout: what was made and measured, as one line of JSON."""
-        _print(json.dumps(record, default=str), self.out)
+        """The last line of stdout: what was made and measured, as one line of JSON.
+
+        Raises:
+            BeerayError: it could not be written; whoever left before it (`| head`) does not want it.
+        """
+        begun = "\n" if self.out.error else ""  # half a line may stand there
+        error = self.out.line_on_disk(begun + json.dumps(record, default=str))
+        if error is not None:
+            raise BeerayError(
+                f"stdout: the record could not be written ({error.strerror or error}); the work is done and what it "
+                "made is kept: make room there, and run the same command again for the record"
+            )
 
     def progress(self, label: str, total: int | None = None, unit: str = "it") -> Progress:
         """A bar on a terminal, now and then a line elsewhere."""
         return Progress(self.err, label, total, unit)
 
 
-def _print(text: str, stream: TextIO) -> None:
-    """Print a line; where its reader has gone (`| head`) the work goes on and is heard by nobody."""
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
-
-
 class Progress:
     """One bar; `update_to` may be called often."""
 
-    def __init__(self, stream: TextIO, label: str, total: int | None, unit: str) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | Stream, label: str, total: int | None, unit: str) -> None:
+        self.stream = stream if isinstance(stream, Stream) else Stream(stream)
         self.label = label
         self.total = total
         self.done = 0
         self.note = ""
         self._started = self._last_line = time.monotonic()
         self._bar = (
-            tqdm(total=total, desc=label, unit=unit, file=stream, dynamic_ncols=True, leave=True, mininterval=0.2)
-            if stream.isatty()
+            tqdm(total=total, desc=label, unit=unit, file=self.stream, dynamic_ncols=True, leave=True, mininterval=0.2)
+            if self.stream.isatty()
             else None
         )
 
@@ -93,7 +95,7 @@ class Progress:
             self._bar.update(done - self.done)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            _print(self._text(done), self.stream)
+            self.stream.line(self._text(done))
         self.done = done
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ class Progress:
             self._bar.close()
         else:
             elapsed = time.monotonic() - self._started
-            _print(f"{self._text(self.done)} in {elapsed:.1f} s", self.stream)
+            self.stream.line(f"{self._text(self.done)} in {elapsed:.1f} s")
 
     def __enter__(self) -> Progress:
         return self
@@ -162,11 +164,22 @@ def quiet(log_path: Path) -> Iterator[Console]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(log_path, "ab", buffering=0) as log,
-        open(os.dup(1), "w", encoding="utf-8") as out,
-        open(os.dup(2), "w", encoding="utf-8") as err,
+        _written(1) as out,
+        _written(2) as err,
         chatter_in(log.fileno()),
     ):
         yield Console(out, err)
+
+
+@contextmanager
+def _written(descriptor: int) -> Iterator[TextIO]:
+    """A stream of its own on a descriptor; what is wrong with it was told when it was written to."""
+    stream = open(os.dup(descriptor), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    try:
+        yield stream
+    finally:
+        with suppress(OSError):
+            stream.close()
 
 
 def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -209,11 +222,12 @@ def run_parsed(
 
     A `BeerayError` becomes one line on stderr and exit code 2, SIGINT and SIGTERM one line and 130 and 143. Anything
     else is a defect: its traceback goes to the log and its last line, with the log's path, to stderr; exit code 1.
+    Where the record cannot be printed the code is 2 instead of 0; lines and bars that cannot be are lost.
     """
     try:
         config = load_config(arguments.config, arguments.overrides)
     except BeerayError as error:
-        print(f"beeray {verb}: {error}", file=sys.stderr)
+        Console().line(f"beeray {verb}: {error}")
         return EXIT_USER_ERROR
     work = execute or functools.partial(_execute, verb)
     if arguments.verbose:
@@ -223,10 +237,9 @@ def run_parsed(
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_path.open("ab").close()
     except OSError as error:
-        print(
+        Console().line(
             f"beeray {verb}: runs_dir {config.runs_dir!r}, name {config.name[:80]!r}: {error.strerror}; "
-            "give a folder and a name that a log can be written under",
-            file=sys.stderr,
+            "give a folder and a name that a log can be written under"
         )
         return EXIT_USER_ERROR
     with quiet(log_path) as console:
@@ -269,5 +282,9 @@ def _guarded(
         said = (str(error).splitlines() or ["no message"])[0]
         console.line(f"beeray {verb}: internal error: {type(error).__name__}: {said}{where}")
         return 1
-    console.result(record)
+    try:
+        console.result(record)
+    except BeerayError as error:
+        console.line(f"beeray {verb}: {error}")
+        return exit_code(record) or EXIT_USER_ERROR
     return exit_code(record)

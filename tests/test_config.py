@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -324,3 +325,37 @@ def test_profiling_and_the_peak_that_mfu_is_a_share_of_do_not_decide_what_traini
     told = validate_config({**tree, "train": {"profile": True}, "cluster": {"peak_tflops": 989.0}})
     assert told.result_keys() == plain.result_keys()
     assert validate_config({**tree, "train": {"lr": 1.0}}).result_keys() != plain.result_keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "said"),
+    [
+        ("runs_dir", "~/runs", "runs_dir is '~/runs': ~ is not expanded; give the whole path"),
+        ("runs_dir", "file:/shared/runs", "runs_dir is 'file:/shared/runs': it must be a folder on a disk that every"),
+        ("data.store", "~me/store", "data.store is '~me/store': ~ is not expanded; give the whole path"),
+        (
+            "data.store",
+            "s3:/b/store",
+            "data.store is 's3:/b/store': a URI has two slashes after its scheme; give s3://…",
+        ),
+        ("embed.path", "~/e", "embed.path is '~/e': ~ is not expanded; give the whole path"),
+        ("index.path", "file:/x", "index.path is 'file:/x': a URI has two slashes after its scheme; give file://…"),
+    ],
+)
+def test_a_path_that_would_become_a_folder_of_its_name_here_is_refused_as_it_is_typed(
+    key: str, path: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        a_config_of(key, path)
+
+
+@pytest.mark.parametrize("path", ["store", "./~store", "a~b", "/x/~/y", "s3://b/store", "file:///x", "C:/x", "a:b/c"])
+def test_other_paths_are_taken_as_they_are(path: str) -> None:
+    assert a_config_of("data.store", path).data.store == path
+
+
+def a_config_of(key: str, path: str) -> Config:
+    section, _, inner = key.rpartition(".")
+    tree: dict[str, Any] = {"name": "shop", "data": {"source": "shop"}}
+    (tree.setdefault(section, {}) if section else tree)[inner] = path
+    return validate_config(tree)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
+from tqdm import tqdm
 
 from beeray import console as console_module
 from beeray import doctor
 from beeray.console import Console, Progress, StageReporter
+from beeray.errors import BeerayError
 
 VERB = """
 import os, sys
@@ -25,16 +32,17 @@ from beeray.errors import DataError
 def execute(config, arguments, console):
 {body}
 
-sys.exit(run_verb("demo", verb_parser("demo", "a verb"), execute))
+sys.exit(run_verb("demo", verb_parser("demo", "a verb"), execute, exit_code=lambda record: record.get("code", 0)))
 """
 
 
-def run(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb whose work is `body` in a process of its own, in `tmp_path`."""
+def run(tmp_path: Path, body: str, *arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """Run a verb whose work is `body` in a process of its own, in `tmp_path`; streams are `stdout`, `stderr`."""
     (tmp_path / "shop.yaml").write_text("data: {source: shop}\n", encoding="utf-8")
     indented = "\n".join(f"    {line}" for line in body.splitlines())
     command = [sys.executable, "-c", VERB.format(body=indented), "--config", "shop.yaml", *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.run(command, cwd=tmp_path, text=True, timeout=300, **streams)
 
 
 def log_of(tmp_path: Path) -> str:
@@ -112,6 +120,117 @@ def test_a_log_on_a_full_disk_spoils_neither_work_nor_exit_code(
     done = run(tmp_path, PRINTS + end)
     assert (done.returncode, done.stderr) == (code, said)
     assert done.stdout == ('{"done": 1}\n' if code == 0 else "")
+
+
+SPEAKS = """console.show('a table')
+console.line('a line')
+with console.progress('read', 3) as bar:
+    bar.update_to(3)
+open('worked', 'w').close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "verbose"),
+    [
+        ("return {'done': 1}", 0, []),
+        ("return {'done': 1}", 0, ["--verbose"]),
+        ("raise DataError('no such file')", 2, ["--verbose"]),
+        ("raise KeyboardInterrupt", 130, []),
+        ("1 / 0", 1, ["--verbose"]),
+    ],
+)
+def test_a_stderr_on_a_full_disk_spoils_neither_work_nor_record_nor_exit_code(
+    end: str, code: int, verbose: list[str], tmp_path: Path
+) -> None:
+    with full_disk() as full:
+        done = run(tmp_path, SPEAKS + end, *verbose, stderr=full)
+    assert (done.returncode, (tmp_path / "worked").exists()) == (code, True)
+    assert done.stdout == 'a table\n{"done": 1}\n' if code == 0 else "a table\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "verbose"), [("return {}", 2, []), ("return {}", 2, ["--verbose"]), ("return {'code': 3}", 3, [])]
+)
+def test_a_record_that_cannot_be_written_is_no_success(end: str, code: int, verbose: list[str], tmp_path: Path) -> None:
+    with full_disk() as full:
+        done = run(tmp_path, SPEAKS + end, *verbose, stdout=full)
+    assert (done.returncode, (tmp_path / "worked").exists()) == (code, True)
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(
+        "beeray demo: stdout: the record could not be written (No space left on device); the work is"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_the_config_keeps_its_exit_code_where_its_line_cannot_be_written(tmp_path: Path) -> None:
+    with full_disk() as full:
+        assert run(tmp_path, "return {}", "train.epoch=3", stderr=full).returncode == 2
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[IO[str]]:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        yield full
+
+
+class Disk(io.StringIO):
+    """A disk that is full after so many characters, and has room again later."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, text: str) -> int:
+        taken = super().write(text[: self.room])
+        self.room -= taken
+        if taken < len(text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return taken
+
+
+def test_a_record_after_half_a_line_has_a_line_of_its_own() -> None:
+    disk = Disk(5)
+    console = Console(disk, disk)
+    console.show("a long table")
+    disk.room = 1000
+    console.result({"made": 1})
+    assert disk.getvalue() == 'a lon\n{"made": 1}\n'
+    console.result({"made": 2})
+    assert disk.getvalue().splitlines()[1:] == ['{"made": 1}', '{"made": 2}']
+
+
+def test_a_record_that_the_disk_refuses_only_later_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over_quota(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with open(tmp_path / "out", "w", encoding="utf-8") as out:
+        Console(out, out).result({})
+        monkeypatch.setattr(os, "fsync", over_quota)
+        with pytest.raises(BeerayError, match=r"could not be written \(Disk quota exceeded\)"):
+            Console(out, out).result({})
+
+
+class Terminal(Disk):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_that_cannot_be_drawn_ends_nothing_and_is_drawn_again() -> None:
+    terminal = Terminal(0)
+    with Progress(terminal, "read", 3, "items") as bar:
+        bar.update_to(1)
+        terminal.room = 1000
+        bar.update_to(2, "a note")
+    assert "2/3" in terminal.getvalue()
+    locked = threading.Thread(target=lambda: tqdm(total=1, file=io.StringIO()).close(), daemon=True)
+    locked.start()
+    locked.join(20)
+    assert not locked.is_alive()  # the lock that bars share was given back
 
 
 def test_what_is_printed_before_and_after_a_verb_is_seen(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ WITH_CONFIG = (
 WITHOUT_CONFIG = ("compare",)
 COMMANDS = [f"beeray.{verb}" for verb in WITH_CONFIG + WITHOUT_CONFIG]
 VERBS = [*COMMANDS, "beeray.verbs"]
-CONFIG_ROOMS = ["beeray.chatter", "beeray.config", "beeray.console", "beeray.errors", *COMMANDS]
+CONFIG_ROOMS = ["beeray.chatter", "beeray.config", "beeray.console", "beeray.errors", "beeray.stream", *COMMANDS]
 """Imported before a config is known to be valid, so they import nothing that takes seconds."""
 SLOW_LIBRARIES = ["torch", "ray", "mlflow", "deepspeed", "transformers", "sentence_transformers", "pyarrow", "numpy"]
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sentence_transformers", "transformers"}

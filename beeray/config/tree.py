@@ -17,6 +17,7 @@ from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.nightly import NightlyConfig
+from beeray.config.paths import URI, mistyped
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
@@ -56,12 +57,22 @@ class Config(Section):
         return tree
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
-        train = self.train
-        if "://" in self.runs_dir:
+    def _names_places(self) -> Config:
+        if "://" in self.runs_dir or URI.match(self.runs_dir):
             raise ValueError(
                 f"runs_dir is {self.runs_dir!r}: it must be a folder on a disk that every node can write to"
             )
+        typed = {"runs_dir": self.runs_dir, "data.store": self.data.store}
+        typed |= {"embed.path": self.embed.path, "index.path": self.index.path}
+        for key, path in typed.items():
+            trouble = mistyped(path or "")  # once it is absolute, it is a folder of that name
+            if trouble:
+                raise ValueError(f"{key} is {path!r}: {trouble}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        train = self.train
         if self.trains_on_validation and train.evaluate_every_epochs:
             raise ValueError(
                 "train.evaluate_every_epochs is set, but validation data is trained on (train.with_validation, or "

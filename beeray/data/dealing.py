@@ -38,6 +38,7 @@ from beeray.data.storage import (
     list_files,
     make_dir,
     remove_tree,
+    storage_errors,
     write_bytes,
     write_file,
 )
@@ -193,11 +194,11 @@ def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) 
     """Write the file of each group; returns its size.
 
     Raises:
-        DataError: the batches have different id types.
+        DataError: the batches have different id types, or a file cannot be written.
     """
     for group in batch["group"]:
         path = group_path(dealing.folder, int(group))
-        with tempfile.TemporaryDirectory(prefix="beeray-deal-") as folder:
+        with _scratch() as folder:
             cut = _cut_into_ranges(f"{folder}/cut.arrow", dealing, int(group), names)
             if cut.schema is None:
                 write_bytes(path, b"")
@@ -206,6 +207,17 @@ def gather_group(batch: dict[str, Any], dealing: Dealing, names: Sequence[str]) 
                 size = cut.write_sorted(f"{folder}/sorted.arrow")
                 write_file(path, f"{folder}/sorted.arrow")
         yield pa.table({"group": pa.array([group], pa.int64()), "bytes": pa.array([size], pa.int64())})
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder on this machine's own disk; what that disk refuses is a DataError."""
+    with (
+        storage_errors(tempfile.tempdir or "TMPDIR"),
+        tempfile.TemporaryDirectory(prefix="beeray-deal-") as folder,
+        storage_errors(folder),
+    ):
+        yield folder
 
 
 @dataclass

@@ -319,10 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, started = Console(), time.monotonic()
     try:
         counts = GeneratedCatalog(num_items, **arguments).write(folder, num_files)
+        console.result({"folder": folder, **asdict(counts), "seconds": round(time.monotonic() - started, 1)})
     except BeerayError as error:
         console.line(f"beeray.data.generated_catalog: {error}")
         return EXIT_USER_ERROR
-    console.result({"folder": folder, **asdict(counts), "seconds": round(time.monotonic() - started, 1)})
     return 0
 
 

@@ -225,10 +225,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         made = GeneratedInteractions(**sizes, seed=arguments.seed, item_names=arguments.item_names)
         size = made.write(arguments.out, arguments.format, arguments.files)
+        console.result(
+            {"folder": arguments.out, **sizes, "bytes": size, "seconds": round(time.monotonic() - started, 1)}
+        )
     except BeerayError as error:
         console.line(f"beeray.data.generated_interactions: {error}")
         return EXIT_USER_ERROR
-    console.result({"folder": arguments.out, **sizes, "bytes": size, "seconds": round(time.monotonic() - started, 1)})
     return 0
 
 

@@ -27,6 +27,7 @@ from pyarrow import fs
 
 from beeray.config import StorageConfig
 from beeray.config.credentials import holds_password, redact_uri
+from beeray.config.paths import mistyped
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
@@ -131,11 +132,9 @@ def _local(path: str) -> Path:
         if not inside.startswith("/"):
             raise DataError(f"{path}: a file URI names an absolute path; give file:///<path>, or the path alone")
         return Path(unquote(inside))
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", path)
-    if scheme:
-        raise DataError(f"{path}: a URI has two slashes after its scheme; give {scheme[1]}://…")
-    if path.startswith("~"):
-        raise DataError(f"{path}: ~ is not expanded; give the whole path")
+    trouble = mistyped(path)
+    if trouble:
+        raise DataError(f"{path}: {trouble}")
     return Path(path)
 
 

@@ -57,13 +57,17 @@ def bring_over(path: str, marker: str, cache: Path) -> tuple[str, BinaryIO]:
 
 
 def _copy(path: str, final: Path) -> None:
+    """Bring a copy over; the caller holds the folder, and there is no whole copy."""
     partial = final.with_name(f"{final.name}.partial-{os.getpid()}-{uuid4().hex[:8]}")
     filesystem, inside = resolve(path)
     local = fs.LocalFileSystem()
     try:
-        partial.mkdir()
+        with storage_errors(str(partial)):
+            shutil.rmtree(final, ignore_errors=True)  # what a kill left of one that was being removed
+            partial.mkdir()
         with storage_errors(path):
             fs.copy_files(inside, str(partial), source_filesystem=filesystem, destination_filesystem=local)
+        with storage_errors(str(final)):
             partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -161,9 +161,9 @@ class EventHandler:
         self.startup.reached("first_step", event["at"])
         rate = event["tokens"] / event["step_s"]
         note = f"loss {event['loss']:.4f}  {event['items'] / event['step_s']:,.0f} items/s  {rate:,.0f} tokens/s"
-        self._show("train", event["step"] + 1, self._num_steps, "step", note)
         if self.folder is not None:
             self.folder.log_step(event)
+        self._show("train", event["step"] + 1, self._num_steps, "step", note)
         self.track([event])
 
     def _on_epoch(self, event: dict[str, Any]) -> None:

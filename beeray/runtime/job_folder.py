@@ -24,7 +24,8 @@ def check_outlives_job(config: Config, *keys: str) -> None:
     """Refuse paths that go with the job, if this command is one.
 
     Args:
-        keys: those of `runs_dir`, `data.store` and `embed.path` that the command writes to.
+        keys: those of `runs_dir`, `data.store`, `embed.path` and (where it is set) `index.path` that the command writes
+            to.
 
     Raises:
         ConfigError: one lies in the job's own folder.
@@ -40,6 +41,9 @@ def what_goes_with_the_job(config: Config, *keys: str, environment: Mapping[str,
         return ""
     given = {"runs_dir": config.runs_dir, "data.store": config.data.store, "embed.path": config.embed.path}
     written = {"runs_dir": str(config.run_dir), "data.store": config.store_path, "embed.path": config.embeddings_path}
+    index = config.index.path
+    if index is not None:
+        given["index.path"], written["index.path"] = index, str(local_path(index)) if is_local(index) else index
     for key in keys:
         if is_local(written[key]) and UNPACKED in Path(local_path(written[key])).resolve().parts:
             said = f"is {given[key]!r}" if given[key] is not None else "is not set"

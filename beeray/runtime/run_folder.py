@@ -59,7 +59,8 @@ ORIGINAL, ORIGINAL_EMBEDDINGS = "original", "embeddings.npy"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 REPORT, PROFILE = "report.html", "profile/summary.html"
 NOT_FINITE = "not_finite.json"
-SWEEP_FILES = ("trials", "best.yaml", "trials.csv", "sweep.html")
+TRIALS = "trials"
+SWEEP_FILES = (TRIALS, "best.yaml", "trials.csv", "sweep.html")
 """What a sweep of the same name leaves in the folder (`runtime/sweep/folder.py`)."""
 NIGHTS = "nights"
 """What nightly training of the same name did (`runtime/nights.py`)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.lineage import run_of
-from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN
+from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN, TRIALS
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def find_warm_start(config: Config) -> WarmStart | None:
         return None
     folder = Path(given).absolute()
     run = run_of(str(folder)) or folder
-    if folder.resolve().is_relative_to(config.run_dir.resolve()):  # by whatever name: --fresh would delete it
+    own = config.run_dir.resolve()
+    kept = own / TRIALS  # of a sweep of the same name
+    if folder.resolve().is_relative_to(own) and not folder.resolve().is_relative_to(kept):  # --fresh would delete it
         raise RunError(f"train.init_from {given!r} is this run's own folder; name another, or choose another name=…")
     if (run / RUN).is_file() or (run / CONFIG).is_file():
         if not ((run / METRICS).is_file() and (run / MODEL).is_dir()):

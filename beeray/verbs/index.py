@@ -24,7 +24,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
     Of several domains each has a publication and an index of its own.
     """
-    check_outlives_job(config, "embed.path")
+    check_outlives_job(config, "embed.path", *(["index.path"] if config.index.path else []))
     configs = config.by_domain()
     if None in configs:
         return _index(config, arguments, console)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,31 @@ def test_gathered_files_are_what_sorting_the_whole_group_at_once_would_write(tmp
                 columns.append(rows["row"].combine_chunks())
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=read_all(how)[0].schema))
         assert Path(group_path(how.folder, group)).read_bytes() == sink.getvalue().to_pybytes()
+
+
+def test_a_disk_of_temporary_files_that_is_full_or_gone_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = dealing(tmp_path, 4, num_groups=2)
+    deal_batch(raw({f"sku-{number}": str(hash(str(number))) for number in range(5000)}), how)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(
+            DataError, match=rf"^{scratch}/beeray-deal-\w+: cannot be read or written \(.*File too large\)"
+        ):
+            gather(how)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(scratch.iterdir()) == []
+    scratch.rmdir()
+    with pytest.raises(DataError, match=rf"^{scratch}: no such file or folder"):
+        gather(how)
+    scratch.mkdir()
+    assert len(gather(how)) == 2
 
 
 def test_a_batch_dealt_twice_leaves_the_same_files(tmp_path: Path) -> None:

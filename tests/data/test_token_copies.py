@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from beeray.data.token_copies import UNUSED_DAYS, bring_over
+from beeray.errors import DataError
 
 MARKER = "meta.json"
 OLD, NEW = "0" * 16, "f" * 16
@@ -78,3 +79,20 @@ def test_what_a_killed_copy_left_goes_with_time_and_what_is_no_copy_stays(remote
     let_pass(UNUSED_DAYS + 1, left, tmp_path / "photos")
     bring_over(f"{remote}/{NEW}", MARKER, tmp_path)[1].close()
     assert names(tmp_path) == sorted([fresh.name, NEW, "photos"])
+
+
+def test_what_a_kill_left_of_a_copy_that_was_being_removed_is_brought_over_again(remote: str, tmp_path: Path) -> None:
+    path, in_use = bring_over(f"{remote}/{OLD}", MARKER, tmp_path)
+    in_use.close()
+    (Path(path) / MARKER).unlink()
+    (Path(path) / "offsets.bin").write_bytes(b"of an earlier version")
+    bring_over(f"{remote}/{OLD}", MARKER, tmp_path)[1].close()
+    assert names(tmp_path) == [OLD]
+    assert names(Path(path)) == ["ids.bin", MARKER]
+
+
+def test_a_copy_that_cannot_be_put_in_place_is_told_by_its_place(remote: str, tmp_path: Path) -> None:
+    (tmp_path / OLD).write_bytes(b"a file")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/{OLD}: "):
+        bring_over(f"{remote}/{OLD}", MARKER, tmp_path)
+    assert names(tmp_path) == [OLD]

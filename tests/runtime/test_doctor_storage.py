@@ -120,6 +120,20 @@ def test_a_relative_path_of_a_submitted_job_fails_and_of_any_other_command_does_
     assert check_places(a_config(tmp_path), [Here()]).status == "ok", "embed.path is not asked for where it is not set"
 
 
+def test_a_job_that_only_embeds_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1a2b3c"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    catalog = {"source": "tables", "catalog": {"path": "items", "item_id": "sku", "template": "{title}"}}
+    embedding = a_config(tmp_path, data=catalog, embed={"path": str(tmp_path / "embeddings")})
+    assert [place.key for place in places_of(embedding)] == ["runs_dir", "embed.path"]
+    assert check_places(embedding, [Here()]).status == "ok"
+    training = catalog | {"interactions": {"path": "clicks", "user_id": "buyer", "item_id": "sku"}}
+    finding = check_places(a_config(tmp_path, data=training), [Here()])
+    assert finding.status == "FAILED" and finding.said.startswith("data.store is not set: in a submitted job")
+
+
 def tables(folder: Path, **section: Any) -> Config:
     catalog, interactions = folder / "catalog.parquet", folder / "interactions.parquet"
     pq.write_table(pa.table({"sku": ["a", "b"], "title": ["ba", "bo"]}), catalog)
@@ -167,3 +181,18 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     write_json(str(tmp_path / "store" / "meta.json"), dataclasses.asdict(meta))
     with pytest.raises(StoreError, match=f"schema_version is 99, this beeray reads {SCHEMA_VERSION}; update beeray"):
         check_data(a_config(tmp_path))
+
+
+def test_a_store_of_an_older_version_is_prepared_anew_if_its_tables_can_be_read(tmp_path: Path) -> None:
+    config = tables(tmp_path)
+    (tmp_path / "store").mkdir()
+    write_json(str(tmp_path / "store" / "meta.json"), {"schema_version": SCHEMA_VERSION - 1})
+    finding = check_data(config)
+    assert finding.status == "warning"
+    assert finding.said == (
+        f"store {str(tmp_path / 'store')!r} is an older version's: train prepares it anew, and refuses to resume runs "
+        "of the old one; raw tables of items are readable (2 files opened, first rows read)"
+    )
+    (tmp_path / "interactions.parquet").unlink()
+    with pytest.raises(DataError, match=r"interactions.parquet: no such file"):
+        check_data(config)

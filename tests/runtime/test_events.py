@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beeray import console
 from beeray.config import validate_config
 from beeray.console import Console
 from beeray.runtime.events import STEP_METRICS, EventHandler, step_rates
@@ -43,3 +45,20 @@ def test_a_bundle_of_steps_becomes_a_line_each_and_the_first_one_ends_the_start(
     reached = handler.startup.record()
     assert list(reached) == ["engine", "first_step"]
     assert reached["first_step"] - reached["engine"] == pytest.approx(1e12)  # the first, not a later one
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_steps_are_kept_where_their_progress_cannot_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", -1.0)
+    config = validate_config({"name": "run", "runs_dir": str(tmp_path), "data": {"source": "shop"}})
+    folder = RunFolder(config)
+    folder.claim("a store")
+    handler = EventHandler(Console(FullDisk(), FullDisk()), 10, 1, folder=folder)
+    handler({"kind": "start", "step": 0, "num_steps": 3, "steps_per_epoch": 3, "peak_tflops": 1.0, "at": 1e12})
+    handler({"kind": "steps", "steps": [a_step(0), a_step(1), a_step(2)]})
+    handler.close()
+    assert [one["step"] for one in folder.steps()] == [0, 1, 2]

@@ -132,6 +132,16 @@ def test_the_runs_own_folder_is_refused_by_any_name(tmp_path: Path, given: str) 
         find_warm_start(a_config(tmp_path, init_from=str(tmp_path / given)))
 
 
+def test_a_trial_of_a_sweep_of_the_same_name_may_be_begun_with(tmp_path: Path) -> None:
+    trial = finished(tmp_path / "today" / "trials", "trial-003")
+    config = a_config(tmp_path, init_from=str(trial))
+    RunFolder(config).clear()
+    found = find_warm_start(config)
+    assert found is not None and found.model == str(trial / "model") and (trial / "model").is_dir()
+    with pytest.raises(BeerayError, match="is this run's own folder; name another"):
+        find_warm_start(a_config(tmp_path / "today" / "trials", "trial-003", init_from=str(trial)))
+
+
 def test_a_run_whose_beginning_has_changed_since_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(a_config(tmp_path, init_from="runs/yesterday"))
     folder.claim("store", "1234")

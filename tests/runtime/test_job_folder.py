@@ -13,8 +13,9 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from beeray.config import Config, validate_config
 from beeray.console import Console
-from beeray.errors import ConfigError
+from beeray.errors import BeerayError, ConfigError
 from beeray.runtime.job_folder import JOB_CONFIG, check_outlives_job, what_goes_with_the_job
+from beeray.verbs import index
 
 ALL = ("runs_dir", "data.store", "embed.path")
 
@@ -88,3 +89,16 @@ def test_every_verb_that_writes_refuses_before_it_does_anything(copy: Path, verb
     with pytest.raises(ConfigError, match="in a submitted job that is"):
         execute(a_config(), argparse.Namespace(), Console(io.StringIO(), io.StringIO()))
     assert list(copy.iterdir()) == []
+
+
+def test_an_index_with_a_place_of_its_own_is_refused_there(copy: Path) -> None:
+    def indexed(path: str) -> None:
+        config = a_config(embeddings="/shared/e", index={"path": path})
+        index.execute(config, argparse.Namespace(version=None), Console(io.StringIO(), io.StringIO()))
+
+    with pytest.raises(
+        ConfigError, match=rf"^index.path is 'idx': in a submitted job that is {copy}/idx, in the job's"
+    ):
+        indexed("idx")
+    with pytest.raises(BeerayError, match=r"^/shared/e"):  # further on: nothing is published there
+        indexed("/shared/idx")

@@ -54,13 +54,16 @@ class Reach(Protocol):
 
 
 def places_of(config: Config) -> list[Place]:
-    """Where a run of this config writes: its folder, the store, and embeddings if they have a path of their own."""
+    """Where a run of this config writes: its folder, the store, and embeddings if they have a path of their own.
+
+    Without interactions there is no store: such a config is for embedding alone.
+    """
     runs = str(Path(config.runs_dir).absolute())
-    prepared = exists(join(config.store_path, META))
-    places = [
-        Place("runs_dir", runs, nearest_folder(runs)),
-        Place("data.store", config.store_path, nearest_folder(config.store_path), must_be_written=not prepared),
-    ]
+    places = [Place("runs_dir", runs, nearest_folder(runs))]
+    if config.data.source != "tables" or config.data.interactions is not None:
+        prepared = exists(join(config.store_path, META))
+        nearest = nearest_folder(config.store_path)
+        places.append(Place("data.store", config.store_path, nearest, must_be_written=not prepared))
     if config.embed.path is not None:
         path = config.embeddings_path
         places.append(Place("embed.path", path, nearest_folder(path), must_be_written=False))

@@ -9,6 +9,7 @@ from beeray.data.preparation import check_tables, store_fingerprint
 from beeray.data.sources import open_catalog
 from beeray.data.storage import exists, join
 from beeray.data.store import META, Store
+from beeray.errors import OlderStoreError
 from beeray.runtime.doctor.finding import OK, WARNING, Finding
 
 
@@ -22,8 +23,20 @@ def check_data(config: Config) -> Finding:
         table, _ = open_catalog(config.data, config.embed.catalog)
         table.check()
         return Finding(OK, f"catalog {config.data.catalog and config.data.catalog.path} is readable; no interactions")
-    if exists(join(config.store_path, META)):
+    if not exists(join(config.store_path, META)):
+        return Finding(OK, f"no store yet; {_read_tables(config)}")
+    try:
         return _check_store(config)
+    except OlderStoreError:
+        return Finding(
+            WARNING,
+            f"store {config.store_path!r} is an older version's: train prepares it anew, and refuses to resume runs of "
+            f"the old one; {_read_tables(config)}",
+        )
+
+
+def _read_tables(config: Config) -> str:
+    """Read the first rows of the raw tables; returns what was read."""
     num_files = 0
     domains = open_domains(config)
     for domain in domains:
@@ -35,7 +48,7 @@ def check_data(config: Config) -> Finding:
                 for fragment in fragments[:1]:
                     next(fragment.read(), None)
     names = ", ".join(domain.name for domain in domains)
-    return Finding(OK, f"no store yet; raw tables of {names} are readable ({num_files} files opened, first rows read)")
+    return f"raw tables of {names} are readable ({num_files} files opened, first rows read)"
 
 
 def _check_store(config: Config) -> Finding:
