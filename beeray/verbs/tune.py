@@ -94,7 +94,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     folder = SweepFolder(config)
     with folder.locked(), storage_options(config.storage):
         if arguments.fresh:
-            folder.clear()
+            folder.clear(spare=config.train.init_from)
         folder.check_config()
         if arguments.retry_failed:
             folder.retry_failed()

@@ -251,3 +251,14 @@ def test_the_best_weight_of_a_domain_is_in_the_config_that_is_left(tmp_path: Pat
     best = load_config(str(folder.best))
     assert (best.data.weight_of("books"), best.data.store) == (4.0, config.store_path)
     assert store_fingerprint(best) == store_fingerprint(config)
+
+
+def test_a_sweep_that_begins_with_one_of_its_own_trials_is_not_started_over(tmp_path: Path) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    folder.save(Trial(2, {}, COMPLETE, {1: 0.2}, 0.2))
+    own = str(folder.trials / "trial-002")
+    with pytest.raises(RunError, match=r"trial-002: --fresh would remove it .* another name=…"):
+        folder.clear(spare=own)
+    assert Path(own).is_dir()
+    folder.clear(spare=str(tmp_path / "another-run"))
+    assert not folder.trials.exists()

@@ -99,8 +99,20 @@ class SweepFolder:
         with locked_file(lock, said, "wait for it, or choose another name=…"):
             yield
 
-    def clear(self) -> None:
-        """Remove all that an earlier sweep of this name left; a run of the name stays."""
+    def clear(self, spare: str | None = None) -> None:
+        """Remove all that an earlier sweep of this name left; a run of the name stays.
+
+        Args:
+            spare: what `train.init_from` names.
+
+        Raises:
+            RunError: that is a trial of the sweep which would be removed.
+        """
+        if spare is not None and Path(spare).resolve().is_relative_to(self.trials.resolve()):
+            raise RunError(
+                f"train.init_from {spare}: --fresh would remove it with the other trials of the sweep "
+                f"{self.config.name!r}; give the sweep another name=…, or copy that trial's model elsewhere"
+            )
         shutil.rmtree(self.trials, ignore_errors=True)
         for file in (self.best, self.table, self.page):
             file.unlink(missing_ok=True)
