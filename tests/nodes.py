@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,14 @@ class Cluster:
     def replace_last(self) -> int:
         """SIGKILL for the last node's raylet, and another node in its place; returns the number of what went.
 
-        A node that was given notice and has nothing left to do may have gone by itself.
+        A raylet that was given notice and has nothing left to do may have gone by itself, for which `ray start --block`
+        does not end.
         """
         number = len(self.processes) - 1
-        with suppress(RuntimeError, psutil.NoSuchProcess):
+        try:
             self.raylet(number).kill()
+        except (RuntimeError, psutil.NoSuchProcess):
+            end([self.processes[number]])
         self.processes[number].wait(timeout=300)
         self.start_node()
         return number
