@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def examine(*arguments: str, cwd: Path) -> dict[str, list[float]]:
     return {name: [one[name] for one in checks] for name in checks[0]}
 
 
-def headline(waiting: dict[str, Any], startup: dict[str, Any], doctor: list[float]) -> dict[str, str]:
+def headline(waiting: dict[str, Any], startup: dict[str, Any], doctor: Sequence[float] = ()) -> dict[str, str]:
     """What the benchmarks page shows: of each run by its encoder, since the share is one of very different steps."""
     shown = {
         f"{TOLD[name]}: share of time waiting": (
@@ -111,9 +112,10 @@ def headline(waiting: dict[str, Any], startup: dict[str, Any], doctor: list[floa
     }
     first = sorted(reached["first_step"] for name, reached in startup.items() if name.startswith("minilm-2"))
     shown["MiniLM, 2 workers: s from the command to the first step"] = f"{first[0]} to {first[-1]} (n {len(first)})"
-    shown["beeray.doctor, MiniLM, 2 workers, on a Ray of its own: s from the command to its end"] = (
-        f"{min(doctor)} to {max(doctor)} (n {len(doctor)})"
-    )
+    if doctor:
+        shown["beeray.doctor, MiniLM, 2 workers, on a Ray of its own: s from the command to its end"] = (
+            f"{min(doctor)} to {max(doctor)} (n {len(doctor)})"
+        )
     return shown
 
 

@@ -31,7 +31,8 @@ def test_headlines_name_their_runs_with_n_and_spread_and_are_made_of_the_records
     import train_overheads
 
     overheads, steps, embedding = (record_of(name) for name in ("train_overheads", "step_cpu", "embed_throughput"))
-    assert overheads["headline"] == train_overheads.headline(overheads["waiting"], overheads["startup"])
+    doctor = overheads.get("doctor_s", {}).get("all", ())
+    assert overheads["headline"] == train_overheads.headline(overheads["waiting"], overheads["startup"], doctor)
     assert steps["headline"] == step_cpu.headline(steps) and steps["ratios"] == {
         precision: step_cpu.ratios(rows) for precision, rows in steps["contenders"].items()
     }
