@@ -5,10 +5,10 @@ Preparing imports Ray Data, which takes a second, so whoever only locates an enc
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beeray.config import Config
+from beeray.config.paths import found
 from beeray.console import Console, StageReporter
 from beeray.data.store import Store
 
@@ -48,7 +48,7 @@ def open_encoder(config: Config, name: str | None = None, max_seq_length: int | 
     encoder = config.encoder
     name = name or encoder.name
     return load_encoder(
-        name,
+        located_encoder(name),
         max_seq_length=max_seq_length or config.longest_seq_length,
         prefix=encoder.prefix,
         attention=encoder.attention,
@@ -64,7 +64,8 @@ def open_tokenizer(config: Config) -> Any:
 
 def located_encoder(name: str) -> str:
     """An encoder's name as any worker understands it: a folder as an absolute path, anything else as it is."""
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+    folder = found(name)
+    return str(folder) if folder.is_dir() else name
 
 
 def token_store(config: Config, store: Store, tokenizer: Any, console: Console) -> str:

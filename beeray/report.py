@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from beeray.config.paths import found
 from beeray.console import run_verb, verb_parser
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expanded(argument: str) -> list[str]:
     """A run's folder as the config in it, wherever the folder lies now; anything else as it is."""
-    folder = Path(argument).absolute()
+    folder = found(argument)
     if "=" in argument or not (folder / "config.yaml").is_file():
         return [argument]
     place = {"name": folder.name, "runs_dir": str(folder.parent)}

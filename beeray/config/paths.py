@@ -1,8 +1,12 @@
-"""Paths as they are typed: what looks like a place elsewhere, and would become a folder of that name here."""
+"""Paths as they are typed: where relative ones begin, and what looks like a place elsewhere and would be a folder."""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
+
+from beeray.errors import ConfigError
 
 URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 """How a URI begins, also one that lacks a slash."""
@@ -14,3 +18,26 @@ def mistyped(path: str) -> str:
     if scheme:
         return f"a URI has two slashes after its scheme; give {scheme[1]}://…"
     return "~ is not expanded; give the whole path" if path.startswith("~") else ""
+
+
+ROOT = "BEERAY_ROOT"
+"""Names a disk that all nodes mount, on every node of a cluster: a submitted job works in a copy of the checkout, which
+goes with it, so `runs_dir: runs` would not outlive the job there."""
+
+
+def from_root(path: str | Path) -> Path:
+    """A local path, absolute: a relative one begins at the folder of `BEERAY_ROOT`, else at the working folder.
+
+    Raises:
+        ConfigError: the variable names no absolute path.
+    """
+    root = os.environ.get(ROOT, "")
+    if root and not Path(root).is_absolute():
+        raise ConfigError(f"{ROOT} is {root!r} in the environment: it must be an absolute path, the same on every node")
+    return Path(root, path).absolute()
+
+
+def found(path: str | Path) -> Path:
+    """The same for what is read: what is in the working folder comes first, as tables that a job brings along."""
+    here = Path(path).absolute()
+    return here if here.exists() else from_root(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beeray.config.paths import found, from_root
 from beeray.data.parts import read_part
 from beeray.errors import RunError
 
@@ -87,7 +88,7 @@ def open_scored(reference: str, runs_dir: str = "runs") -> Scored:
 def _existing(reference: str, runs_dir: str) -> Path | None:
     if not reference:
         return None
-    return next((path for path in (Path(reference), Path(runs_dir) / reference) if path.is_dir()), None)
+    return next((path for path in (found(reference), from_root(runs_dir) / reference) if path.is_dir()), None)
 
 
 def _evaluation(home: Path, label: str) -> Path:

@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from beeray.config import StorageConfig
 from beeray.config.credentials import holds_password, redact_uri
-from beeray.config.paths import mistyped
+from beeray.config.paths import found, mistyped
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
@@ -92,8 +92,8 @@ def is_local(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    """The path of a `file://` URI or of the disk itself, absolute; errors as `resolve`."""
-    return _local(path).absolute()
+    """The path of a `file://` URI or of the disk itself, absolute (see `config.paths.found`); errors as `resolve`."""
+    return found(_local(path))
 
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from beeray.config import Config
+from beeray.config.paths import ROOT
 from beeray.data.storage import is_local, local_path
 from beeray.errors import ConfigError
 
@@ -51,6 +52,6 @@ def what_goes_with_the_job(config: Config, *keys: str, environment: Mapping[str,
             return (
                 f"{key} {said}: in a submitted job that is {written[key]}, in the job's own copy of the folder, which "
                 f"another checkout does not find and Ray may delete; give {key} an absolute path on a disk that all "
-                f"nodes mount{other}"
+                f"nodes mount{other}, or have the cluster's nodes name that disk in {ROOT}"
             )
     return ""

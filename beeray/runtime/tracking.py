@@ -19,6 +19,7 @@ from typing import Any
 
 from beeray.config import Config, flatten_config
 from beeray.config.credentials import redact_text, redact_uri
+from beeray.config.paths import from_root
 from beeray.errors import RunError
 from beeray.runtime.whole_files import write_whole
 
@@ -46,7 +47,7 @@ def tracking_uri(config: Config) -> str:
 
     It may hold a password (from the environment): show `redact_uri` of it.
     """
-    local = f"sqlite:///{Path(config.runs_dir).absolute() / 'mlflow.db'}"
+    local = f"sqlite:///{from_root(config.runs_dir) / 'mlflow.db'}"
     return config.tracking.uri or os.environ.get(URI_VARIABLE) or local
 
 
@@ -293,7 +294,7 @@ class Tracker:
             return str(found.experiment_id)
         artifacts = None
         if self.uri.startswith("sqlite:"):  # MLflow's default would be the folder the command was typed in
-            artifacts = (Path(self.config.runs_dir).absolute() / "mlartifacts").as_uri()
+            artifacts = (from_root(self.config.runs_dir) / "mlartifacts").as_uri()
         return str(client.create_experiment(name, artifact_location=artifacts))
 
     def _log(self, client: Any, step: int, metrics: Mapping[str, float], timestamp: int, *, once: bool) -> None:

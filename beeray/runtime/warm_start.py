@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beeray.config import Config
+from beeray.config.paths import found
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.lineage import run_of
 from beeray.runtime.run_folder import CONFIG, ITEMS, METRICS, MODEL, RUN, TRIALS
@@ -42,7 +43,7 @@ def find_warm_start(config: Config) -> WarmStart | None:
     given = config.train.init_from
     if given is None:
         return None
-    folder = Path(given).absolute()
+    folder = found(given)
     run = run_of(str(folder)) or folder
     own = config.run_dir.resolve()
     kept = own / TRIALS  # of a sweep of the same name

@@ -234,7 +234,7 @@ def chosen_model(config: Config, asked: str | None) -> tuple[str, str]:
     if asked == UNTOUCHED:
         return UNTOUCHED, located_encoder(config.encoder.name)
     if asked is not None:
-        name = located_encoder(encoder_source(asked))
+        name = encoder_source(located_encoder(asked))
         return f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}", name
     folder = RunFolder(config)
     if not folder.model.is_dir():

@@ -45,8 +45,17 @@ def test_a_relative_path_is_refused_with_its_key_its_place_and_what_to_do(copy: 
     assert str(refused.value) == (
         f"runs_dir is 'runs': in a submitted job that is {copy}/runs/shop, in the job's own copy of the folder, which "
         "another checkout does not find and Ray may delete; give runs_dir an absolute path on a disk that all nodes "
-        "mount"
+        "mount, or have the cluster's nodes name that disk in BEERAY_ROOT"
     )
+
+
+def test_where_the_cluster_names_a_disk_relative_paths_begin_there_and_nothing_goes_with_the_job(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEERAY_ROOT", str(tmp_path / "shared"))
+    config = a_config()
+    check_outlives_job(config, "runs_dir", "data.store", "embed.path")
+    assert config.run_dir == tmp_path / "shared" / "runs" / "shop"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from beeray.config import Config
+from beeray.config.paths import from_root
 from beeray.data.storage import delete_file, exists, is_local, join, local_path, read_bytes, write_bytes
 from beeray.data.store import META
 from beeray.errors import BeerayError
@@ -58,7 +59,7 @@ def places_of(config: Config) -> list[Place]:
 
     Without interactions there is no store: such a config is for embedding alone.
     """
-    runs = str(Path(config.runs_dir).absolute())
+    runs = str(from_root(config.runs_dir))
     places = [Place("runs_dir", runs, nearest_folder(runs))]
     if config.data.source != "tables" or config.data.interactions is not None:
         prepared = exists(join(config.store_path, META))
