@@ -212,8 +212,8 @@ class Workplace:
             rows = list(csv.DictReader(file))
         best = yaml.safe_load((self.folder / "runs" / name / "best.yaml").read_text())["train"]
         return {
-            "trials": json.dumps([(row["trial"], row["status"], row["train.lr"]) for row in rows]),
-            "metric": np.array([float(row["validation/ndcg@10"]) for row in rows]),
+            "trials": json.dumps([(row["trial"], row["status"], row["train.lr"], row["reason"]) for row in rows]),
+            "metric": np.array([float(row["validation/ndcg@10"] or "nan") for row in rows]),
             "best": json.dumps(best),
         }
 
