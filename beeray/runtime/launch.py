@@ -16,8 +16,8 @@ from beeray.config import ClusterConfig, Config
 from beeray.console import Console
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
-from beeray.data.streaming import find_cause, set_up_ray_data, what_it_says
-from beeray.errors import RunError
+from beeray.data.streaming import find_cause, lost_on_the_way, set_up_ray_data, what_it_says
+from beeray.errors import LostWorkersError, RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
 from beeray.runtime.steps import UserShare
@@ -122,6 +122,7 @@ def launch(
 
     Raises:
         BeerayError: what a worker raised for the user, or that workers died too often.
+        LostWorkersError: the process that watches over the workers is gone, and they with it.
     """
     cluster = task.config.cluster
     in_order = ray.train.DataConfig(
@@ -148,6 +149,12 @@ def launch(
         if ours is not None:
             raise ours from None
         raise RunError(_what_failed(error, cluster)) from error
+    except ray.exceptions.RayError as error:  # Ray Train makes good what happens to workers, not to its own controller
+        if not lost_on_the_way(error):
+            raise
+        raise LostWorkersError(
+            f"the workers' controller was lost ({what_it_says(error)}); run the same command again"
+        ) from error
 
 
 def _trainer_type() -> type[TorchTrainer]:

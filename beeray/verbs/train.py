@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import DivergedError, RunError
+from beeray.errors import DivergedError, LostWorkersError, RunError
 from beeray.inputs import prepared_store, token_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
@@ -125,11 +126,10 @@ def train_run(
             scored=lambda when: keep_before(config, folder, handler) if when == "before" else None,
             startup=startup,
         )
-        mend_checkpoints(folder.path / CHECKPOINTS)
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
         with listening(handler, lambda: stop.asked or stopping()) as monitor, signals_handled(stop):
-            result = _run_workers(config, folder, inputs, monitor)
+            result = _run_workers(config, folder, inputs, monitor, console)
         handler.close()
         if handler.refused is not None:
             raise RunError(handler.refused)
@@ -167,28 +167,45 @@ def _concluded(folder: RunFolder, tracker: Tracker, record: dict[str, Any], cons
     return record
 
 
-def _run_workers(config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any) -> ray.train.Result:
-    """Have workers train from the newest whole checkpoint to the end, or until they are asked to stop."""
+def _run_workers(
+    config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any, console: Console
+) -> ray.train.Result:
+    """Have workers train from the newest whole checkpoint to the end, or until they are asked to stop.
+
+    Raises:
+        LostWorkersError: all were lost more often than `cluster.max_failures` allows.
+    """
+    allowed = config.cluster.max_failures
     with marked(folder.path) as marker:
-        return launch(
-            "beeray.runtime.training:train_worker",
-            WorkerTask(
-                config,
-                inputs.store.path,
-                inputs.tokens_path,
-                monitor,
-                shares=inputs.shares,
-                num_shards=inputs.num_shards,
-                model=inputs.model,
-                run_dir=str(folder.path),
-                marker=marker,
-                old_items=folder.old_items_of(inputs.store.meta.fingerprint),
-            ),
-            storage=folder.path,
-            name=CHECKPOINTS,
-            users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
-            keep_checkpoints=config.train.keep_checkpoints,
+        task = WorkerTask(
+            config,
+            inputs.store.path,
+            inputs.tokens_path,
+            monitor,
+            shares=inputs.shares,
+            num_shards=inputs.num_shards,
+            model=inputs.model,
+            run_dir=str(folder.path),
+            marker=marker,
+            old_items=folder.old_items_of(inputs.store.meta.fingerprint),
         )
+        for losses in itertools.count(1):
+            mend_checkpoints(folder.path / CHECKPOINTS)
+            try:
+                return launch(
+                    "beeray.runtime.training:train_worker",
+                    task,
+                    storage=folder.path,
+                    name=CHECKPOINTS,
+                    users=user_datasets(inputs.store, inputs.shares, inputs.num_shards, config.trains_on_validation),
+                    keep_checkpoints=config.train.keep_checkpoints,
+                )
+            except LostWorkersError as error:
+                if losses > allowed:
+                    raise
+                said = str(error).partition("; run the same command again")[0]
+                console.line(f"{said}; going on from the last checkpoint ({losses} of cluster.max_failures {allowed})")
+    raise AssertionError("never here")
 
 
 def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> str:

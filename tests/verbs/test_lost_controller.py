@@ -1,0 +1,92 @@
+"""Training whose controller process is gone, which Ray Train itself does not make good."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from beeray.config import validate_config
+from beeray.console import Console
+from beeray.errors import LostWorkersError
+from beeray.runtime import launch as launching
+from beeray.runtime.run_folder import RunFolder
+from beeray.verbs import train
+
+SAID = "the workers' controller was lost (…); run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ActorDiedError(), LostWorkersError),
+        (RayTaskError("run", "a defect", ValueError("a defect")), RayTaskError),
+    ],
+)
+def test_a_lost_controller_is_told_from_a_defect(
+    raised: Exception, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            pass
+
+        def fit(self) -> None:
+            raise raised
+
+    monkeypatch.setattr(launching, "_trainer_type", lambda: Trainer)
+    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}))
+    with pytest.raises(expected) as caught:
+        launching.launch("module:loop", task, storage=tmp_path, name="checkpoints")
+    if expected is LostWorkersError:
+        said = str(caught.value)
+        assert said.startswith("the workers' controller was lost (The actor died") and "\n" not in said
+        assert said.endswith("; run the same command again")
+
+
+def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str], io.StringIO]:
+    """Train with so many losses before it passes; returns the result, what happened, and what was said."""
+    happened: list[str] = []
+    said = io.StringIO()
+
+    def launch(*arguments: Any, **keywords: Any) -> str:
+        happened.append("launch")
+        if happened.count("launch") <= times:
+            raise LostWorkersError(SAID)
+        return "trained"
+
+    config = validate_config(
+        {"name": "n", "runs_dir": str(folder), "data": {"source": "shop"}, "cluster": {"max_failures": 2}}
+    )
+    inputs: Any = SimpleNamespace(
+        store=SimpleNamespace(path="s", meta=SimpleNamespace(fingerprint="f")),
+        **{"tokens_path": "t", "shares": (), "num_shards": 1, "model": "m"},
+    )
+    (folder / "n").mkdir()
+    monkeypatch.setattr(train, "launch", launch)
+    monkeypatch.setattr(train, "user_datasets", lambda *_: {})
+    monkeypatch.setattr(train, "mend_checkpoints", lambda path: happened.append(path.name))
+    result: Any = None
+    try:
+        result = train._run_workers(config, RunFolder(config), inputs, None, Console(io.StringIO(), said))
+    except LostWorkersError as error:
+        result = error
+    return result, happened, said
+
+
+def test_training_goes_on_from_its_last_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, happened, said = lose(2, tmp_path, monkeypatch)
+    assert result == "trained"
+    assert happened == ["checkpoints", "launch"] * 3, "each attempt begins with checkpoints that were looked at"
+    assert said.getvalue().splitlines() == [
+        f"the workers' controller was lost (…); going on from the last checkpoint ({number} of cluster.max_failures 2)"
+        for number in (1, 2)
+    ]
+
+
+def test_it_is_lost_no_more_often_than_the_config_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, happened, _ = lose(3, tmp_path, monkeypatch)
+    assert isinstance(result, LostWorkersError) and happened.count("launch") == 3
