@@ -40,4 +40,7 @@ def from_root(path: str | Path) -> Path:
 def found(path: str | Path) -> Path:
     """The same for what is read: what is in the working folder comes first, as tables that a job brings along."""
     here = Path(path).absolute()
-    return here if here.exists() else from_root(path)
+    try:
+        return here if here.exists() else from_root(path)
+    except OSError:  # as where this user may not look: whoever opens it says so
+        return here

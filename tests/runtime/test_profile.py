@@ -40,7 +40,8 @@ def test_a_trace_and_a_page_of_the_steps_after_the_first(tmp_path: Path, num_ste
     page = (tmp_path / "profile" / SUMMARY).read_text()
     assert f"mean of {num_traced} step" in page
     (encode,) = re.findall(r'</span>encode</td><td class="number">([\d.]+)</td>', page)
-    assert 20 <= float(encode) < 60  # each of the traced steps alone, not their sum
+    assert float(encode) >= 20
+    assert num_traced == 1 or float(encode) < 20 * num_traced  # each of the traced steps alone, not their sum
     assert "a &lt;run&gt;" in page and "<script" not in page and "http" not in page
 
 

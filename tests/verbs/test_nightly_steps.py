@@ -226,7 +226,9 @@ def test_what_workers_could_not_do_is_the_commands_error(
 ) -> None:
     """A refusal is no divergence: the gate would take it for the model's fault, and publish with the old one."""
 
-    def workers_fail(config: Config, folder: RunFolder, inputs: TrainInputs, tell: Callable[..., None]) -> None:
+    def workers_fail(
+        config: Config, folder: RunFolder, inputs: TrainInputs, tell: Callable[..., None], console: Console
+    ) -> None:
         tell({"kind": kind, "message": said})
 
     monkeypatch.setattr(train, "listening", lambda handler, stopping: nullcontext(handler))
