@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def train_one(arm: Arm, config: Config, store: Store) -> dict[str, Any]:
     started = time.process_time()
     torch.manual_seed(config.seed)
     model = load_encoder(config.encoder.name, max_seq_length=64, dropout=config.encoder.dropout)
-    tokens, encoder, settings = tokenised(store, model, 64), Encoder(model), config.train
+    encoder, settings = Encoder(model), config.train
+    tokens = cache(lambda length: tokenised(store, model, length))
     users = training_users(store, config, np.arange(store.meta.num_items, dtype=np.int32))
     num_steps = settings.max_steps or 0
     optimizer = build_optimizer(
@@ -220,13 +222,24 @@ def train_one(arm: Arm, config: Config, store: Store) -> dict[str, Any]:
         optimizer.zero_grad()
         num_items, num_tokens = num_items + result.num_items, num_tokens + result.num_tokens
     cpu_s = round(time.process_time() - started, 1)
-    return {"ndcg@100": score(encoder, config, store, tokens), "items": num_items, "tokens": num_tokens, "cpu_s": cpu_s}
+    scored = score(encoder, config, store, tokens(config.served_seq_length))
+    return {"ndcg@100": scored, "items": num_items, "tokens": num_tokens, "cpu_s": cpu_s}
 
 
 def planned_steps(
-    arm: Arm, config: Config, store: Store, tokens: FlatTokens, encoder: Encoder, users: UserItems, num_steps: int
+    arm: Arm,
+    config: Config,
+    store: Store,
+    tokens: Callable[[int], FlatTokens],
+    encoder: Encoder,
+    users: UserItems,
+    num_steps: int,
 ) -> Iterator[tuple[TrainingStep, UserItems]]:
-    """Each step with its users; a step whose items or tokens grow is a `TrainingStep` of its own."""
+    """Each step with its users; a step whose items or tokens grow is a `TrainingStep` of its own.
+
+    Args:
+        tokens: the catalog's, cut to a length.
+    """
     trainable, base = store.trainable_items(False), step_settings(config)
     in_catalog = np.bincount(users.indices, minlength=store.meta.num_items)
     steps: dict[StepSettings, TrainingStep] = {}
@@ -239,8 +252,9 @@ def planned_steps(
             max_seq_length=round(base.max_seq_length * float(np.interp(done, (0, 1), arm.tokens))),
         )
         if settings not in steps:
-            steps[settings] = TrainingStep(encoder, tokens, trainable, settings)
-            planner = ArmPlanner(tokens, trainable, settings)
+            cut = tokens(settings.max_seq_length)
+            steps[settings] = TrainingStep(encoder, cut, trainable, settings)
+            planner = ArmPlanner(cut, trainable, settings)
             planner.arm, planner.in_catalog = arm, in_catalog
             steps[settings].planner = planner
         yield steps[settings], batch
