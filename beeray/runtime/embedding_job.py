@@ -33,6 +33,7 @@ from beeray.runtime.embedding_pipeline import Pipeline
 from beeray.runtime.embedding_plan import JobPlan
 from beeray.runtime.embedding_progress import UnitProgress
 from beeray.runtime.monitor import listening
+from beeray.runtime.recovery import Recovery
 from beeray.runtime.tracking import Tracker
 
 CALIBRATION_TEXTS = 512
@@ -161,7 +162,7 @@ class EmbeddingJob:
         assert self.state.dealt is not None
         range_rows = self.state.dealt["range_rows"]
         embedder = dataclasses.replace(self.embedder, format=self.state.format)
-        attempts = failures = 0
+        attempts, recovery = 0, Recovery(self.config.cluster, self.console)
         while len(reports) < self.state.num_ranges and attempts < ATTEMPTS:
             done = {one["range"] for one in reports}
             plan = [(number, rows) for number, rows in enumerate(range_rows) if number not in done]
@@ -169,14 +170,7 @@ class EmbeddingJob:
                 Pipeline(self._units(), embedder, plan, monitor).run(self.config)
                 attempts += 1
             except LostWorkersError as error:
-                failures += 1
-                allowed = self.config.cluster.max_failures
-                if failures > allowed:
-                    raise
-                said = str(error).removesuffix("; run the same command again to go on from here")
-                self.console.line(
-                    f"{said}; going on with what is not done ({failures} of cluster.max_failures {allowed})"
-                )
+                recovery.go_on(error, "with what is not done")
             reports = self.folder.reports()
             if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
                 self.folder.forget_checkpoint()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import signal
 import time
@@ -27,6 +26,7 @@ from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
 from beeray.runtime.monitor import listening
+from beeray.runtime.recovery import Recovery
 from beeray.runtime.results import (
     flat_means,
     headline,
@@ -175,7 +175,7 @@ def _run_workers(
     Raises:
         LostWorkersError: all were lost more often than `cluster.max_failures` allows.
     """
-    allowed = config.cluster.max_failures
+    recovery = Recovery(config.cluster, console)
     with marked(folder.path) as marker:
         task = WorkerTask(
             config,
@@ -189,7 +189,7 @@ def _run_workers(
             marker=marker,
             old_items=folder.old_items_of(inputs.store.meta.fingerprint),
         )
-        for losses in itertools.count(1):
+        while True:
             mend_checkpoints(folder.path / CHECKPOINTS)
             try:
                 return launch(
@@ -201,11 +201,7 @@ def _run_workers(
                     keep_checkpoints=config.train.keep_checkpoints,
                 )
             except LostWorkersError as error:
-                if losses > allowed:
-                    raise
-                said = str(error).partition("; run the same command again")[0]
-                console.line(f"{said}; going on from the last checkpoint ({losses} of cluster.max_failures {allowed})")
-    raise AssertionError("never here")
+                recovery.go_on(error, "from the last checkpoint")
 
 
 def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> str:
