@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from beeray.config.credentials import redact_uri
 from beeray.config.explain import explain
-from beeray.config.paths import from_root
+from beeray.config.paths import root
 from beeray.config.tree import Config
 from beeray.config.yaml_text import UnfitYamlError, UnparsedYamlError, parse_yaml
 from beeray.errors import ConfigError
@@ -30,7 +30,7 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: file not found, YAML that does not parse, unknown key (the nearest valid one is
             named), a value of the wrong type or range, or `BEERAY_ROOT` is no absolute path.
     """
-    from_root("")
+    root()
     path = _find(reference)
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8-sig"))

@@ -25,22 +25,33 @@ ROOT = "BEERAY_ROOT"
 goes with it, so `runs_dir: runs` would not outlive the job there."""
 
 
-def from_root(path: str | Path) -> Path:
-    """A local path, absolute: a relative one begins at the folder of `BEERAY_ROOT`, else at the working folder.
+def root() -> Path:
+    """The folder of `BEERAY_ROOT`; without it the working folder, as a relative path.
 
     Raises:
         ConfigError: the variable names no absolute path.
     """
-    root = os.environ.get(ROOT, "")
-    if root and not Path(root).is_absolute():
-        raise ConfigError(f"{ROOT} is {root!r} in the environment: it must be an absolute path, the same on every node")
-    return Path(root, path).absolute()
+    value = os.environ.get(ROOT, "")
+    if value and not Path(value).is_absolute():
+        raise ConfigError(
+            f"{ROOT} is {value!r} in the environment: it must be an absolute path, the same on every node"
+        )
+    return Path(value)
+
+
+def from_root(path: str | Path) -> Path:
+    """A local path, absolute: a relative one begins at the folder of `BEERAY_ROOT`, else at the working folder.
+
+    Raises:
+        ConfigError: as `root`.
+    """
+    return (root() / path).absolute()
 
 
 def found(path: str | Path) -> Path:
     """The same for what is read: what is in the working folder comes first, as tables that a job brings along."""
-    here = Path(path).absolute()
+    here, there = Path(path).absolute(), from_root(path)
     try:
-        return here if here.exists() else from_root(path)
+        return here if here == there or here.exists() else there
     except OSError:  # as where this user may not look: whoever opens it says so
         return here

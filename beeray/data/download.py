@@ -12,7 +12,6 @@ import argparse
 import difflib
 import hashlib
 import http.client
-import os
 import sys
 import time
 import urllib.error
@@ -30,7 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from beeray import __version__
-from beeray.config.paths import ROOT
+from beeray.config.paths import root
 from beeray.console import EXIT_USER_ERROR, Console, Progress
 from beeray.data.staging import staged_file
 from beeray.errors import BeerayError, DataError
@@ -368,8 +367,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", type=Path, default=DOWNLOADS, help="YAML list (default: the packaged one)")
     arguments = parser.parse_args(argv)
     console = Console()
-    folder = arguments.to or Path(os.environ.get(ROOT, ""), "data", arguments.dataset)
     try:
+        folder = arguments.to or root() / "data" / arguments.dataset
         console.result(download(arguments.dataset, folder, arguments.list, console))
     except BeerayError as error:
         console.line(f"beeray.data.download: {error}")
