@@ -31,16 +31,13 @@ import yaml
 from measure import environment, run_verb
 from numpy.typing import NDArray
 from quality_losses import CONFIG, LAYERS, lowest_layers
-from quality_search import batches, score, tokenised
-from torch import nn
+from quality_search import batches, optimise, score, tokenised
 
 from beeray.config import Config, load_config
 from beeray.core.batching import FlatTokens
 from beeray.core.encoder import Encoder, load_encoder
 from beeray.core.negatives import select_items
-from beeray.core.optimizers import build_optimizer
 from beeray.core.plan import StepPlanner
-from beeray.core.schedules import lr_factor
 from beeray.core.step import StepSettings, TrainingStep
 from beeray.core.user_items import UserItems
 from beeray.data.store import Store
@@ -202,25 +199,12 @@ def train_one(arm: Arm, config: Config, store: Store) -> dict[str, Any]:
     started = time.process_time()
     torch.manual_seed(config.seed)
     model = load_encoder(config.encoder.name, max_seq_length=64, dropout=config.encoder.dropout)
-    encoder, settings = Encoder(model), config.train
+    encoder = Encoder(model)
     tokens = cache(lambda length: tokenised(store, model, length))
     users = training_users(store, config, np.arange(store.meta.num_items, dtype=np.int32))
-    num_steps = settings.max_steps or 0
-    optimizer = build_optimizer(
-        encoder, settings.optimizer, lr=settings.lr, betas=settings.betas, epsilon=settings.epsilon, weight_decay=0.0
-    )
-    encoder.train()
-    num_items = num_tokens = 0
+    num_steps = config.train.max_steps or 0
     planned = planned_steps(arm, config, store, tokens, encoder, users, num_steps)
-    for number, (step, batch) in enumerate(planned):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * lr_factor(settings.scheduler, number, num_steps, settings.warmup_fraction)
-        result = step.loss(batch, epoch=0, step=number)
-        result.loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), settings.gradient_clipping)
-        optimizer.step()
-        optimizer.zero_grad()
-        num_items, num_tokens = num_items + result.num_items, num_tokens + result.num_tokens
+    num_items, num_tokens = optimise(encoder, config, planned, num_steps)
     cpu_s = round(time.process_time() - started, 1)
     scored = score(encoder, config, store, tokens(config.served_seq_length))
     return {"ndcg@100": scored, "items": num_items, "tokens": num_tokens, "cpu_s": cpu_s}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -89,6 +89,14 @@ def train(encoder: Encoder, config: Config, store: Store, tokens: FlatTokens, nu
     trainable = store.trainable_items(False)
     users = training_users(store, config, np.arange(store.meta.num_items, dtype=np.int32))
     step = TrainingStep(encoder, tokens, trainable, step_settings(config))
+    drawn = zip(range(num_steps), batches(users, config.train.batch_size, config.seed), strict=False)
+    return optimise(encoder, config, ((step, batch) for _, batch in drawn), num_steps)[0]
+
+
+def optimise(
+    encoder: Encoder, config: Config, planned: Iterable[tuple[TrainingStep, UserItems]], num_steps: int
+) -> tuple[int, int]:
+    """Take planned steps, each with its users; returns the items and tokens encoded."""
     settings = config.train
     optimizer = build_optimizer(
         encoder,
@@ -99,8 +107,8 @@ def train(encoder: Encoder, config: Config, store: Store, tokens: FlatTokens, nu
         weight_decay=settings.weight_decay,
     )
     encoder.train()
-    num_items = 0
-    for number, batch in zip(range(num_steps), batches(users, settings.batch_size, config.seed), strict=False):
+    num_items = num_tokens = 0
+    for number, (step, batch) in enumerate(planned):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * lr_factor(settings.scheduler, number, num_steps, settings.warmup_fraction)
         result = step.loss(batch, epoch=0, step=number)
@@ -108,8 +116,8 @@ def train(encoder: Encoder, config: Config, store: Store, tokens: FlatTokens, nu
         nn.utils.clip_grad_norm_(encoder.parameters(), settings.gradient_clipping or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        num_items += result.num_items
-    return num_items
+        num_items, num_tokens = num_items + result.num_items, num_tokens + result.num_tokens
+    return num_items, num_tokens
 
 
 def batches(users: UserItems, batch_size: int, seed: int) -> Iterator[UserItems]:

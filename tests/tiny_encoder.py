@@ -10,6 +10,7 @@ import string
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,17 +48,7 @@ def build_tiny_encoder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> 
     The caller's torch random state is left as it was.
     """
     vocabulary = [*SPECIAL, *WORDS]
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=MAX_POSITIONS,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.2,  # BERT's 0.02 makes all texts of so narrow a model nearly alike
-    )
+    config = BertConfig(max_position_embeddings=MAX_POSITIONS, **_shape(vocabulary, dropout))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bert = BertModel(config)
@@ -68,21 +59,24 @@ def build_tiny_encoder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> 
 def build_tiny_mpnet(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> Path:
     """As `build_tiny_encoder`, but an MPNet: `<s> … </s>`, padding is token 1, and attention has a position bias."""
     vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *WORDS]
-    config = MPNetConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=MAX_POSITIONS + 2,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.2,
-    )
+    config = MPNetConfig(max_position_embeddings=MAX_POSITIONS + 2, **_shape(vocabulary, dropout))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mpnet = MPNetModel(config)
     return _saved(mpnet, MPNetTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}), folder)
+
+
+def _shape(vocabulary: list[str], dropout: float) -> dict[str, Any]:
+    return {
+        "vocab_size": len(vocabulary),
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.2,  # BERT's 0.02 makes all texts of so narrow a model nearly alike
+    }
 
 
 def _saved(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
