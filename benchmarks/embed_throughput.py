@@ -35,7 +35,8 @@ from beeray import embeddings
 from beeray.config import load_config
 from beeray.core.batching import FlatTokens
 from beeray.core.embedding import embed_items
-from beeray.core.encoder import Encoder, cast_to_bf16, encoder_source, load_encoder
+from beeray.core.encoder import Encoder, cast_to_bf16, load_encoder
+from beeray.core.encoder_files import encoder_source
 from beeray.data.embedding_units import tokenise
 from beeray.data.id_ranges import hash_ids, ranges_of
 from beeray.data.tokens import bare_tokenizer

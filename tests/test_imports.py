@@ -253,3 +253,12 @@ def test_scores_on_their_way_to_the_driver_open_without_torch_or_ray() -> None:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "baselines", "compare", "report", "prepare"])
+def test_a_verb_is_imported_without_torch(verb: str) -> None:
+    """Its driver may never need it: workers open the encoder, and an earlier command made the tokens."""
+    program = f"import sys, beeray.verbs.{verb}; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout == "False\n", done.stderr

@@ -1,30 +1,15 @@
-"""Ranking metrics as recpack defines them, and their confidence intervals.
+"""Ranking metrics as recpack defines them.
 
     CalibratedRecall@k(u) = hits@k / min(k, |targets_u|)
     nDCG@k(u)             = Σ_hits 1/log2(rank + 1)  /  Σ_{j=1..min(k, |targets_u|)} 1/log2(j + 1)
 
-Means are over users with at least one target; intervals are percentile bootstraps over users.
+Means are over users with at least one target; intervals are in `intervals.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-Scores = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over users with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def calibrated_recall(hits: Tensor, num_targets: Tensor, k: int) -> Tensor:
@@ -53,22 +38,3 @@ def ndcg(hits: Tensor, num_targets: Tensor, k: int) -> Tensor:
 def _longest(hits: Tensor, num_targets: Tensor) -> int:
     """The largest k that means anything: from there on there is neither a rank nor a target more."""
     return max(hits.shape[1], int(num_targets.max()), 1) if len(num_targets) else 1
-
-
-def bootstrap_interval(per_user: Scores, *, num_bootstrap: int = 1000, seed: int = 0) -> Interval:
-    """Mean and 95 % percentile interval of a per-user metric, users resampled with replacement.
-
-    Args:
-        per_user: float64 (users,).
-        num_bootstrap: resamples.
-
-    Raises:
-        ValueError: no users.
-    """
-    if not len(per_user):
-        raise ValueError("no user has a target: there is nothing to average")
-    generator = np.random.default_rng(seed)
-    number, values = len(per_user), np.sort(per_user)  # sorted, so that the order of users changes nothing
-    means = [values[generator.integers(number, size=number)].mean() for _ in range(num_bootstrap)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(per_user.mean()), float(low), float(high))

@@ -169,7 +169,7 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     """
     as_json = bare_tokenizer(tokenizer)
     bare = Tokenizer.from_str(as_json)
-    vocabulary = 1 + max(bare.get_vocab(with_added_tokens=True).values(), default=0)
+    vocabulary = vocabulary_size(bare)
     digest = hashlib.sha256(json.dumps([as_json, prefix, limit, store.meta.fingerprint]).encode()).hexdigest()[:16]
     path = join(store.path, "tokens", digest)
     if exists(join(path, META)):
@@ -185,6 +185,12 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
         write_json(join(staging.path, META), asdict(meta))
         staging.publish()
     return path
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer, of either library's form."""
+    bare = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return 1 + max(bare.get_vocab(with_added_tokens=True).values(), default=0)
 
 
 def bare_tokenizer(tokenizer: Any, label: str = "encoder.name") -> str:

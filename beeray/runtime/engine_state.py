@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from beeray.data.staging import staged_file
 from beeray.errors import RunError
+from beeray.runtime.checkpoint_names import STATE, part_name
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 FORMAT = 1
-STATE = "state.json"
 WEIGHTS = "weights"
 
 
@@ -268,8 +268,3 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def part_name(rank: int) -> str:
-    """The file of a rank's part."""
-    return f"state-{rank:05d}.safetensors"

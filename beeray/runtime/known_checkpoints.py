@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from beeray.runtime.engine_state import STATE, part_name
+from beeray.runtime.checkpoint_names import STATE, part_name
 from beeray.runtime.whole_files import write_whole
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -6,11 +6,12 @@ import importlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 import ray.train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from beeray.config import ClusterConfig, Config
 from beeray.console import Console
@@ -20,11 +21,9 @@ from beeray.data.streaming import find_cause, lost_on_the_way, set_up_ray_data, 
 from beeray.errors import LostWorkersError, RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
+from beeray.runtime.process_group import ProcessGroupConfig
 from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
-
-if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
 
 READERS = 2
 """Tasks that read users of a shard at once: no CPUs bound them."""
@@ -129,8 +128,9 @@ def launch(
         datasets_to_split=[],
         execution_options=ray.data.ExecutionOptions(preserve_order=True),
     )
-    trainer = _trainer_type()(
+    trainer = _Trainer(
         _call,
+        backend_config=ProcessGroupConfig("nccl" if cluster.use_gpu else "gloo"),
         train_loop_config={"loop": loop, "task": task},
         scaling_config=scaling(cluster),
         datasets=dict(users or {}),
@@ -157,16 +157,11 @@ def launch(
         ) from error
 
 
-def _trainer_type() -> type[TorchTrainer]:
-    from ray.train.torch import TorchTrainer
+class _Trainer(DataParallelTrainer):  # type: ignore[misc]
+    """Leaves signals to this command: Ray Train's own handler aborts the workers and exits with 0."""
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Leaves signals to this command: Ray Train's own handler aborts the workers and exits with 0."""
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            pass
-
-    return Trainer
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beeray.config import Config, EvaluateConfig
+from beeray.core.intervals import bootstrap_interval
 
 if TYPE_CHECKING:
     from beeray.runtime.split_scores import SplitScores
@@ -61,8 +62,6 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
 
 
 def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
-    from beeray.core.metrics import bootstrap_interval  # imports torch, which a driver need not wait for at its start
-
     scores = np.concatenate([part.scores for part in parts])
     record: Record = {"users": len(scores), "candidates": sum(part.num_candidates for part in parts)}
     for place, name in enumerate(parts[0].metrics if len(scores) else ()):
@@ -168,8 +167,6 @@ def summarise_neighbours(kept: NDArray[np.float64], evaluate: EvaluateConfig, or
         original: the encoder before.
         among: number of items that neighbours were sought among.
     """
-    from beeray.core.metrics import bootstrap_interval
-
     interval = bootstrap_interval(kept, num_bootstrap=evaluate.num_bootstrap)
     figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {"original": original, "k": evaluate.neighbours_at, "among": among, "items": len(kept), **figures}

@@ -15,9 +15,13 @@ from beeray.data.storage import write_bytes
 from beeray.data.store import Store
 from beeray.inputs import located_encoder, open_encoder
 from beeray.runtime.lineage import learned_validation
+from beeray.runtime.opening import Opening
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.steps import UserShare, user_shares
 from beeray.runtime.warm_start import WarmStart
+
+FITTED = {"head", "lora", "freeze_layers", "matryoshka_dims"}
+"""Of `train`, what may not fit an encoder."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,16 @@ def open_start(config: Config, warm: WarmStart | None) -> tuple[Any, str | None]
         check_head(model, config.train)
     check_adaptation(model, config.train)
     return tokenizer, fingerprint
+
+
+def opening_of(config: Config, warm: WarmStart | None) -> Opening:
+    """`open_start`, unless an earlier command found the same encoder to fit the same adaptation."""
+    fitted = config.train.model_dump(mode="json", include=FITTED)
+    return Opening(
+        config if warm is None else warm.start_of(config),
+        lambda: open_start(config, warm),
+        {"fitted": fitted, "begun_with": warm is not None},
+    )
 
 
 def _compare(

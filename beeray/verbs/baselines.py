@@ -18,12 +18,13 @@ from beeray.data.scored import METRICS, SCORES, Scored, open_scored
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
-from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, prepared_store
 from beeray.runtime.comparison import Choice, compare
 from beeray.runtime.comparison_table import comparison_text
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.locks import locked_file
+from beeray.runtime.opening import Opening
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
@@ -150,16 +151,17 @@ def digest(name: Baseline, config: Config, fingerprint: str) -> str:
 def _fit_and_score(config: Config, which: list[Baseline], console: Console, by_name: bool) -> list[Baseline]:
     """Returns those that were left out."""
     left_out: list[Baseline] = []
-    tokenizer = open_tokenizer(config) if set(which) - set(WITHOUT_TEXT) else None
+    opening = Opening(config) if set(which) - set(WITHOUT_TEXT) else None
     with ray_session(config.cluster, config.storage):
-        if tokenizer is not None:
+        if opening is not None:
+            opening.check()
             check_placement(config.cluster)
         store, _ = prepared_store(config, console)
         without_text = [name for name in which if name in WITHOUT_TEXT]
         if without_text:
             left_out = _without_text(without_text, config, store, console, by_name)
-        if tokenizer is not None:
-            tokens_path = token_store(config, store, tokenizer, console)
+        if opening is not None:
+            tokens_path = opening.tokens_path(store, console)
             _of_encoder([name for name in which if name not in WITHOUT_TEXT], config, store, tokens_path, console)
     return left_out
 

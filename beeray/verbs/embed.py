@@ -18,8 +18,7 @@ from typing import Any
 from beeray.config import ClusterConfig, Config
 from beeray.config.credentials import redact_uri
 from beeray.console import Console
-from beeray.core.encoder import embedding_dim, encoder_source
-from beeray.core.fingerprint import model_fingerprint
+from beeray.core.encoder_files import encoder_source
 from beeray.data.domains import told_of
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
@@ -111,6 +110,9 @@ def plan_job(config: Config, asked: str | None, console: Console) -> tuple[JobPl
     Returns:
         the plan, what actors load, and the tokenizer as JSON.
     """
+    from beeray.core.encoder import embedding_dim  # both import torch
+    from beeray.core.fingerprint import model_fingerprint
+
     name = published_model(config, asked or config.embed.model)
     check_model_prefix(config, name, f"embed.model {name!r}")
     encoder = config.encoder

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from beeray.config import Config, EncoderConfig
 from beeray.console import Console
-from beeray.core.encoder import encoder_source
+from beeray.core.encoder_files import encoder_source
 from beeray.data.growth import said_of, said_without_note, trained_on_before
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
-from beeray.inputs import located_encoder, open_tokenizer, prepared_store, token_store
+from beeray.inputs import located_encoder, prepared_store
 from beeray.runtime.events import EventHandler
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.lineage import learned_validation, run_of
+from beeray.runtime.opening import Opening
 from beeray.runtime.results import (
     flat_means,
     headline,
@@ -61,11 +62,13 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     check_model_prefix(config, model, f"--model {arguments.model!r}" if arguments.model else f"run {config.name!r}")
     chosen = config
     config = config.model_copy(update={"encoder": _named(config.encoder, model)})
-    tokenizer = open_tokenizer(config)
+    with storage_options(config.storage):
+        opening = Opening(config)
     with ray_session(config.cluster, config.storage):
+        opening.check()
         check_placement(config.cluster)
         store = opened_store(config, getattr(arguments, "store_fingerprint", None), console)
-        tokens_path = token_store(config, store, tokenizer, console)
+        tokens_path = opening.tokens_path(store, console)
         console.line(f"evaluate {model} at {config.served_seq_length} tokens a text")
         trained_on = held_out_but_trained_on(config, model, store, console)
         handler = _launched(chosen, config, label, store, tokens_path, console)
@@ -204,7 +207,7 @@ def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
     """What workers need to tell how many neighbours under the config's own encoder are kept; nothing unless asked."""
     if not chosen.evaluate.neighbours:
         return {}
-    tokens_path = token_store(chosen, store, open_tokenizer(chosen), console)
+    tokens_path = Opening(chosen).tokens_path(store, console)
     return {"original": located_encoder(chosen.encoder.name), "original_tokens_path": tokens_path}
 
 

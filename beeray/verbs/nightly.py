@@ -15,7 +15,6 @@ from typing import Any
 
 from beeray.config import Config, validate_config
 from beeray.console import Console
-from beeray.core.fingerprint import model_fingerprint
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import open_scored
 from beeray.data.storage import storage_options
@@ -114,6 +113,8 @@ def serving_model(config: Config) -> dict[str, str] | None:
 
 def _check_serving(config: Config, serving: dict[str, str]) -> None:
     """Refuse to compare with a model that is not the one that was published."""
+    from beeray.core.fingerprint import model_fingerprint  # imports torch
+
     name = serving["name"]
     remedy = f"publish {config.embeddings_path} again with python -m beeray.embed --config C embed.model=MODEL"
     _check_there(name, remedy)

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DivergedError, LostWorkersError, RunError
-from beeray.inputs import prepared_store, token_store
+from beeray.inputs import prepared_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
 from beeray.runtime.events import EventHandler
@@ -35,7 +34,7 @@ from beeray.runtime.results import (
 )
 from beeray.runtime.run_folder import CHECKPOINTS, RunFolder
 from beeray.runtime.run_record import keep_before, run_record
-from beeray.runtime.run_start import TrainInputs, begin_run, open_start
+from beeray.runtime.run_start import TrainInputs, begin_run, opening_of
 from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.shared_folder import marked
 from beeray.runtime.startup import Startup
@@ -70,17 +69,24 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
                 _show(console, finished, config)
                 return finished
         warm = find_warm_start(config)
-        opened = ThreadPoolExecutor(1).submit(open_start, config, warm)  # imports torch, while Ray starts
+        opening = opening_of(config, warm)
         with ray_session(config.cluster, config.storage):
-            tokenizer, fingerprint = opened.result()  # what is wrong with it is told before anything is prepared
+            opening.check()  # what is wrong with it is told before anything is prepared
             check_placement(config.cluster)
             startup.reached("ray")
             store, _ = prepared_store(config, console)
             startup.reached("store")
-            tokens_path = token_store(config, store, tokenizer, console)
+            tokens_path = opening.tokens_path(store, console)
             startup.reached("tokens")
             inputs = begin_run(
-                config, folder, store, tokens_path, console, warm=warm, fingerprint=fingerprint, fresh=arguments.fresh
+                config,
+                folder,
+                store,
+                tokens_path,
+                console,
+                warm=warm,
+                fingerprint=opening.fingerprint(),
+                fresh=arguments.fresh,
             )
             choose_report_items(config, store, console)
             record = train_run(config, folder, inputs, console, startup)

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import BertTokenizer, ModernBertConfig, ModernBertModel, T5Config, T5EncoderModel
 
 from beeray.core.embedding import embed_items
-from beeray.core.encoder import Encoder, embedding_dim, encoder_source, load_encoder, save_encoder, set_dropout
+from beeray.core.encoder import Encoder, embedding_dim, load_encoder, save_encoder, set_dropout
+from beeray.core.encoder_files import encoder_source
 from beeray.errors import EncoderError
 
 OpenEncoder = Callable[..., Encoder]

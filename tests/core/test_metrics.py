@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from beeray.core.metrics import bootstrap_interval, calibrated_recall, ndcg
+from beeray.core.intervals import bootstrap_interval
+from beeray.core.metrics import calibrated_recall, ndcg
 
 # three users, rankings of five items: hits at ranks 1 and 4; at rank 3; none
 HITS = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
