@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from beeray.config.paths import found
 from beeray.console import run_verb, verb_parser
+from beeray.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expanded(argument: str) -> list[str]:
     """A run's folder as the config in it, wherever the folder lies now; anything else as it is."""
-    folder = found(argument)
+    try:
+        folder = found(argument)
+    except ConfigError:  # the config's loading says it
+        return [argument]
     if "=" in argument or not (folder / "config.yaml").is_file():
         return [argument]
     place = {"name": folder.name, "runs_dir": str(folder.parent)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -39,6 +40,11 @@ def root() -> Path:
     return Path(value)
 
 
+def in_working_folder(path: str) -> str:
+    """A path or URI that a command is to write to, as it was typed there: of no run, so `BEERAY_ROOT` has no say."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
 def from_root(path: str | Path) -> Path:
     """A local path, absolute: a relative one begins at the folder of `BEERAY_ROOT`, else at the working folder.
 
@@ -52,6 +58,11 @@ def found(path: str | Path) -> Path:
     """The same for what is read: what is in the working folder comes first, as tables that a job brings along."""
     here, there = Path(path).absolute(), from_root(path)
     try:
-        return here if here == there or here.exists() else there
+        return here if here == there or here.exists() or _matches(str(here)) else there
     except OSError:  # as where this user may not look: whoever opens it says so
         return here
+
+
+def _matches(pattern: str) -> bool:
+    """Whether a path is a pattern of files that are there."""
+    return glob.has_magic(pattern) and next(glob.iglob(pattern, recursive=True), None) is not None  # noqa: PTH207

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beeray.config.paths import in_working_folder
 from beeray.console import EXIT_USER_ERROR, Console
 from beeray.data.generated_texts import I64, MIN_MEAN_TOKENS, make_texts
 from beeray.data.storage import join, list_files, make_dir, resolve, write_json
@@ -305,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m beeray.data.generated_catalog", description="Write a generated catalog as parquet files."
     )
     parser.add_argument("--items", type=int, required=True, help="items on night 0")
-    parser.add_argument("--out", required=True, help="new or empty folder")
+    parser.add_argument("--out", required=True, type=in_working_folder, help="new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--night", type=int, default=0, help="how many nights later (default: 0)")
     parser.add_argument("--changed", type=float, default=0.01, help="share of items a night changes (default: 0.01)")

@@ -26,6 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beeray.config.paths import in_working_folder
 from beeray.console import EXIT_USER_ERROR, Console
 from beeray.data.generated_catalog import item_ids
 from beeray.data.storage import join, list_files, make_dir, resolve
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("--items", type=int, required=True)
     parser.add_argument("--interactions", type=int, required=True)
-    parser.add_argument("--out", required=True, help="new or empty folder")
+    parser.add_argument("--out", required=True, type=in_working_folder, help="new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=FORMATS, default="parquet")
     parser.add_argument("--files", type=int, default=1, help="parts (default: 1)")

@@ -20,7 +20,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from beeray.errors import BeerayError, RunError
+from beeray.errors import BeerayError, LostWorkersError, RunError
 
 R = TypeVar("R")
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
@@ -81,14 +81,16 @@ def raise_for_user(error: Exception) -> None:
 
     Raises:
         BeerayError: the one that a task raised, unwrapped.
-        RunError: Ray gave up on work whose workers or nodes were lost.
+        LostWorkersError: Ray gave up on work whose workers or nodes are gone.
+        RunError: Ray gave up on it for another reason.
     """
     ours = find_cause(error)
     if ours is not None:
         ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
         raise ours from None
     if _is_loss(error):
-        raise RunError(
+        kind = LostWorkersError if lost_on_the_way(error) else RunError
+        raise kind(
             f"the cluster lost work on the data ({what_it_says(error)}); see ray status and the memory of the nodes, "
             "and run the same command again"
         ) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,6 +65,7 @@ class EmbeddingJob:
         self.config, self.plan, self.embedder, self.tokenizer = config, plan, embedder, tokenizer
         self.console, self.tracker, self.folder, self.state = console, tracker, folder, state
         self.unfinished = unfinished
+        self._recovery = Recovery(config.cluster, console)
         self.summary: dict[str, float] = {}
 
     def run(self) -> Manifest:
@@ -72,8 +74,8 @@ class EmbeddingJob:
         Raises:
             BeerayError: the catalog cannot be read, or too much of it is bad or gone; nothing is published then.
         """
-        self._deal()
-        self._calibrate()
+        self._again_if_lost(self._deal, "with dealing the catalog anew")
+        self._again_if_lost(self._calibrate, "with measuring the int8 scale anew")
         try:
             reports = self._embed()
         except DealtOtherwiseError:
@@ -90,6 +92,13 @@ class EmbeddingJob:
         except (BeerayError, OSError) as error:
             self.console.line(f"published, but old versions and this job's own files could not be removed: {error}")
         return manifest
+
+    def _again_if_lost(self, work: Callable[[], None], how: str) -> None:
+        while True:
+            try:
+                return work()
+            except LostWorkersError as error:
+                self._recovery.go_on(error, how)
 
     def _keep(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
@@ -162,7 +171,7 @@ class EmbeddingJob:
         assert self.state.dealt is not None
         range_rows = self.state.dealt["range_rows"]
         embedder = dataclasses.replace(self.embedder, format=self.state.format)
-        attempts, recovery = 0, Recovery(self.config.cluster, self.console)
+        attempts = 0
         while len(reports) < self.state.num_ranges and attempts < ATTEMPTS:
             done = {one["range"] for one in reports}
             plan = [(number, rows) for number, rows in enumerate(range_rows) if number not in done]
@@ -170,7 +179,7 @@ class EmbeddingJob:
                 Pipeline(self._units(), embedder, plan, monitor).run(self.config)
                 attempts += 1
             except LostWorkersError as error:
-                recovery.go_on(error, "with what is not done")
+                self._recovery.go_on(error, "with what is not done")
             reports = self.folder.reports()
             if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
                 self.folder.forget_checkpoint()

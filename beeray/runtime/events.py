@@ -192,7 +192,12 @@ class EventHandler:
         self._workers[event["rank"]] = event
 
     def _on_ready(self, event: dict[str, Any]) -> None:
+        if event["rank"] == 0:  # a new attempt, whose workers have nothing yet
+            self.saves_when_stopped = False
         self.startup.reached("worker", event["at"])
+
+    def _on_lost(self, event: dict[str, Any]) -> None:
+        self.saves_when_stopped = False
 
     def _on_profile(self, event: dict[str, Any]) -> None:
         self.profile = event["path"]

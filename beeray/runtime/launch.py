@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import ray.train
+from ray._raylet import PlacementGroupID
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
 
 from beeray.config import ClusterConfig, Config
 from beeray.console import Console
@@ -152,9 +154,24 @@ def launch(
     except ray.exceptions.RayError as error:  # Ray Train makes good what happens to workers, not to its own controller
         if not lost_on_the_way(error):
             raise
+        _give_back()
         raise LostWorkersError(
             f"the workers' controller was lost ({what_it_says(error)}); run the same command again"
         ) from error
+
+
+def _give_back() -> None:
+    """Free what a lost controller had reserved for its workers: Ray does so itself only when this command ends.
+
+    Ray Train's own cleaner asks the state API, which needs a dashboard. A trial's driver is an actor among others of a
+    sweep, which has one where that matters.
+    """
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is not None:
+        return
+    for name in ray.util.placement_group_table():
+        if name.endswith(context.get_job_id()):  # of which the last part is the job that made it
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]

@@ -7,7 +7,7 @@ need neither, so rank 0 sends them here without waiting.
 from __future__ import annotations
 
 import threading
-import time
+import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Event = dict[str, Any]
+Place = tuple[str, int]
+"""An actor's life, and how many events it had had."""
 POLL_S = 0.25
 
 
@@ -34,7 +36,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._num_gone = time.time_ns()  # so that an actor that was moved counts on from more than it did before
+        self._life, self._num_gone = uuid.uuid4().hex, 0
         self._stop = threading.Event()
 
     @ray.method(concurrency_group="events")
@@ -43,15 +45,18 @@ class Monitor:
         self._events.append(event)
 
     @ray.method(concurrency_group="events")
-    def drain(self, place: int) -> tuple[int, list[Event]]:
+    def drain(self, place: Place | None) -> tuple[Place, list[Event]]:
         """All events after a place, in order, and the place after them; those before it are forgotten.
 
         Nothing is lost if an answer is: who asks again from the same place is answered the same and more.
+
+        Args:
+            place: as an earlier answer said; one of an actor that has been moved since is before all events.
         """
-        handed = min(max(0, place - self._num_gone), len(self._events))
+        handed = place[1] - self._num_gone if place is not None and place[0] == self._life else 0
         del self._events[:handed]
         self._num_gone += handed
-        return self._num_gone + len(self._events), list(self._events)
+        return (self._life, self._num_gone + len(self._events)), list(self._events)
 
     @ray.method(concurrency_group="events")
     def ask_to_stop(self) -> None:
@@ -76,7 +81,7 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
-    place = 0
+    place: Place | None = None
     failed: list[BaseException] = []
 
     def pump() -> None:

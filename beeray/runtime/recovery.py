@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from beeray.config import ClusterConfig
 from beeray.console import Console
 from beeray.errors import LostWorkersError
@@ -29,5 +31,5 @@ class Recovery:
         self._losses += 1
         if self._losses > self._allowed:
             raise error
-        said, _, _ = str(error).partition("; run the same command again")
+        said = re.sub(r"; [^;]*run the same command again.*", "", str(error))
         self._console.line(f"{said}; going on {how} ({self._losses} of cluster.max_failures {self._allowed})")

@@ -51,7 +51,7 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
     """Threads and device of this worker; tells the driver at the end what the worker used."""
     context = ray.train.get_context()
     cluster = task.config.cluster
-    task.send("ready", at=time.time())
+    task.send("ready", rank=context.get_world_rank(), at=time.time())
     if cluster.use_gpu:
         device = get_device()
         torch.cuda.set_device(device)

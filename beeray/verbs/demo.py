@@ -22,6 +22,7 @@ from beeray.data.parts import read_part
 from beeray.data.splits import TEST
 from beeray.data.storage import storage_options
 from beeray.data.store import Store, list_column
+from beeray.inputs import located_encoder
 from beeray.verbs import train
 
 NUM_SHOWN = 3
@@ -40,7 +41,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     shown = shop.best_sellers(NUM_SHOWN)
     console.line("embed the catalog with both encoders …")
     texts = shop.texts
-    before = _embed(config, config.encoder.name, texts)
+    before = _embed(config, located_encoder(config.encoder.name), texts)
     after = _embed(config, record["model"], texts)
     lines = [RULE, *metric_lines(record, store)]
     for item in shown:

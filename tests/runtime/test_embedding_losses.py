@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from beeray.config import ClusterConfig
 from beeray.console import Console
 from beeray.errors import LostWorkersError, RunError
 from beeray.runtime import embedding_job
 from beeray.runtime.embedding_job import EmbeddingJob
+from beeray.runtime.recovery import Recovery
 
 AGAIN = "run the same command again to go on from here"
 
@@ -56,6 +58,7 @@ def a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, max_failures: int) 
         embedder=None,
         console=Console(io.StringIO(), said),
         _units=lambda: None,
+        _recovery=Recovery(ClusterConfig(max_failures=max_failures), Console(io.StringIO(), said)),
     )
     return job, said
 
@@ -91,3 +94,22 @@ def test_what_a_task_raised_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RunError, match="no unit for you"):
         job._do_units([], None)
     assert said.getvalue() == ""
+
+
+def test_what_comes_before_the_units_is_done_again_and_counts_among_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt_again = "the cluster lost work on the data (a node); see ray status, and run the same command again"
+    ends: list[Exception | None] = [LostWorkersError(dealt_again), None, lost(), lost(), None]
+
+    def work() -> None:
+        error = ends.pop(0)
+        if error is not None:
+            raise error
+
+    job, said = a_job(Cluster([]), monkeypatch, max_failures=2)
+    job._again_if_lost(work, "with dealing anew")
+    assert said.getvalue() == (
+        "the cluster lost work on the data (a node); going on with dealing anew (1 of cluster.max_failures 2)\n"
+    )
+    with pytest.raises(LostWorkersError):
+        job._again_if_lost(work, "with measuring anew")
+    assert len(ends) == 1

@@ -36,11 +36,14 @@ def test_an_answer_that_is_lost_takes_no_events_with_it(ray_session: None) -> No
     monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
     for number in range(3):
         monitor.send.remote({"number": number})
-    place, events = ray.get(monitor.drain.remote(0))
+    place, events = ray.get(monitor.drain.remote(None))
     assert [event["number"] for event in events] == [0, 1, 2]
-    assert ray.get(monitor.drain.remote(0)) == (place, events)  # the first answer did not arrive
+    assert ray.get(monitor.drain.remote(None)) == (place, events)  # the first answer did not arrive
     monitor.send.remote({"number": 3})
     after, events = ray.get(monitor.drain.remote(place))
     assert [event["number"] for event in events] == [3]
     assert ray.get(monitor.drain.remote(after)) == (after, [])
+    monitor.send.remote({"number": 4})
+    _, events = ray.get(monitor.drain.remote(("an earlier life", 10**18)))
+    assert [event["number"] for event in events] == [4]
     ray.kill(monitor)

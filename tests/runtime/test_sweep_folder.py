@@ -253,12 +253,18 @@ def test_the_best_weight_of_a_domain_is_in_the_config_that_is_left(tmp_path: Pat
     assert store_fingerprint(best) == store_fingerprint(config)
 
 
-def test_a_sweep_that_begins_with_one_of_its_own_trials_is_not_started_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_sweep_that_begins_with_one_of_its_own_trials_is_not_started_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
     folder = SweepFolder(a_config(tmp_path))
     folder.save(Trial(2, {}, COMPLETE, {1: 0.2}, 0.2))
     own = str(folder.trials / "trial-002")
+    if relative:  # to the shared disk
+        monkeypatch.setenv("BEERAY_ROOT", str(tmp_path))
+        own = str(Path(own).relative_to(tmp_path))
     with pytest.raises(RunError, match=r"trial-002: --fresh would remove it .* another name=…"):
         folder.clear(spare=own)
-    assert Path(own).is_dir()
+    assert (folder.trials / "trial-002").is_dir()
     folder.clear(spare=str(tmp_path / "another-run"))
     assert not folder.trials.exists()

@@ -148,7 +148,7 @@ def test_a_trial_tells_when_it_comes_to_its_steps_and_when_it_leaves_them() -> N
     told: list[bool] = []
     reported: list[dict[str, Any]] = []
     events = TrialEvents(reported.append, told.append, Console(io.StringIO(), io.StringIO()), 10, 1)
-    events({"kind": "ready", "at": 1.0})
+    events({"kind": "ready", "rank": 0, "at": 1.0})
     assert told == []
     start = {"kind": "start", "num_steps": 3, "steps_per_epoch": 3, "peak_tflops": 1.0, "at": 1.0}
     events(start | {"step": 0})
@@ -156,6 +156,21 @@ def test_a_trial_tells_when_it_comes_to_its_steps_and_when_it_leaves_them() -> N
     assert told == [True]
     events({"kind": "embed", "when": "after", "items": 1})
     assert told == [True, False]
+
+
+@pytest.mark.parametrize("lost", [{"kind": "ready", "rank": 0, "at": 2.0}, {"kind": "lost"}])
+def test_while_new_workers_come_up_there_is_nothing_to_save(lost: dict[str, Any]) -> None:
+    told: list[bool] = []
+    events = TrialEvents(lambda _: None, told.append, Console(io.StringIO(), io.StringIO()), 10, 2)
+    start = {"kind": "start", "num_steps": 3, "steps_per_epoch": 3, "peak_tflops": 1.0, "at": 1.0}
+    events({"kind": "ready", "rank": 0, "at": 1.0})
+    events(start | {"step": 0})
+    events({"kind": "ready", "rank": 1, "at": 1.5})  # late: it is of the same attempt
+    assert told == [True]
+    events(lost)
+    assert told == [True, False]
+    events(start | {"step": 0})
+    assert told == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -16,6 +17,9 @@ from beeray.errors import LostWorkersError
 from beeray.runtime import launch as launching
 from beeray.runtime.run_folder import RunFolder
 from beeray.verbs import train
+
+if TYPE_CHECKING:
+    from conftest import World
 
 SAID = "the workers' controller was lost (…); run the same command again"
 
@@ -37,19 +41,22 @@ def test_a_lost_controller_is_told_from_a_defect(
         def fit(self) -> None:
             raise raised
 
-    monkeypatch.setattr(launching, "_trainer_type", lambda: Trainer)
+    given_back: list[None] = []
+    monkeypatch.setattr(launching, "_Trainer", Trainer)
+    monkeypatch.setattr(launching, "_give_back", lambda: given_back.append(None))
     task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}))
     with pytest.raises(expected) as caught:
         launching.launch("module:loop", task, storage=tmp_path, name="checkpoints")
+    assert len(given_back) == (expected is LostWorkersError)
     if expected is LostWorkersError:
         said = str(caught.value)
         assert said.startswith("the workers' controller was lost (The actor died") and "\n" not in said
         assert said.endswith("; run the same command again")
 
 
-def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str], io.StringIO]:
+def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any], io.StringIO]:
     """Train with so many losses before it passes; returns the result, what happened, and what was said."""
-    happened: list[str] = []
+    happened: list[Any] = []
     said = io.StringIO()
 
     def launch(*arguments: Any, **keywords: Any) -> str:
@@ -71,7 +78,9 @@ def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
     monkeypatch.setattr(train, "mend_checkpoints", lambda path: happened.append(path.name))
     result: Any = None
     try:
-        result = train._run_workers(config, RunFolder(config), inputs, None, Console(io.StringIO(), said))
+        result = train._run_workers(
+            config, RunFolder(config), inputs, None, happened.append, Console(io.StringIO(), said)
+        )
     except LostWorkersError as error:
         result = error
     return result, happened, said
@@ -80,7 +89,8 @@ def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
 def test_training_goes_on_from_its_last_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, happened, said = lose(2, tmp_path, monkeypatch)
     assert result == "trained"
-    assert happened == ["checkpoints", "launch"] * 3, "each attempt begins with checkpoints that were looked at"
+    lost, attempt = [{"kind": "lost"}], ["checkpoints", "launch"]
+    assert happened == [*attempt, *lost] * 2 + attempt, "each attempt begins with checkpoints that were looked at"
     assert said.getvalue().splitlines() == [
         f"the workers' controller was lost (…); going on from the last checkpoint ({number} of cluster.max_failures 2)"
         for number in (1, 2)
@@ -90,3 +100,24 @@ def test_training_goes_on_from_its_last_checkpoint_and_says_so(tmp_path: Path, m
 def test_it_is_lost_no_more_often_than_the_config_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, happened, _ = lose(3, tmp_path, monkeypatch)
     assert isinstance(result, LostWorkersError) and happened.count("launch") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_controller_s_workers_find_their_place_again_on_a_ray_of_two_cpus(world: World) -> None:
+    """Theirs stays reserved when the controller is gone, and there is no room for others beside it."""
+    training = ("train.max_steps=40", "train.epochs=40", "cluster.num_workers=2", "train.checkpoint_every_steps=5")
+    process = world.start("train", "name=watched", *training)
+    try:
+        world.wait_until(lambda: bool(world.steps("watched")) and world.steps("watched")[-1] > 6, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        [controller] = [one for one in family if "".join(one.cmdline()[:1]).startswith("ray::TrainController")]
+        controller.kill()
+        _, err = process.communicate(timeout=400)
+    except BaseException:
+        world.kill(process)
+        raise
+    assert process.returncode == 0, err
+    assert err.count("going on from the last checkpoint (1 of cluster.max_failures 2)") == 1
+    assert sorted(set(world.steps("watched"))) == list(range(40))

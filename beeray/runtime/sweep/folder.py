@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from beeray.config import Config, load_config, noted_point, search_space, searched_metric
+from beeray.config.paths import found
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.locks import locked_file
 from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder
@@ -108,7 +109,7 @@ class SweepFolder:
         Raises:
             RunError: that is a trial of the sweep which would be removed.
         """
-        if spare is not None and Path(spare).resolve().is_relative_to(self.trials.resolve()):
+        if spare is not None and found(spare).resolve().is_relative_to(self.trials.resolve()):
             raise RunError(
                 f"train.init_from {spare}: --fresh would remove it with the other trials of the sweep "
                 f"{self.config.name!r}; give the sweep another name=…, or copy that trial's model elsewhere"
