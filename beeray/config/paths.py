@@ -54,6 +54,11 @@ def from_root(path: str | Path) -> Path:
     return (root() / path).absolute()
 
 
+def placed(path: str) -> str:
+    """A path or URI that a config has written to: a URI as it is, else as `from_root`."""
+    return path if "://" in path else str(from_root(path))
+
+
 def found(path: str | Path) -> Path:
     """The same for what is read: what is in the working folder comes first, as tables that a job brings along."""
     here, there = Path(path).absolute(), from_root(path)

@@ -17,7 +17,7 @@ from beeray.config.data import DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.nightly import NightlyConfig
-from beeray.config.paths import URI, from_root, mistyped
+from beeray.config.paths import URI, from_root, mistyped, placed
 from beeray.config.protocol import ProtocolConfig
 from beeray.config.report import ReportConfig
 from beeray.config.section import Section
@@ -159,13 +159,13 @@ class Config(Section):
     def store_path(self) -> str:
         """Where the prepared store is or will be; absolute, since workers have folders of their own."""
         path = self.data.store or f"stores/{self.name}"
-        return path if "://" in path else str(from_root(path))
+        return placed(path)
 
     @property
     def embeddings_path(self) -> str:
         """Where embeddings are published; absolute, since workers have folders of their own."""
         path = self.embed.path or f"embeddings/{self.name}"
-        return path if "://" in path else str(from_root(path))
+        return placed(path)
 
     @property
     def published_seq_length(self) -> int:

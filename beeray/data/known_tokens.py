@@ -13,9 +13,9 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from beeray.data.storage import exists, is_local, join, read_json, write_json
+from beeray.data.storage import join, read_json, write_json
 from beeray.data.store import Store
-from beeray.data.tokens import META, TokenStore
+from beeray.data.tokens import tokens_are_there, tokens_folder
 from beeray.errors import BeerayError
 
 
@@ -39,19 +39,15 @@ class KnownTokens:
         Raises:
             StoreError: it is damaged.
         """
-        path = join(store.path, "tokens", self.tokens)
-        if not exists(join(path, META)):
-            return None
-        if is_local(path):  # others are opened where they are brought to
-            TokenStore.open(path).check(store.meta.num_items, self.vocabulary)
-        return path
+        there = tokens_are_there(store, self.tokens, self.vocabulary)
+        return tokens_folder(store, self.tokens) if there else None
 
 
 def recall_tokens(store_path: str, key: str) -> KnownTokens | None:
     """What was kept under a key; None where nothing was, or nothing that can be read."""
     try:
         return TypeAdapter(KnownTokens).validate_python(read_json(_place(store_path, key)))
-    except (BeerayError, OSError, ValueError):
+    except (BeerayError, OSError, ValueError, RecursionError):
         return None
 
 

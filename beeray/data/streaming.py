@@ -89,8 +89,7 @@ def raise_for_user(error: Exception) -> None:
         ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
         raise ours from None
     if _is_loss(error):
-        kind = LostWorkersError if lost_on_the_way(error) else RunError
-        raise kind(
+        raise error_kind(error)(
             f"the cluster lost work on the data ({what_it_says(error)}); see ray status and the memory of the nodes, "
             "and run the same command again"
         ) from error
@@ -124,6 +123,11 @@ def find_cause(error: BaseException) -> BeerayError | None:
         if type(one).__module__ == BeerayError.__module__ and isinstance(one, BeerayError):
             return one
     return None
+
+
+def error_kind(error: BaseException) -> type[RunError]:
+    """As what to raise that Ray gave up: `LostWorkersError` where trying again is not in vain."""
+    return LostWorkersError if lost_on_the_way(error) else RunError
 
 
 def lost_on_the_way(error: BaseException) -> bool:

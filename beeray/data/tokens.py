@@ -171,10 +171,8 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     bare = Tokenizer.from_str(as_json)
     vocabulary = vocabulary_size(bare)
     digest = hashlib.sha256(json.dumps([as_json, prefix, limit, store.meta.fingerprint]).encode()).hexdigest()[:16]
-    path = join(store.path, "tokens", digest)
-    if exists(join(path, META)):
-        if is_local(path):  # others are opened where they are brought to
-            TokenStore.open(path).check(store.meta.num_items, vocabulary)
+    path = tokens_folder(store, digest)
+    if tokens_are_there(store, digest, vocabulary):
         return path
     before, after = special_tokens(bare)
     dtype: Literal["uint16", "int32"] = "uint16" if vocabulary <= 2**16 else "int32"
@@ -185,6 +183,27 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
         write_json(join(staging.path, META), asdict(meta))
         staging.publish()
     return path
+
+
+def tokens_folder(store: Store, digest: str) -> str:
+    """Where a token store of a store is or will be."""
+    return join(store.path, "tokens", digest)
+
+
+def tokens_are_there(store: Store, digest: str, vocabulary: int) -> bool:
+    """Whether a token store is there.
+
+    Args:
+        vocabulary: one more than the largest id of its tokenizer.
+
+    Raises:
+        StoreError: it is, and is damaged.
+    """
+    path = tokens_folder(store, digest)
+    there = exists(join(path, META))
+    if there and is_local(path):  # others are opened where they are brought to
+        TokenStore.open(path).check(store.meta.num_items, vocabulary)
+    return there
 
 
 def vocabulary_size(tokenizer: Any) -> int:

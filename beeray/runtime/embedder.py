@@ -22,8 +22,8 @@ from beeray.core.encoder import Encoder, cast_to_bf16, load_encoder
 from beeray.core.fingerprint import model_fingerprint
 from beeray.data.embedding_format import EmbeddingFormat, calibrate
 from beeray.data.embedding_units import tokenise
-from beeray.data.streaming import find_cause, lost_on_the_way, what_it_says
-from beeray.errors import LostWorkersError, RunError
+from beeray.data.streaming import error_kind, find_cause, what_it_says
+from beeray.errors import RunError
 from beeray.runtime.cores import share_cores
 
 
@@ -156,8 +156,7 @@ def calibrated(config: Config, task: EmbedderTask, tokenizer: str, texts: list[s
     except ray.exceptions.RayError as error:
         ours = find_cause(error)
         if ours is None:
-            kind = LostWorkersError if lost_on_the_way(error) else RunError
-            raise kind(
+            raise error_kind(error)(
                 f"embed: the encoder actor died while the int8 scale was measured ({what_it_says(error)}); see ray "
                 "status and the memory of the nodes, and run the same command again"
             ) from error

@@ -20,8 +20,7 @@ from beeray.data.embedding_units import RANGE, ROWS, UnitTask, prepare_unit, wri
 from beeray.data.parts import write_part
 from beeray.data.publishing import CHECKPOINT, PLAN, REPORTS
 from beeray.data.storage import join, make_dir, remove_tree, resolve
-from beeray.data.streaming import find_cause, lost_on_the_way, set_up_ray_data, what_it_says
-from beeray.errors import LostWorkersError, RunError
+from beeray.data.streaming import error_kind, find_cause, set_up_ray_data, what_it_says
 from beeray.runtime.embedder import Embedder, EmbedderTask
 
 TASK_CPUS = 0.25
@@ -76,8 +75,7 @@ class Pipeline:
                 raise ours from None
             if not isinstance(error, ray.exceptions.RayError):
                 raise
-            kind = LostWorkersError if lost_on_the_way(error) else RunError
-            raise kind(
+            raise error_kind(error)(
                 f"embed: a unit of work failed ({what_it_says(error)}); run the same command again to go on from here"
             ) from error
         finally:

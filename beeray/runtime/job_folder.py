@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from beeray.config import Config
-from beeray.config.paths import ROOT, from_root
+from beeray.config.paths import ROOT, placed
 from beeray.data.storage import is_local, local_path
 from beeray.errors import ConfigError
 
@@ -44,7 +44,7 @@ def what_goes_with_the_job(config: Config, *keys: str, environment: Mapping[str,
     written = {"runs_dir": str(config.run_dir), "data.store": config.store_path, "embed.path": config.embeddings_path}
     index = config.index.path
     if index is not None:
-        given["index.path"], written["index.path"] = index, index if "://" in index else str(from_root(index))
+        given["index.path"], written["index.path"] = index, placed(index)
     for key in keys:
         if is_local(written[key]) and UNPACKED in Path(local_path(written[key])).resolve().parts:
             said = f"is {given[key]!r}" if given[key] is not None else "is not set"

@@ -3,7 +3,7 @@ workers.
 
 Ray Train's own `TorchConfig` imports torch where it is made and where it is read. Either of the two takes seconds for
 that and a quarter of a gigabyte, before a worker is even asked for. This is the same set-up with the import left to
-the workers.
+the workers. Which GPU is theirs they set themselves (`worker_ready`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,6 @@ class ProcessGroupConfig(BackendConfig):  # type: ignore[misc]
         """What sets it up."""
         return ProcessGroup
 
-    @property
-    def train_func_context(self) -> type[OnItsDevice]:
-        """What a worker's loop runs in."""
-        return OnItsDevice
-
     def to_dict(self) -> dict[str, Any]:
         """For Ray's record of the run."""
         return {"backend": self.backend}
@@ -55,7 +51,7 @@ class ProcessGroup(Backend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
         """Wait until every worker has joined."""
-        address, port = worker_group.execute_single(0, _free_address)
+        address, port = worker_group.execute_single(0, get_address_and_port)
         num_workers = len(worker_group)
         ray.get(
             [
@@ -72,32 +68,6 @@ class ProcessGroup(Backend):  # type: ignore[misc]
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_LIMIT_S)
         except ray.exceptions.GetTimeoutError:
             logger.warning("workers did not leave their process group within %s s", LEAVE_LIMIT_S)
-
-
-class OnItsDevice:
-    """Makes a worker's GPU the one that torch uses unless told otherwise."""
-
-    def __enter__(self) -> None:
-        import torch
-        from ray.train.torch import get_device
-
-        device = get_device()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
-def _free_address() -> tuple[str, int]:
-    """This worker's address, and a port that nobody listens on."""
-    import socket
-
-    address = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as one:
-        one.bind(("", 0))
-        return address, int(one.getsockname()[1])
 
 
 def _join(backend: str, rank: int, num_workers: int, address: str, port: int) -> None:

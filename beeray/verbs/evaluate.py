@@ -59,10 +59,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     check_scored(config)
     with storage_options(config.storage):
         label, model = chosen_model(config, arguments.model)
-    check_model_prefix(config, model, f"--model {arguments.model!r}" if arguments.model else f"run {config.name!r}")
-    chosen = config
-    config = config.model_copy(update={"encoder": _named(config.encoder, model)})
-    with storage_options(config.storage):
+        check_model_prefix(config, model, f"--model {arguments.model!r}" if arguments.model else f"run {config.name!r}")
+        chosen = config
+        config = config.model_copy(update={"encoder": _named(config.encoder, model)})
         opening = Opening(config)
     with ray_session(config.cluster, config.storage):
         opening.check()

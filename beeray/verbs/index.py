@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from beeray.config import Config
-from beeray.config.paths import from_root
+from beeray.config.paths import placed
 from beeray.console import Console, StageReporter
 from beeray.data.embeddings import INDEXES
 from beeray.data.faiss_index import load_faiss, write_index
@@ -57,10 +57,9 @@ def _index(config: Config, arguments: argparse.Namespace, console: Console) -> d
 def index_path(config: Config, version: str) -> str:
     """Absolute path or URI of the index of a version."""
     path = config.index.path or join(config.embeddings_path, INDEXES, f"{version}-{config.index.kind}")
-    if "://" in path:
-        return path
-    resolve(path)  # refuses what was mistyped
-    return str(from_root(path))
+    if "://" not in path:
+        resolve(path)  # refuses what was mistyped
+    return placed(path)
 
 
 def headline(record: dict[str, Any]) -> list[str]:

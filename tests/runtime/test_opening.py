@@ -51,7 +51,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[str]:
         return str(folder)
 
     monkeypatch.setattr(opening, "token_store", token_store)
-    monkeypatch.setattr("beeray.data.known_tokens.TokenStore", SimpleNamespace(open=lambda path: Sound()))
+    monkeypatch.setattr("beeray.data.tokens.TokenStore", SimpleNamespace(open=lambda path: Sound()))
     return made
 
 
