@@ -1,6 +1,6 @@
 """Which of a store's token stores an encoder's files gave before, so that another command need not open the encoder.
 
-    store/tokens/known/<key>.json
+    store/known_tokens/<key>.json
 
 The key is the caller's: a digest of all that decides what opening the encoder gives. Kept in the store, since a store
 that is prepared anew has no tokens.
@@ -60,4 +60,4 @@ def remember_tokens(store_path: str, key: str, known: KnownTokens) -> None:
 
 
 def _place(store_path: str, key: str) -> str:
-    return join(store_path, "tokens", "known", f"{key}.json")
+    return join(store_path, "known_tokens", f"{key}.json")

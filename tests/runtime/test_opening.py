@@ -135,11 +135,11 @@ def test_what_is_wrong_is_told_when_asked_and_nothing_is_kept(config: Config, st
 def test_a_damaged_note_is_no_note(tmp_path: Path, text: str) -> None:
     remember_tokens(str(tmp_path), "key", KnownTokens(NAME, 3))
     assert recall_tokens(str(tmp_path), "key") == KnownTokens(NAME, 3)
-    (tmp_path / "tokens" / "known" / "key.json").write_text(text)
+    (tmp_path / "known_tokens" / "key.json").write_text(text)
     assert recall_tokens(str(tmp_path), "key") is None
 
 
 def test_a_store_that_cannot_be_written_to_is_none_the_worse(tmp_path: Path) -> None:
-    (tmp_path / "tokens").write_text("a file where the folder would be")
+    (tmp_path / "known_tokens").write_text("a file where the folder would be")
     remember_tokens(str(tmp_path), "key", KnownTokens(NAME, 3))
     assert recall_tokens(str(tmp_path), "key") is None
