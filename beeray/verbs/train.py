@@ -135,7 +135,7 @@ def train_run(
         handler.track(folder.steps())  # what a killed driver did not get to log
         stop = StopRequest(lambda: handler.saves_when_stopped)
         with listening(handler, lambda: stop.asked or stopping()) as monitor, signals_handled(stop):
-            result = _run_workers(config, folder, inputs, monitor, handler, console)
+            result = _run_workers(config, folder, inputs, monitor, console)
         handler.close()
         if handler.refused is not None:
             raise RunError(handler.refused)
@@ -174,7 +174,7 @@ def _concluded(folder: RunFolder, tracker: Tracker, record: dict[str, Any], cons
 
 
 def _run_workers(
-    config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any, handler: EventHandler, console: Console
+    config: Config, folder: RunFolder, inputs: TrainInputs, monitor: Any, console: Console
 ) -> ray.train.Result:
     """Have workers train from the newest whole checkpoint to the end, or until they are asked to stop.
 
@@ -207,7 +207,7 @@ def _run_workers(
                     keep_checkpoints=config.train.keep_checkpoints,
                 )
             except LostWorkersError as error:
-                handler({"kind": "lost"})
+                monitor.send.remote({"kind": "lost"})
                 recovery.go_on(error, "from the last checkpoint")
 
 

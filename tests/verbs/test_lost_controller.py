@@ -76,11 +76,10 @@ def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
     monkeypatch.setattr(train, "launch", launch)
     monkeypatch.setattr(train, "user_datasets", lambda *_: {})
     monkeypatch.setattr(train, "mend_checkpoints", lambda path: happened.append(path.name))
+    monitor = SimpleNamespace(send=SimpleNamespace(remote=happened.append))
     result: Any = None
     try:
-        result = train._run_workers(
-            config, RunFolder(config), inputs, None, happened.append, Console(io.StringIO(), said)
-        )
+        result = train._run_workers(config, RunFolder(config), inputs, monitor, Console(io.StringIO(), said))
     except LostWorkersError as error:
         result = error
     return result, happened, said
