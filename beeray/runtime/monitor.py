@@ -7,56 +7,50 @@ need neither, so rank 0 sends them here without waiting.
 from __future__ import annotations
 
 import threading
-import uuid
+import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from beeray.runtime.event_queue import Answer, Event, EventQueue, Inbox, Kept, Numbered, Place
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Event = dict[str, Any]
-Place = tuple[str, int]
-"""An actor's life, and how many events it had had."""
 POLL_S = 0.25
+CONFIRM_S = 0.05
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"events": 1, "stop": 8}, max_restarts=-1, max_task_retries=-1)
 class Monitor:
     """Queues events until the driver drains them, and has workers know when the driver wants to stop.
 
-    It is on the driver's node, so that no other node's end takes events with it; if its process dies, calls are made
-    again, and only what was queued and not yet drained (a moment's events) is lost. One thread takes the events, those
-    of a worker in the order in which it sent them, so who waited for one to arrive knows that those before it have:
-    with `max_concurrency` Ray would run the calls in any order. Those who wait for a stop have threads of their own.
+    It is on the driver's node where Ray can have it so. If its process dies, calls are made again, in any order, which
+    is why events are sent by an `Outbox`. One thread takes the events. Those who wait for a stop have threads of their
+    own.
     """
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._life, self._num_gone = uuid.uuid4().hex, 0
+        self._events = EventQueue()
         self._stop = threading.Event()
 
     @ray.method(concurrency_group="events")
     def send(self, event: Event) -> None:
-        """Queue one event."""
-        self._events.append(event)
+        """Queue one event of nobody in particular, which may be lost with this process."""
+        self._events.add(event)
 
     @ray.method(concurrency_group="events")
-    def drain(self, place: Place | None) -> tuple[Place, list[Event]]:
-        """All events after a place, in order, and the place after them; those before it are forgotten.
+    def put(self, sender: str, kept_from: int, first: int, events: list[Event]) -> Answer:
+        """As `EventQueue.put`."""
+        return self._events.put(sender, kept_from, first, events)
 
-        Nothing is lost if an answer is: who asks again from the same place is answered the same and more.
-
-        Args:
-            place: as an earlier answer said; one of an actor that has been moved since is before all events.
-        """
-        handed = place[1] - self._num_gone if place is not None and place[0] == self._life else 0
-        del self._events[:handed]
-        self._num_gone += handed
-        return (self._life, self._num_gone + len(self._events)), list(self._events)
+    @ray.method(concurrency_group="events")
+    def drain(self, place: Place | None) -> tuple[Place, list[Numbered]]:
+        """As `EventQueue.drain`."""
+        return self._events.drain(place)
 
     @ray.method(concurrency_group="events")
     def ask_to_stop(self) -> None:
@@ -67,6 +61,44 @@ class Monitor:
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Whether the driver wants to stop; answers when it does, or when the time is over."""
         return self._stop.wait(timeout_s)
+
+
+class Outbox:
+    """A worker's events on their way: each comes once and in order, whatever becomes of the monitor (`event_queue.py`).
+
+    Args:
+        monitor: the driver's.
+    """
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._kept = Kept()
+        self._answers: list[Any] = []
+        self._lock = threading.Lock()  # the thread that plans steps may tell something, too
+
+    def send(self, event: Event) -> None:
+        """Tell the driver something; waits for nothing."""
+        with self._lock:
+            self._hear()
+            self._answers.append(self._monitor.put.remote(*self._kept.message(event)))
+
+    def wait(self) -> None:
+        """Wait until the driver has all that was sent, or listens no more."""
+        with self._lock:
+            while self._kept:
+                try:
+                    self._kept.hear(ray.get(self._monitor.put.remote(*self._kept.message())))
+                except ray.exceptions.RayError:
+                    return
+                time.sleep(CONFIRM_S if self._kept else 0.0)
+
+    def _hear(self) -> None:
+        ready, self._answers = (
+            ray.wait(self._answers, num_returns=len(self._answers), timeout=0) if self._answers else ([], [])
+        )
+        for one in ready:
+            with suppress(ray.exceptions.RayError):  # the actor is gone for good, as is who listens
+                self._kept.hear(ray.get(one))
 
 
 @contextmanager
@@ -82,21 +114,23 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
     monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     place: Place | None = None
-    failed: list[BaseException] = []
+    inbox, failed = Inbox(), list[BaseException]()
 
     def pump() -> None:
         nonlocal place
-        try:
-            if stopping():  # each time: an actor that was moved has forgotten it
-                monitor.ask_to_stop.remote()
-            place, events = ray.get(monitor.drain.remote(place))
-        except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
-            return
-        for event in events:
+        drained: list[Any] = [None]
+        while drained:  # once more at the end: those who wait are told that all has come
             try:
-                handle(event)
-            except Exception as error:  # the run must not die of its own progress bar
-                failed.append(error)
+                if stopping():  # each time: an actor that was moved has forgotten it
+                    monitor.ask_to_stop.remote()
+                place, drained = ray.get(monitor.drain.remote(place))
+            except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
+                return
+            for event in inbox.new(drained):
+                try:
+                    handle(event)
+                except Exception as error:  # the run must not die of its own progress bar
+                    failed.append(error)
 
     def poll() -> None:
         while not stop.wait(POLL_S):

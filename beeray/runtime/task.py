@@ -6,20 +6,22 @@ Imports no torch, so that the driver and Ray's own actors need not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from beeray.config import Config
+from beeray.runtime.monitor import Outbox
 from beeray.runtime.steps import UserShare
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("scores", "failed", "refused", "stopped", "worker", "profile", "head_done", "neighbours", "not_finite")
+MUST_ARRIVE = ("failed", "refused", "stopped", "worker", "not_finite")
+"""Events after which a worker may end; what was sent before them has come when they have."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,14 @@ class WorkerTask:
         return np.load(self.old_items) if self.old_items else None
 
     def send(self, kind: str, **event: Any) -> None:
-        """Tell the driver something; waits only for what must not be lost."""
-        sent = self.monitor.send.remote({"kind": kind, **event})
+        """Tell the driver something; waits for what is its last word."""
+        self._outbox.send({"kind": kind, **event})
         if kind in MUST_ARRIVE:
-            ray.get(sent)
+            self._outbox.wait()
+
+    @cached_property
+    def _outbox(self) -> Outbox:
+        return Outbox(self.monitor)
 
     def open_model(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """A model of the shape that training exports: the encoder, with a head that changes nothing if there is one."""

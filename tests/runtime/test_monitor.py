@@ -1,13 +1,16 @@
-"""Events on their way from workers to the driver."""
+"""Events on their way from workers to the driver, on Ray."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
 import ray
 
-from beeray.runtime.monitor import Monitor, listening
+from beeray.runtime.monitor import Monitor, Outbox, listening
 
 pytestmark = pytest.mark.slow
 NUM_EVENTS = 2_000
@@ -15,35 +18,41 @@ NUM_EVENTS = 2_000
 
 @ray.remote(num_cpus=0)
 def send_many(monitor: Any, name: str) -> None:
-    """Send many without waiting, with a wish for a stop among them now and then, and wait for the last alone."""
-    sent = None
+    """Send many without waiting, with a wish for a stop among them now and then, and wait at the end alone."""
+    outbox = Outbox(monitor)
     for number in range(NUM_EVENTS):
         if number % 500 == 0:
             monitor.wait_for_stop.remote(30.0)
-        sent = monitor.send.remote({"sender": name, "number": number})
-    ray.get(sent)
+        outbox.send({"sender": name, "number": number})
+        time.sleep(0.001)
+    outbox.wait()
 
 
-def test_each_sender_s_events_come_once_and_in_its_order_and_all_are_there_when_its_last_is(ray_session: None) -> None:
+def pid_of(monitor: Any) -> int:
+    return int(ray.get(monitor.__ray_call__.remote(lambda _: os.getpid())))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_each_sender_s_events_come_once_and_in_its_order_and_all_are_there_when_it_has_waited(
+    ray_session: None, killed: bool
+) -> None:
     heard: list[tuple[str, int]] = []
     with listening(lambda event: heard.append((event["sender"], event["number"]))) as monitor:
-        ray.get([send_many.remote(monitor, name) for name in ("one", "other")])
+        victim = pid_of(monitor)
+        sending = [send_many.remote(monitor, name) for name in ("one", "other")]
+        if killed:
+            while len(heard) < NUM_EVENTS // 4:
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+        ray.get(sending, timeout=120)
+        assert (pid_of(monitor) == victim) is not killed
     for name in ("one", "other"):
         assert [number for sender, number in heard if sender == name] == list(range(NUM_EVENTS))
 
 
-def test_an_answer_that_is_lost_takes_no_events_with_it(ray_session: None) -> None:
+def test_who_waits_for_a_driver_that_listens_no_more_is_let_go(ray_session: None) -> None:
     monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
-    for number in range(3):
-        monitor.send.remote({"number": number})
-    place, events = ray.get(monitor.drain.remote(None))
-    assert [event["number"] for event in events] == [0, 1, 2]
-    assert ray.get(monitor.drain.remote(None)) == (place, events)  # the first answer did not arrive
-    monitor.send.remote({"number": 3})
-    after, events = ray.get(monitor.drain.remote(place))
-    assert [event["number"] for event in events] == [3]
-    assert ray.get(monitor.drain.remote(after)) == (after, [])
-    monitor.send.remote({"number": 4})
-    _, events = ray.get(monitor.drain.remote(("an earlier life", 10**18)))
-    assert [event["number"] for event in events] == [4]
+    outbox = Outbox(monitor)
+    outbox.send({"number": 0})
     ray.kill(monitor)
+    outbox.wait()
