@@ -1,6 +1,6 @@
-"""Run by torchrun: train some steps under a ZeRO stage, keep the state, or go on with what another run kept.
+"""Run by every rank: train some steps under a ZeRO stage, keep the state, or go on with what another run kept.
 
-torchrun … engine_state.py STAGE OPTIMIZER FOLDER FIRST LAST
+engine_state.py STAGE OPTIMIZER FOLDER:FIRST:LAST …, one after the other
 """
 
 from __future__ import annotations
@@ -38,12 +38,20 @@ class Net(nn.Module):
 
 
 def main() -> None:
-    stage, optimizer, folder, first, last = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:6])
     keep_deepspeed_on_cpu()
     dist.init_process_group("gloo")
+    stage, optimizer, *parts = sys.argv[1:]
+    for part in parts:
+        folder, first, last = part.split(":")
+        train(int(stage), optimizer, Path(folder), int(first), int(last))
+    dist.destroy_process_group()
+
+
+def train(stage: int, optimizer: str, folder: Path, first: int, last: int) -> None:
+    """Steps `first` to `last` of the same run, which go on from the state in `folder` unless they are its first."""
     torch.manual_seed(first)  # a run that goes on must not begin with the right weights
-    train = TrainConfig(lr=1e-2, optimizer=optimizer, scheduler="cosine", weight_decay=0.1, gradient_clipping=0.5)  # type: ignore[arg-type]
-    engine = build_engine(cast(Encoder, Net()), train, stage, NUM_STEPS)
+    options = TrainConfig(lr=1e-2, optimizer=optimizer, scheduler="cosine", weight_decay=0.1, gradient_clipping=0.5)  # type: ignore[arg-type]
+    engine = build_engine(cast(Encoder, Net()), options, stage, NUM_STEPS)
     if first:
         position = read_state(engine, folder / f"step-{first}")
         assert position == {"epoch": 0, "step_in_epoch": first, "step": first}
@@ -60,7 +68,6 @@ def main() -> None:
     if engine.global_rank == 0:
         torch.save(SimpleNamespace(state=state, lr=engine.get_lr()[0]).__dict__, folder / f"end-{last}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

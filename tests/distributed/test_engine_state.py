@@ -17,10 +17,12 @@ LAST = 12
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def run(folder: Path, num_ranks: int, stage: int, optimizer: str, first: int, last: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = [str(stage), optimizer, str(folder), str(first), str(last)]
-    run_world(num_ranks, arguments, folder, PROGRAM)
+def run(num_ranks: int, stage: int, optimizer: str, *parts: tuple[Path, int, int]) -> None:
+    """Parts of runs, each a folder and its first and last step, in one start of so many ranks."""
+    for folder, _, _ in parts:
+        folder.mkdir(parents=True, exist_ok=True)
+    named = [f"{folder}:{first}:{last}" for folder, first, last in parts]
+    run_world(num_ranks, [str(stage), optimizer, *named], parts[0][0], PROGRAM)
 
 
 def end(folder: Path, step: int = LAST) -> dict[str, Any]:
@@ -43,9 +45,9 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 )
 def test_two_then_one_then_two_ranks_end_where_two_ranks_end(tmp_path: Path, stage: int, optimizer: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, 2, stage, optimizer, 0, LAST)
-    for num_ranks, first, last in [(2, 0, 4), (1, 4, 8), (2, 8, LAST)]:
-        run(parts, num_ranks, stage, optimizer, first, last)
+    run(2, stage, optimizer, (whole, 0, LAST), (parts, 0, 4))
+    run(1, stage, optimizer, (parts, 4, 8))
+    run(2, stage, optimizer, (parts, 8, LAST))
     assert distance(end(whole), end(parts)) < 1e-5
     assert end(whole)["lr"] == pytest.approx(end(parts)["lr"], rel=1e-12)
     assert distance(end(parts, 8), end(parts)) > 1e-3  # else there was nothing to restore
