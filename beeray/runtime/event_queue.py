@@ -55,7 +55,7 @@ class EventQueue:
 
         Args:
             kept_from: number of the first event that it keeps; the driver has those before.
-            first: number of the first of `events`; may be none.
+            first: number of the first of `events`; of the next one if there are none.
         """
         following = max(self._next.get(sender, 0), kept_from)
         taken = first <= following
@@ -73,7 +73,7 @@ class EventQueue:
         Args:
             place: as an earlier answer said; one of an actor that has been moved since is before all events.
         """
-        handed = place[1] - self._num_gone if place is not None and place[0] == self._life else 0
+        handed = max(0, place[1] - self._num_gone) if place is not None and place[0] == self._life else 0  # late: less
         for sender, number, _ in self._queue[:handed]:
             if sender is not None:
                 self._confirmed[sender] = number + 1
@@ -113,13 +113,17 @@ class Kept:
         return len(self._events)
 
     def message(self, event: Event | None = None) -> tuple[str, int, int, list[Event]]:
-        """Arguments of `put` for one more event; for all that is kept without one, or where a message was not taken."""
-        if event is not None:
-            self._events.append(event)
-        if event is None or self._again:
+        """Arguments of `put` for one more event, or for none, which asks what the driver has.
+
+        Where a message was not taken it holds all that is kept.
+        """
+        new = [] if event is None else [event]
+        following = self._first + len(self._events)
+        self._events += new
+        if self._again:
             self._again = False
             return self.sender, self._first, self._first, list(self._events)
-        return self.sender, self._first, self._first + len(self._events) - 1, [event]
+        return self.sender, self._first, following, new
 
     def hear(self, answer: Answer) -> None:
         """Take an answer; answers may come late."""

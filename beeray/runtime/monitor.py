@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 CONFIRM_S = 0.05
+PATIENCE = 240
+"""Calls that fail one after the other, a quarter of a second apart or more, until the driver listens no more."""
+NOT_TAKEN = Answer(taken=False, confirmed=0)
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"events": 1, "stop": 8}, max_restarts=-1, max_task_retries=-1)
@@ -74,31 +77,42 @@ class Outbox:
         self._monitor = monitor
         self._kept = Kept()
         self._answers: list[Any] = []
-        self._lock = threading.Lock()  # the thread that plans steps may tell something, too
 
     def send(self, event: Event) -> None:
-        """Tell the driver something; waits for nothing."""
-        with self._lock:
-            self._hear()
-            self._answers.append(self._monitor.put.remote(*self._kept.message(event)))
+        """Tell the driver something; waits for nothing.
+
+        Raises:
+            RayError: an earlier event cannot be sent; the object store is full, say.
+        """
+        self._hear()
+        self._answers.append(self._monitor.put.remote(*self._kept.message(event)))
 
     def wait(self) -> None:
-        """Wait until the driver has all that was sent, or listens no more."""
-        with self._lock:
-            while self._kept:
-                try:
-                    self._kept.hear(ray.get(self._monitor.put.remote(*self._kept.message())))
-                except ray.exceptions.RayError:
-                    return
-                time.sleep(CONFIRM_S if self._kept else 0.0)
+        """Wait until the driver has all that was sent, or listens no more.
 
-    def _hear(self) -> None:
+        Raises:
+            RayError: as `send`.
+        """
+        while self._kept:
+            self._answers.append(self._monitor.put.remote(*self._kept.message()))
+            ray.wait(self._answers, num_returns=len(self._answers))
+            if not self._hear():
+                return
+            time.sleep(CONFIRM_S if self._kept else 0.0)
+
+    def _hear(self) -> bool:
+        """Take the answers that are there; whether the driver still listens."""
         ready, self._answers = (
             ray.wait(self._answers, num_returns=len(self._answers), timeout=0) if self._answers else ([], [])
         )
         for one in ready:
-            with suppress(ray.exceptions.RayError):  # the actor is gone for good, as is who listens
+            try:
                 self._kept.hear(ray.get(one))
+            except ray.exceptions.ActorDiedError:  # for good, as is who listens
+                return False
+            except ray.exceptions.ActorUnavailableError:
+                self._kept.hear(NOT_TAKEN)
+        return True
 
 
 @contextmanager
@@ -114,23 +128,30 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
     monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     place: Place | None = None
+    num_failing = 0
     inbox, failed = Inbox(), list[BaseException]()
 
     def pump() -> None:
-        nonlocal place
-        drained: list[Any] = [None]
-        while drained:  # once more at the end: those who wait are told that all has come
+        nonlocal place, num_failing
+        for _ in range(2):  # take what is there, then let those who wait know that it is taken
             try:
                 if stopping():  # each time: an actor that was moved has forgotten it
                     monitor.ask_to_stop.remote()
                 place, drained = ray.get(monitor.drain.remote(place))
-            except ray.exceptions.RayError:  # the actor is being moved, or its node is gone: the next call tells
+                num_failing = 0
+            except ray.exceptions.RayError as error:  # it is being moved, or its node is gone
+                num_failing += 1
+                if num_failing == PATIENCE:
+                    failed.append(error)
+                    ray.kill(monitor)  # else workers would wait for ever
                 return
             for event in inbox.new(drained):
                 try:
                     handle(event)
                 except Exception as error:  # the run must not die of its own progress bar
                     failed.append(error)
+            if not drained:
+                return
 
     def poll() -> None:
         while not stop.wait(POLL_S):

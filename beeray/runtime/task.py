@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MUST_ARRIVE = ("failed", "refused", "stopped", "worker", "not_finite")
-"""Events after which a worker may end; what was sent before them has come when they have."""
+MUST_ARRIVE = ("scores", "failed", "refused", "stopped", "worker", "profile", "head_done", "neighbours", "not_finite")
+"""Events that are large, or after which a worker may end or be silent for long; those before have come, too."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,14 @@ class WorkerTask:
         return np.load(self.old_items) if self.old_items else None
 
     def send(self, kind: str, **event: Any) -> None:
-        """Tell the driver something; waits for what is its last word."""
+        """Tell the driver something; waits for what must arrive."""
         self._outbox.send({"kind": kind, **event})
         if kind in MUST_ARRIVE:
-            self._outbox.wait()
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the driver has all that it was told."""
+        self._outbox.wait()
 
     @cached_property
     def _outbox(self) -> Outbox:

@@ -277,12 +277,14 @@ class _Training:
 
     def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
         self.reports.send()
+        self.task.settle()  # who goes on from here tells nothing of these steps
         self.checkpoints.save(position, metrics, wait=Wish.STOP in self.wish)
         self.wishes.saved()
         self.save_is_due = False
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
     def _finish(self, position: Position) -> None:
+        self.task.settle()
         self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
         if Wish.STOP in self.wish:

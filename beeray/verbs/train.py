@@ -24,7 +24,7 @@ from beeray.runtime.events import EventHandler
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.known_checkpoints import mend_checkpoints
 from beeray.runtime.launch import launch, user_datasets
-from beeray.runtime.monitor import listening
+from beeray.runtime.monitor import Outbox, listening
 from beeray.runtime.recovery import Recovery
 from beeray.runtime.results import (
     flat_means,
@@ -195,6 +195,7 @@ def _run_workers(
             marker=marker,
             old_items=folder.old_items_of(inputs.store.meta.fingerprint),
         )
+        lost = Outbox(monitor)
         while True:
             mend_checkpoints(folder.path / CHECKPOINTS)
             try:
@@ -207,7 +208,8 @@ def _run_workers(
                     keep_checkpoints=config.train.keep_checkpoints,
                 )
             except LostWorkersError as error:
-                monitor.send.remote({"kind": "lost"})
+                lost.send({"kind": "lost"})
+                lost.wait()  # before the next workers tell anything
                 recovery.go_on(error, "from the last checkpoint")
 
 

@@ -25,6 +25,7 @@ class Network:
         self.made: list[tuple[int, tuple[Any, ...]]] = []
         self.answers: list[tuple[int, Answer]] = []
         self.place: Any = None
+        self.places: list[Any] = [None]
         self.heard: list[tuple[int, int]] = []
 
     def send(self) -> None:
@@ -47,7 +48,12 @@ class Network:
         place, drained = self.queue.drain(self.place)
         if self.draw.random() < 0.7:  # else the answer is lost
             self.place = place
+            self.places.append(place)
             self.heard += [(event["sender"], event["number"]) for event in self.inbox.new(drained)]
+
+    def drain_late(self) -> None:
+        """An earlier call, made again or after others; nobody waits for its answer."""
+        self.queue.drain(self.draw.choice(self.places))
 
     def lose_the_queue(self) -> None:
         """Its successor knows nothing; some of the last calls are made again, as their answers were lost."""
@@ -67,12 +73,31 @@ class Network:
 @pytest.mark.parametrize("seed", range(200))
 def test_each_event_comes_once_and_in_its_sender_s_order(seed: int) -> None:
     network = Network(seed)
-    acts = [network.send, network.make_a_call, network.hear_an_answer, network.drain, network.lose_the_queue]
+    acts = [
+        network.send,
+        network.make_a_call,
+        network.hear_an_answer,
+        network.drain,
+        network.drain_late,
+        network.lose_the_queue,
+    ]
     for _ in range(network.draw.randrange(5, 300)):
-        network.draw.choices(acts, [40, 25, 15, 17, 3])[0]()
+        network.draw.choices(acts, [40, 25, 15, 17, 5, 3])[0]()
     network.settle()
     for one in range(2):
         assert [number for sender, number in network.heard if sender == one] == list(range(network.sent[one]))
+
+
+def test_who_waits_sends_again_only_what_was_not_taken() -> None:
+    queue, kept = EventQueue(), Kept()
+    kept.hear(queue.put(*kept.message({"number": 0})))
+    assert kept.message()[-1] == [], "the queue has it"
+    kept.hear(queue.put(*kept.message()))
+    assert len(kept) == 1, "but the driver does not"
+
+    queue = EventQueue()  # which forgot
+    kept.hear(queue.put(*kept.message()))
+    assert kept.message()[-1] == [{"number": 0}]
 
 
 def test_events_of_nobody_in_particular_are_handed_out_too() -> None:

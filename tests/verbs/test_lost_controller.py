@@ -76,10 +76,11 @@ def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
     monkeypatch.setattr(train, "launch", launch)
     monkeypatch.setattr(train, "user_datasets", lambda *_: {})
     monkeypatch.setattr(train, "mend_checkpoints", lambda path: happened.append(path.name))
-    monitor = SimpleNamespace(send=SimpleNamespace(remote=happened.append))
+    outbox = SimpleNamespace(send=happened.append, wait=lambda: happened.append("heard"))
+    monkeypatch.setattr(train, "Outbox", lambda monitor: outbox)
     result: Any = None
     try:
-        result = train._run_workers(config, RunFolder(config), inputs, monitor, Console(io.StringIO(), said))
+        result = train._run_workers(config, RunFolder(config), inputs, None, Console(io.StringIO(), said))
     except LostWorkersError as error:
         result = error
     return result, happened, said
@@ -88,7 +89,7 @@ def lose(times: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
 def test_training_goes_on_from_its_last_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, happened, said = lose(2, tmp_path, monkeypatch)
     assert result == "trained"
-    lost, attempt = [{"kind": "lost"}], ["checkpoints", "launch"]
+    lost, attempt = [{"kind": "lost"}, "heard"], ["checkpoints", "launch"]
     assert happened == [*attempt, *lost] * 2 + attempt, "each attempt begins with checkpoints that were looked at"
     assert said.getvalue().splitlines() == [
         f"the workers' controller was lost (…); going on from the last checkpoint ({number} of cluster.max_failures 2)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from beeray.interruption import Interrupted, StopRequest
+from beeray.runtime.monitor import Outbox
 from beeray.runtime.wishes import Wish, Wishes
 
 TRIAL, SAVES = "trial", "saves"
@@ -74,7 +75,7 @@ class TrialWishes:
     """
 
     def __init__(self, monitor: Any, number: int) -> None:
-        self._monitor, self._number = monitor, number
+        self._outbox, self._number = Outbox(monitor), number
         # no call waits in the monitor: trials come and go, and calls of those that went would use up its threads
         self._wishes = Wishes(monitor, None, patience_s=0.0)
 
@@ -83,5 +84,6 @@ class TrialWishes:
         return Wish.STOP in self._wishes.now()
 
     def tell(self, saves: bool) -> None:
-        """Say whether the trial would save something."""
-        self._monitor.send.remote({TRIAL: self._number, SAVES: saves})
+        """Say whether the trial would save something; waits until that is heard."""
+        self._outbox.send({TRIAL: self._number, SAVES: saves})
+        self._outbox.wait()
