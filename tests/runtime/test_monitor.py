@@ -59,22 +59,20 @@ def test_who_waits_for_a_driver_that_listens_no_more_is_let_go(ray_session: None
     outbox.wait()
 
 
-class UnreadableIn:
-    """Can be read in every process but one."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if os.getpid() == self.pid:
-            raise ValueError("unreadable here")
-
-
 @ray.remote(num_cpus=0)
-def send_unreadable(monitor: Any, kind: type[UnreadableIn], pid: int) -> None:
+def send_unreadable(monitor: Any, pid: int) -> None:
+    """Send what can be read in every process but one."""
+
+    class Unreadable:
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            self.__dict__.update(state)
+            if os.getpid() == pid:
+                raise ValueError("unreadable here")
+
+    event = Unreadable()
+    event.__dict__["something"] = 1
     outbox = Outbox(monitor)
-    outbox.send({"event": kind(pid)})
+    outbox.send({"event": event})
     outbox.wait()
 
 
@@ -84,5 +82,5 @@ def test_an_event_that_the_driver_cannot_read_ends_in_an_error_and_holds_nobody(
     monkeypatch.setattr(module, "PATIENCE", 3)
     heard: list[Any] = []
     with pytest.raises(ray.exceptions.RayError, match="unreadable here"), listening(heard.append) as monitor:
-        ray.get(send_unreadable.remote(monitor, UnreadableIn, os.getpid()), timeout=60)
+        ray.get(send_unreadable.remote(monitor, os.getpid()), timeout=60)
     assert heard == []
