@@ -46,7 +46,7 @@ from beeray.data.scored import (
 from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.locks import locked_file
-from beeray.runtime.tracking import ID_FILE
+from beeray.runtime.mlflow_run import ID_FILE
 from beeray.runtime.whole_files import copy_whole, damaged, read_record, write_whole
 
 if TYPE_CHECKING:

@@ -1,13 +1,12 @@
 """MLflow: one run per training run, wherever it ran and however often it resumed.
 
 Only the driver logs. The run's id is kept in the run folder and used again on resume; steps that the
-server already has are not logged twice. The client works in a thread of its own, since opening a new
-database takes seconds that training need not wait for.
+server already has are not logged twice (`mlflow_run.py`). Requests are made in a thread of their own, since
+opening a new database takes seconds that training need not wait for; here is what becomes of those that fail.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import threading
@@ -17,16 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from beeray.config import Config, flatten_config
+from beeray.config import Config
 from beeray.config.credentials import redact_text, redact_uri
 from beeray.config.paths import from_root
 from beeray.errors import RunError
-from beeray.runtime.whole_files import write_whole
+from beeray.runtime.mlflow_run import MlflowRun
 
-ID_FILE = "mlflow_run.json"
-MODEL = "model"
-BATCH = 500
-"""Metrics of one request; a server refuses more than a thousand."""
 RETRY_PAUSES_S = (1.0, 5.0)
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -40,6 +35,8 @@ CHECK_S = 120.0
 STALL_S, EXIT_S, STUCK_S = 60.0, 600.0, 1.0
 """What is left to log when the context ends may take so long: one record, all of them (or an upload), and what
 has failed already."""
+
+Request = Callable[[MlflowRun], None]
 
 
 def tracking_uri(config: Config) -> str:
@@ -71,17 +68,14 @@ class Tracker:
     """
 
     def __init__(self, config: Config, run_dir: Path, parent: Tracker | None = None) -> None:
-        self.config = config
-        self.run_dir = run_dir
         self.parent = parent
         self.uri: str = parent.uri if parent is not None else tracking_uri(config)
         named = tracking_key(config)
         self._is_local = parent is not None or named is None
         self._key = named or "tracking.uri"
-        self.run_id: str | None = None
+        self._run = MlflowRun(config, run_dir, self.uri)
         self._opened = threading.Event()
-        self._last_step = -1
-        self._queue: queue.Queue[tuple[Callable[[Any], None], bool] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[Request, bool] | None] = queue.Queue()
         self._refusal: Exception | None = None
         self._error: Exception | None = None
         self._uploading = False
@@ -104,7 +98,7 @@ class Tracker:
     ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         status = "FINISHED" if kind is None else "KILLED" if interrupted else "FAILED"
-        self._put(lambda client: client.set_terminated(self.run_id, status))
+        self._put(lambda run: run.end(status))
         self._queue.put(None)
         try:
             self._join()
@@ -126,6 +120,11 @@ class Tracker:
             if stalled or waited > EXIT_S:
                 self._error = self._error or TimeoutError(f"no end within {waited:.0f} s")
 
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, once MLflow has given it."""
+        return self._run.run_id
+
     def check(self) -> None:
         """Wait until a server of the user's has answered; the local database is opened meanwhile.
 
@@ -135,7 +134,7 @@ class Tracker:
         if self._is_local:
             return
         opened = threading.Event()
-        self._put(lambda client: opened.set())
+        self._put(lambda run: opened.set())
         deadline = time.monotonic() + CHECK_S
         while not opened.wait(0.1):
             if time.monotonic() > deadline:
@@ -159,32 +158,32 @@ class Tracker:
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step; a step logged before a resume is skipped."""
         from_time = int(time.time() * 1000)
-        self._put(lambda client: self._log(client, step, metrics, from_time, once=True))
+        self._put(lambda run: run.log_step(step, metrics, from_time))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics of an epoch or of the whole run."""
         from_time = int(time.time() * 1000)
-        self._put(lambda client: self._log(client, step, metrics, from_time, once=False))
+        self._put(lambda run: run.log_metrics(step, metrics, from_time))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A file of the run folder."""
-        self._put(lambda client: client.log_artifact(self.run_id, str(path), folder), upload=True)
+        self._put(lambda run: run.log_artifact(path, folder), upload=True)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Words about the run: fingerprints, versions."""
-        self._put(lambda client: self._set_tags(client, dict(tags)))
+        self._put(lambda run: run.set_tags(dict(tags)))
 
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
         """A JSON artifact."""
-        self._put(lambda client: client.log_dict(self.run_id, dict(content), name), upload=True)
+        self._put(lambda run: run.log_dict(dict(content), name), upload=True)
 
     def log_model(self, folder: Path) -> None:
         """The trained encoder, as an MLflow model (registered when `tracking.registered_model` is set)."""
-        self._put(lambda client: self._log_model(folder), upload=True)
+        self._put(lambda run: run.log_model(folder), upload=True)
 
     def register_model(self, name: str) -> None:
         """Make the model that this run logged a version of a registered model, once."""
-        self._put(lambda client: self._register_model(client, name), upload=True)
+        self._put(lambda run: run.register_model(name), upload=True)
 
     def wait_for_id(self) -> str:
         """The run's id, once MLflow has given it.
@@ -198,31 +197,31 @@ class Tracker:
         assert self.run_id is not None
         return self.run_id
 
-    def _put(self, task: Callable[[Any], None], *, upload: bool = False) -> None:
-        self._queue.put((task, upload))
+    def _put(self, request: Request, *, upload: bool = False) -> None:
+        self._queue.put((request, upload))
 
     def _work(self) -> None:
-        client: Any = None
         while (entry := self._queue.get()) is not None:
             if self._error is not None:
                 continue
             try:
-                client = client or self._open()
-                self._opened.set()
+                if not self._opened.is_set():
+                    self._run.open(self.parent.wait_for_id if self.parent is not None else None)
+                    self._opened.set()
             except Exception as error:
                 self._error = self._error or error
                 continue
-            task, self._uploading = entry
-            self._attempt(task, client)
+            request, self._uploading = entry
+            self._attempt(request)
             self._uploading = False
             self._progress_at = time.monotonic()
 
-    def _attempt(self, task: Callable[[Any], None], client: Any) -> None:
+    def _attempt(self, request: Request) -> None:
         for pause_s in (*RETRY_PAUSES_S, None):
             if self._error is not None:
                 return
             try:
-                return self._with_patience(task, client)
+                return self._with_patience(request)
             except Exception as error:
                 if _is_refusal(error) or (self._uploading and pause_s is None):  # artifacts have a server of their own
                     self._refusal = self._refusal or error
@@ -232,106 +231,15 @@ class Tracker:
                     return
                 time.sleep(pause_s)
 
-    def _with_patience(self, task: Callable[[Any], None], client: Any) -> None:
+    def _with_patience(self, request: Request) -> None:
         if not self._uploading or self._environment[TIMEOUT_VARIABLE] is not None:
-            return task(client)
+            return request(self._run)
         os.environ[TIMEOUT_VARIABLE] = UPLOAD_TIMEOUT_S
         try:
-            return task(client)
+            return request(self._run)
         finally:
             if self._error is None:  # else the context may have ended, and put the environment back
                 os.environ[TIMEOUT_VARIABLE] = REQUESTS[TIMEOUT_VARIABLE]
-
-    def _open(self) -> Any:
-        import mlflow
-
-        mlflow.set_tracking_uri(self.uri)
-        client = mlflow.MlflowClient(self.uri)
-        kept = self._kept_run(client)
-        if kept is not None:
-            self.run_id = str(kept.info.run_id)
-            client.update_run(self.run_id, status="RUNNING")
-            self._last_step = int(kept.data.metrics.get("step", -1))
-            self._log_params(client, known=kept.data.params)
-            return client
-        nested = {"mlflow.parentRunId": self.parent.wait_for_id()} if self.parent is not None else None
-        run = client.create_run(self._experiment(client), run_name=self.config.name, tags=nested)
-        self.run_id = run.info.run_id
-        record = {"run_id": self.run_id, "tracking_uri": redact_uri(self.uri)}
-        (self.run_dir / ID_FILE).write_text(json.dumps(record))
-        self._log_params(client, known={})
-        return client
-
-    def _log_params(self, client: Any, known: Mapping[str, str]) -> None:
-        """The config's keys that the run lacks: all, or those that a killed driver did not get to log."""
-        from mlflow.entities import Param
-
-        flat = flatten_config(self.config)
-        params = [Param(key, str(value)) for key, value in flat.items() if key not in known]
-        for start in range(0, len(params), 100):
-            client.log_batch(self.run_id, params=params[start : start + 100])
-
-    def _kept_run(self, client: Any) -> Any:
-        """The run that this folder began; None if there is none, or the server has it no more."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run_id = json.loads((self.run_dir / ID_FILE).read_text())["run_id"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or torn by a killed driver
-            return None
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.get_http_status_code() == 404:
-                return None
-            raise
-        return None if run.info.lifecycle_stage == "deleted" else run
-
-    def _experiment(self, client: Any) -> str:
-        name = self.config.tracking.experiment
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = None
-        if self.uri.startswith("sqlite:"):  # MLflow's default would be the folder the command was typed in
-            artifacts = (from_root(self.config.runs_dir) / "mlartifacts").as_uri()
-        return str(client.create_experiment(name, artifact_location=artifacts))
-
-    def _log(self, client: Any, step: int, metrics: Mapping[str, float], timestamp: int, *, once: bool) -> None:
-        from mlflow.entities import Metric
-
-        if once and step <= self._last_step:
-            return
-        values = dict(metrics) | ({"step": float(step)} if once else {})
-        entries = [Metric(_metric_name(name), float(value), timestamp, step) for name, value in values.items()]
-        for start in range(0, len(entries), BATCH):
-            client.log_batch(self.run_id, metrics=entries[start : start + BATCH])
-        if once:
-            self._last_step = step
-
-    def _set_tags(self, client: Any, tags: dict[str, str]) -> None:
-        for name, value in tags.items():
-            client.set_tag(self.run_id, name, value)
-
-    def _log_model(self, folder: Path) -> None:
-        import mlflow
-
-        from beeray.runtime.task import open_encoder
-
-        with mlflow.start_run(run_id=self.run_id):
-            mlflow.sentence_transformers.log_model(
-                open_encoder(self.config, str(folder), self.config.served_seq_length, "cpu"),
-                name=MODEL,
-                registered_model_name=self.config.tracking.registered_model,
-                pip_requirements=["sentence-transformers", "torch"],  # no import of the world to infer them
-            )
-
-    def _register_model(self, client: Any, name: str) -> None:
-        import mlflow
-
-        known = client.search_model_versions(f"run_id = '{self.run_id}'")
-        if not any(version.name == name for version in known):
-            mlflow.register_model(f"runs:/{self.run_id}/{MODEL}", name)
 
 
 class Untracked(Tracker):
@@ -348,38 +256,8 @@ class Untracked(Tracker):
     def check(self) -> None:
         """Nothing to wait for."""
 
-    def _put(self, task: Callable[[Any], None], *, upload: bool = False) -> None:
+    def _put(self, request: Request, *, upload: bool = False) -> None:
         return
-
-
-def track_evaluation(config: Config, label: str, folder: Path, metrics: Mapping[str, float], kind: str) -> str | None:
-    """Log what was scored as an MLflow run of its own, `<run>:<label>`, with the names that a training's figures have.
-
-    Args:
-        folder: of the evaluation; keeps the id of its last MLflow run. Scored again it is a new run, since parameters
-            may be others.
-        metrics: by name, as `flat_means` gives them.
-        kind: tag `beeray.kind`.
-
-    Returns:
-        why MLflow's record is incomplete; None when it is not.
-    """
-    (folder / ID_FILE).unlink(missing_ok=True)
-    with Tracker(config.model_copy(update={"name": f"{config.name}:{label}"}), folder) as tracker:
-        tracker.log_metrics({f"final/{name}": value for name, value in metrics.items()})
-        tracker.log_tags({"beeray.kind": kind, "beeray.run": config.name})
-    if tracker.trouble is None:
-        record = json.loads((folder / ID_FILE).read_text())
-        write_whole(folder / ID_FILE, json.dumps(record | {"whole": True}))
-    return tracker.trouble
-
-
-def evaluation_tracked(folder: Path) -> bool:
-    """Whether MLflow has all of an evaluation: `track_evaluation` came to its end since it was scored."""
-    try:
-        return bool(json.loads((folder / ID_FILE).read_text()).get("whole"))
-    except (FileNotFoundError, ValueError, AttributeError):
-        return False
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -390,7 +268,3 @@ def _is_refusal(error: Exception) -> bool:
         status = error.get_http_status_code()
         return status < 500 and status != 429
     return isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError)
-
-
-def _metric_name(name: str) -> str:
-    return name.replace("@", "_at_")

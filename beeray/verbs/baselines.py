@@ -28,7 +28,7 @@ from beeray.runtime.opening import Opening
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.tracking import evaluation_tracked, track_evaluation
+from beeray.runtime.tracked_evaluation import evaluation_tracked, track_evaluation
 from beeray.verbs.evaluate import check_scored
 from beeray.verbs.report import refresh_report
 

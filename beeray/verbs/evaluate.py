@@ -35,7 +35,7 @@ from beeray.runtime.results import (
 )
 from beeray.runtime.run_folder import ITEMS, RunFolder
 from beeray.runtime.session import check_placement, ray_session
-from beeray.runtime.tracking import track_evaluation
+from beeray.runtime.tracked_evaluation import track_evaluation
 from beeray.runtime.warm_start import check_model_prefix
 from beeray.verbs.report import choose_report_items, refresh_report
 

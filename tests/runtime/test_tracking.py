@@ -20,8 +20,10 @@ from beeray.config import Config, flatten_config, load_config, validate_config
 from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime import tracking
+from beeray.runtime.mlflow_run import BATCH, ID_FILE
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.tracking import Tracker, evaluation_tracked, track_evaluation, tracking_uri
+from beeray.runtime.tracked_evaluation import evaluation_tracked, track_evaluation
+from beeray.runtime.tracking import Tracker, tracking_uri
 from beeray.verbs import train
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
@@ -142,7 +144,7 @@ def test_params_are_the_dotted_config_and_metric_names_carry_no_at_sign(runs_dir
 
 def test_more_metrics_than_one_request_takes_are_all_logged(runs_dir: Path, run_dir: Path) -> None:
     config = a_config(runs_dir)
-    means = {f"final/test/held_out/domain-{number}/ndcg@10": float(number) for number in range(2 * tracking.BATCH + 1)}
+    means = {f"final/test/held_out/domain-{number}/ndcg@10": float(number) for number in range(2 * BATCH + 1)}
     with Tracker(config, run_dir) as tracker:
         tracker.log_metrics(means, 7)
     assert tracker.trouble is None and tracker.run_id is not None
@@ -331,10 +333,10 @@ def test_a_password_is_kept_neither_in_the_run_folder_nor_on_the_server_yet_it_c
     monkeypatch.chdir(tmp_path)  # MLflow makes the folder that it takes such a URI for
     database = runs_dir / "mlflow.db"
     log(a_config(runs_dir), run_dir, {0: 1.0})
-    (run_dir / tracking.ID_FILE).unlink()
+    (run_dir / ID_FILE).unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{database}?uri=true&password={SECRET}")
     run_id = log(a_config(runs_dir), run_dir, {0: 2.0})
-    kept = (run_dir / tracking.ID_FILE).read_text()
+    kept = (run_dir / ID_FILE).read_text()
     assert json.loads(kept) == {"run_id": run_id, "tracking_uri": f"sqlite:///file:{database}?***"}
     with sqlite3.connect(database) as connection:
         stored = "\n".join(connection.iterdump())
@@ -425,7 +427,7 @@ def test_a_run_that_the_server_has_no_more_is_begun_anew_with_all_its_steps(
     config = a_config(runs_dir, uri=tracking_uri(a_config(runs_dir)))
     first = log(config, run_dir, {0: 1.5, 1: 1.4})
     client = mlflow.MlflowClient(tracking_uri(config))
-    kept = run_dir / tracking.ID_FILE
+    kept = run_dir / ID_FILE
     if gone == "deleted":
         client.delete_run(first)
     elif gone == "unknown":
@@ -456,7 +458,7 @@ def test_params_that_a_killed_driver_did_not_get_to_log_are_logged_when_the_run_
     run = client.create_run(experiment, run_name="tracked")
     for key, value in list(flatten_config(config).items())[:logged]:
         client.log_param(run.info.run_id, key, str(value))
-    (run_dir / tracking.ID_FILE).write_text(json.dumps({"run_id": run.info.run_id}))
+    (run_dir / ID_FILE).write_text(json.dumps({"run_id": run.info.run_id}))
     assert log(config, run_dir, {0: 1.0}) == run.info.run_id
     params = client.get_run(run.info.run_id).data.params
     assert params == {key: str(value) for key, value in flatten_config(config).items()}

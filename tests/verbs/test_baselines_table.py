@@ -17,7 +17,7 @@ from beeray.console import Console
 from beeray.data.scored import Scored
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.run_folder import RunFolder
-from beeray.runtime.tracking import evaluation_tracked
+from beeray.runtime.tracked_evaluation import evaluation_tracked
 from beeray.verbs import baselines, protocol
 from beeray.verbs.baselines import own_model
 
