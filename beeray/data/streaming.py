@@ -25,6 +25,8 @@ from beeray.errors import BeerayError, LostWorkersError, RunError
 R = TypeVar("R")
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 """What Ray says when nodes or processes are gone, by whatever end."""
+RETRIES_TOLD = re.compile(r"(?:\n|\\n)Failed to .+? after \d+/\d+ attempts")
+"""Begins what Ray Data adds to an error of a task; on its way to the driver a `BeerayError` escapes the line break."""
 
 
 def set_up_ray_data() -> None:
@@ -86,7 +88,7 @@ def raise_for_user(error: Exception) -> None:
     """
     ours = find_cause(error)
     if ours is not None:
-        ours.args = (str(ours).partition("\n")[0],)  # Ray Data adds lines of its own to a generator's error
+        ours.args = (RETRIES_TOLD.split(str(ours))[0],)
         raise ours from None
     if _is_loss(error):
         raise error_kind(error)(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
-from beeray.data.streaming import drain, in_tasks
+from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.errors import DataError, RunError, StoreError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,6 +38,23 @@ def test_an_error_for_the_user_arrives_as_it_was_raised() -> None:
     with pytest.raises(DataError, match=r"^13: is an unlucky number; take another$") as error:
         list(in_tasks(a_task(), range(10, 20), table=ray.put(np.arange(100.0)), offset=0))
     assert not isinstance(error.value, StoreError)
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_an_error_in_a_dataset_is_the_task_s_own_line_alone(generates: bool) -> None:
+    said = "catalog\\nsmall.csv: is damaged; write it again"  # a name with a line break, as it is shown
+
+    def fails(batch: Any) -> Any:
+        raise DataError("catalog\nsmall.csv: is damaged; write it again")
+
+    def yields(batch: Any) -> Any:
+        yield batch
+        fails(batch)
+
+    set_up_ray_data()
+    with pytest.raises(DataError) as error:
+        list(drain(ray.data.from_items([1]).map_batches(yields if generates else fails)))
+    assert str(error.value) == said
 
 
 def test_a_worker_that_dies_again_and_again_is_told_as_lost() -> None:
