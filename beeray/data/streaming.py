@@ -25,7 +25,7 @@ from beeray.errors import BeerayError, LostWorkersError, RunError
 R = TypeVar("R")
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 """What Ray says when nodes or processes are gone, by whatever end."""
-RETRIES_TOLD = re.compile(r"(?:\n|\\n)Failed to .+? after \d+/\d+ attempts")
+RETRIES_TOLD = re.compile(r"(?:\n|\\n)Failed to (?:(?!\n|\\n).)+ after \d+/\d+ attempts \(total backoff ")
 """Begins what Ray Data adds to an error of a task; on its way to the driver a `BeerayError` escapes the line break."""
 
 

@@ -1,11 +1,12 @@
 """What workers tell the driver while they work: an actor that queues events, and its two ends.
 
 Ray Train's `report` is a barrier for all ranks and meant for checkpoints; a step's loss and progress
-need neither, so rank 0 sends them here without waiting.
+need neither, so rank 0 sends them here, and waits only before a checkpoint and for what must arrive.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 CONFIRM_S = 0.05
+LONGEST_S = 60.0
+"""Until an answer that does not come is asked for again."""
 PATIENCE = 240
 """Calls that fail one after the other, a quarter of a second apart or more, until the driver listens no more."""
 NOT_TAKEN = Answer(taken=False, confirmed=0)
@@ -87,15 +90,16 @@ class Outbox:
         self._hear()
         self._answers.append(self._monitor.put.remote(*self._kept.message(event)))
 
-    def wait(self) -> None:
-        """Wait until the driver has all that was sent, or listens no more.
+    def wait(self, patience_s: float = math.inf) -> None:
+        """Wait until the driver has all that was sent, listens no more, or takes longer than `patience_s`.
 
         Raises:
             RayError: as `send`.
         """
-        while self._kept:
+        deadline = time.monotonic() + patience_s
+        while self._kept and time.monotonic() < deadline:
             self._answers.append(self._monitor.put.remote(*self._kept.message()))
-            ray.wait(self._answers, num_returns=len(self._answers))
+            ray.wait(self._answers, num_returns=len(self._answers), timeout=min(patience_s, LONGEST_S))
             if not self._hear():
                 return
             time.sleep(CONFIRM_S if self._kept else 0.0)
@@ -154,8 +158,12 @@ def listening(handle: Callable[[Event], None], stopping: Callable[[], bool] = la
                 return
 
     def poll() -> None:
-        while not stop.wait(POLL_S):
-            pump()
+        try:
+            while not stop.wait(POLL_S):
+                pump()
+        except BaseException as error:  # such as the end of the process that a library asks for
+            failed.append(error)
+            ray.kill(monitor)  # else workers would wait for ever
 
     thread = threading.Thread(target=poll, daemon=True, name="monitor")
     thread.start()

@@ -5,6 +5,7 @@ Imports no torch, so that the driver and Ray's own actors need not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,9 @@ class WorkerTask:
         if kind in MUST_ARRIVE:
             self.settle()
 
-    def settle(self) -> None:
-        """Wait until the driver has all that it was told."""
-        self._outbox.wait()
+    def settle(self, patience_s: float = math.inf) -> None:
+        """Wait until the driver has all that it was told, or takes longer than `patience_s`."""
+        self._outbox.wait(patience_s)
 
     @cached_property
     def _outbox(self) -> Outbox:

@@ -47,6 +47,9 @@ from beeray.runtime.training_scores import TrainingScores
 from beeray.runtime.wishes import Wish, Wishes
 from beeray.runtime.worker import embedding_progress, folder_is_shared, worker_ready
 
+SETTLE_S = 10.0
+"""How long a checkpoint waits for the driver, which may have been held up: `Ctrl-Z`, or a pipe that nobody reads."""
+
 
 def train_worker(task: WorkerTask) -> None:
     """Train, checkpoint, export and score. Every rank runs this."""
@@ -277,14 +280,14 @@ class _Training:
 
     def _checkpoint(self, position: Position, metrics: dict[str, Any]) -> None:
         self.reports.send()
-        self.task.settle()  # who goes on from here tells nothing of these steps
+        self.task.settle(SETTLE_S)  # who goes on from here tells nothing of these steps
         self.checkpoints.save(position, metrics, wait=Wish.STOP in self.wish)
         self.wishes.saved()
         self.save_is_due = False
         self.step_ended = time.perf_counter()  # a checkpoint is no waiting for data
 
     def _finish(self, position: Position) -> None:
-        self.task.settle()
+        self.task.settle(SETTLE_S)
         self.checkpoints.save_last(position, {"step": position.step}, self._exported)
         self._sum([])
         if Wish.STOP in self.wish:

@@ -7,8 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import ray
 
 from beeray.config import Config
 from beeray.console import Console
@@ -208,8 +211,9 @@ def _run_workers(
                     keep_checkpoints=config.train.keep_checkpoints,
                 )
             except LostWorkersError as error:
-                lost.send({"kind": "lost"})
-                lost.wait()  # before the next workers tell anything
+                with suppress(ray.exceptions.RayError):
+                    lost.send({"kind": "lost"})
+                    lost.wait()  # before the next workers tell anything
                 recovery.go_on(error, "from the last checkpoint")
 
 

@@ -42,10 +42,10 @@ def test_an_error_for_the_user_arrives_as_it_was_raised() -> None:
 
 @pytest.mark.parametrize("generates", [False, True])
 def test_an_error_in_a_dataset_is_the_task_s_own_line_alone(generates: bool) -> None:
-    said = "catalog\\nsmall.csv: is damaged; write it again"  # a name with a line break, as it is shown
+    said = "catalog\\nFailed to be good: is damaged; write it again"  # a name with a line break, as it is shown
 
     def fails(batch: Any) -> Any:
-        raise DataError("catalog\nsmall.csv: is damaged; write it again")
+        raise DataError("catalog\nFailed to be good: is damaged; write it again")
 
     def yields(batch: Any) -> Any:
         yield batch

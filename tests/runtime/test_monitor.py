@@ -51,6 +51,19 @@ def test_each_sender_s_events_come_once_and_in_its_order_and_all_are_there_when_
         assert [number for sender, number in heard if sender == name] == list(range(NUM_EVENTS))
 
 
+def test_who_waits_with_patience_goes_on_while_the_driver_is_held_up_and_nothing_is_lost(ray_session: None) -> None:
+    monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
+    outbox = Outbox(monitor)
+    outbox.send({"number": 0})
+    outbox.wait(0.2)
+    outbox.send({"number": 1})
+    place, drained = ray.get(monitor.drain.remote(None))
+    assert [one.event["number"] for one in drained] == [0, 1]
+    ray.get(monitor.drain.remote(place))
+    outbox.wait()
+    ray.kill(monitor)
+
+
 def test_who_waits_for_a_driver_that_listens_no_more_is_let_go(ray_session: None) -> None:
     monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
     outbox = Outbox(monitor)
