@@ -192,8 +192,7 @@ class _Examination:
     def _workers(self) -> Finding:
         cluster = self.config.cluster
         placeable, _ = lacking_workers(cluster)
-        use_gpu = cluster.use_gpu and placeable > 0
-        gang = Gang(self.config, gang_size(cluster, len(self.nodes), placeable), use_gpu=use_gpu)
+        gang = Gang(self.config, gang_size(cluster, len(self.nodes), placeable), whole=placeable > 0)
         self.gang.set_result(gang)
         return gang.start(self.limit_s)
 

@@ -166,8 +166,9 @@ def test_the_doctor_examines_the_cluster_that_it_is_submitted_to(cluster: Cluste
     assert "doctor tiny: 14 ok in " in done.stdout, done.stdout
     too_much = cluster.run(*shlex.split(SUBMIT), *doctor, "cluster.cpus_per_worker=5", "cluster.placement_timeout_s=1")
     assert too_much.returncode != 0
-    (said,) = [line for line in too_much.stdout.splitlines() if line.startswith("FAILED resources")]
-    assert "cpus_per_worker" in said
+    told = {line.split()[1]: line for line in too_much.stdout.splitlines() if len(line.split()) > 1}
+    assert told["resources"].startswith("FAILED ") and "cpus_per_worker" in told["resources"]
+    assert told["workers"].startswith("warning ") and told["gradient"].startswith("ok "), too_much.stdout
 
 
 def test_a_mistake_in_the_config_fails_the_job_with_the_verbs_line(cluster: Cluster, tiny: Path) -> None:

@@ -36,7 +36,7 @@ def a_config(encoder: Path, **changes: Any) -> Config:
 def gang(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
     """Two workers whose process group is up."""
     encoder = build_tiny_encoder(tmp_path_factory.mktemp("gang") / "encoder", dropout=0.1)
-    gang = Gang(a_config(encoder), 2, use_gpu=False)
+    gang = Gang(a_config(encoder), 2, whole=True)
     try:
         started = gang.start(LIMIT_S)
         assert started.status == "ok", started.said
@@ -115,7 +115,7 @@ def test_workers_that_are_stopped_give_their_place_back() -> None:
         return float(ray.available_resources().get("CPU", 0.0))
 
     before = free()
-    other = Gang(validate_config({"name": "brief", "data": {"source": "shop"}}), 1, use_gpu=False)
+    other = Gang(validate_config({"name": "brief", "data": {"source": "shop"}}), 1, whole=True)
     other._place(LIMIT_S)
     wait_until(lambda: free() == before - 0.5)
     other.stop()
@@ -127,3 +127,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ({"cpus_per_worker": 64}, "with less CPU than cluster.cpus_per_worker, since none could be placed"),
+        ({"use_gpu": True}, "without the GPUs that cluster.use_gpu asks for, since none could be placed"),
+    ],
+)
+def test_where_no_worker_finds_a_place_one_with_less_is_examined(cluster: dict[str, Any], said: str) -> None:
+    lacking = Gang(validate_config({"name": "brief", "data": {"source": "shop"}, "cluster": cluster}), 1, whole=False)
+    try:
+        started = lacking.start(LIMIT_S)
+        assert started.status == "warning" and said in started.said, started.said
+    finally:
+        lacking.stop()

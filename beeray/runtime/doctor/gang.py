@@ -47,7 +47,7 @@ def gang_size(cluster: ClusterConfig, num_nodes: int, placeable: int) -> int:
     """How many workers are checked.
 
     Args:
-        placeable: workers that find a place; one is tried, without its GPU, when none does.
+        placeable: workers that find a place; one is tried, with less, when none does.
     """
     return max(1, min(cluster.num_workers, placeable, max(2, min(num_nodes, MOST_WORKERS))))
 
@@ -168,11 +168,12 @@ class Gang:
     Args:
         config: of the run.
         size: how many.
-        use_gpu: give each the GPUs of a training worker; False also where the config's cannot be placed.
+        whole: give each the CPUs and GPUs of a training worker; False where none of those finds a place.
     """
 
-    def __init__(self, config: Config, size: int, *, use_gpu: bool) -> None:
-        self.config, self.size, self.use_gpu = config, size, use_gpu
+    def __init__(self, config: Config, size: int, *, whole: bool) -> None:
+        self.config, self.size, self.whole = config, size, whole
+        self.use_gpu = config.cluster.use_gpu and whole
         self.ranks: list[Rank] = []
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
@@ -202,11 +203,13 @@ class Gang:
             f"{of or self.size} worker{'s' if of or self.size > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}: "
             f"{finding.said}"
         )
-        if self.use_gpu != self.config.cluster.use_gpu:
+        if not self.whole:
+            lacks = "with less CPU than cluster.cpus_per_worker"
+            if self.config.cluster.use_gpu:
+                lacks = "without the GPUs that cluster.use_gpu asks for"
             return Finding(
                 WARNING,
-                f"{said}; without the GPUs that cluster.use_gpu asks for, since none could be placed: what follows is "
-                "checked on the CPU",
+                f"{said}; {lacks}, since none could be placed: what follows is checked on the CPU",
                 finding.measured,
             )
         return Finding(OK, said, {**finding.measured, "workers": self.size, "nodes": nodes})
@@ -216,7 +219,7 @@ class Gang:
         each = {"CPU": max(LEAST_CPU, cluster.cpus_per_worker)}
         if self.use_gpu:
             each["GPU"] = cluster.gpus_per_worker
-        elif cluster.use_gpu:
+        elif not self.whole:
             each = {"CPU": LEAST_CPU}
         self._group = placement_group([each] * self.size, strategy="SPREAD")
         if not self._group.wait(limit_s):
