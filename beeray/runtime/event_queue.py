@@ -18,9 +18,9 @@ Place = tuple[str, int]
 
 
 class Numbered(NamedTuple):
-    """An event in the queue; one of nobody in particular is not known again if it comes twice."""
+    """An event in the queue."""
 
-    sender: str | None
+    sender: str
     number: int
     event: Event
 
@@ -48,7 +48,7 @@ class EventQueue:
 
     def add(self, event: Event) -> None:
         """Queue an event of nobody in particular."""
-        self._queue.append(Numbered(None, 0, event))
+        self.put(uuid.uuid4().hex, 0, 0, [event])
 
     def put(self, sender: str, kept_from: int, first: int, events: Sequence[Event]) -> Answer:
         """Queue a sender's events.
@@ -75,8 +75,7 @@ class EventQueue:
         """
         handed = max(0, place[1] - self._num_gone) if place is not None and place[0] == self._life else 0  # late: less
         for sender, number, _ in self._queue[:handed]:
-            if sender is not None:
-                self._confirmed[sender] = number + 1
+            self._confirmed[sender] = number + 1
         del self._queue[:handed]
         self._num_gone += handed
         return (self._life, self._num_gone + len(self._queue)), list(self._queue)
@@ -92,11 +91,9 @@ class Inbox:
         """The events that did not come before."""
         events = []
         for sender, number, event in drained:
-            if sender is not None:
-                if number < self._next.get(sender, 0):
-                    continue
+            if number >= self._next.get(sender, 0):
                 self._next[sender] = number + 1
-            events.append(event)
+                events.append(event)
         return events
 
 
