@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import pyarrow as pa
 import ray.data
 import ray.train
 from ray._raylet import PlacementGroupID
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
@@ -24,6 +29,7 @@ from beeray.errors import LostWorkersError, RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
 from beeray.runtime.process_group import ProcessGroupConfig
+from beeray.runtime.session import is_own
 from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
 
@@ -145,7 +151,8 @@ def launch(
         ),
     )
     try:
-        return trainer.fit()
+        with _notices():
+            return trainer.fit()
     except ray.train.TrainingFailedError as error:
         ours = find_cause(error)
         if ours is not None:
@@ -175,10 +182,32 @@ def _give_back() -> None:
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
-    """Leaves signals to this command: Ray Train's own handler aborts the workers and exits with 0."""
+    """Leaves signals to this command: Ray Train's own handler aborts the workers and exits with 0.
+
+    Nor does it start what has nothing to do; each is a process that imports Ray Train while the workers import torch.
+    """
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        useless = [DatasetsCallback] if not self.datasets else []
+        if is_own():  # it ends with this command, and the cleaner would ask a dashboard that is not there
+            useless.append(PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(useless))]
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Have Ray Train watch for nodes that are given notice, which it does unless told; not on a Ray of our own."""
+    if not is_own() or ENABLE_PREEMPTION_WATCHER_ENV_VAR in os.environ:
+        yield
+        return
+    os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR]
 
 
 def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:

@@ -29,6 +29,9 @@ DATA_CPUS = 1.0
 ANSWER_S = 10.0
 """What a cluster may take to accept a connection."""
 
+_own: list[bool] = []
+"""Of the session that is open, if there is one: whether its Ray was started here."""
+
 
 def ray_init_arguments(num_cpus: int, object_store_mib: int) -> dict[str, Any]:
     """Arguments of `ray.init` for a small Ray of its own on this machine, without a dashboard."""
@@ -71,10 +74,17 @@ def ray_session(
             yield
             return
         _start_or_join(cluster, storage, dashboard)
+        _own.append(cluster_address(cluster) is None)
         try:
             yield
         finally:
+            _own.pop()
             ray.shutdown()
+
+
+def is_own() -> bool:
+    """Whether this process is in a Ray that `ray_session` has started here, which ends with it and is no cluster."""
+    return bool(_own) and _own[-1]
 
 
 def cluster_address(cluster: ClusterConfig) -> str | None:
