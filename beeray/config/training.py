@@ -183,7 +183,7 @@ class EvaluateConfig(Section):
     num_bootstrap: int = Field(1000, ge=2, le=1_000_000)
     """Resamples of users that a 95 % interval is taken from."""
     users_per_block: int = Field(512, ge=1)
-    items_per_block: int = Field(65536, ge=1)
+    items_per_block: int = Field(32768, ge=1)
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluateConfig:

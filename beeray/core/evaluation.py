@@ -73,7 +73,7 @@ class Ranker:
         candidates: NDArray[np.int32],
         metrics: RankingMetrics,
         *,
-        items_per_block: int = 65536,
+        items_per_block: int = 32768,
     ) -> None:
         self.embeddings = embeddings
         self.candidates = candidates

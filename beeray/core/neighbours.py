@@ -20,7 +20,7 @@ def sample_items(num_items: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def nearest_items(
-    embeddings: Tensor, items: NDArray[np.int64], number: int, *, items_per_block: int = 65536
+    embeddings: Tensor, items: NDArray[np.int64], number: int, *, items_per_block: int = 32768
 ) -> NDArray[np.int32]:
     """The items of highest cosine to each of some items, without itself.
 

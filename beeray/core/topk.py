@@ -13,7 +13,7 @@ def top_items(
     k: int,
     *,
     candidates: Tensor | None = None,
-    items_per_block: int = 65536,
+    items_per_block: int = 32768,
 ) -> tuple[Tensor, Tensor]:
     """Each user's k highest-scored items among the candidates, those seen left out.
 
