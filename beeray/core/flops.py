@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 PROBE_TOKENS = 4
 BACKWARD_AND_FORWARD = 3.0
 """A backward pass takes two products of matrices where forward takes one, if all is trained."""
-MATMULS = 12
-"""Products that the best rate is sought among: another thread may be at work during some."""
+MATMULS = 40
+"""Products that the best rate is sought among: others may be at work during most of them, as when workers start."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _count(encode: nn.Module, num_tokens: int, device: torch.device | str, train
 def measure_peak_tflops(device: torch.device | str, dtype: torch.dtype) -> float:
     """The best rate of a square matrix product on a device, with the threads that this process has; TFLOP/s."""
     on_gpu = torch.device(device).type == "cuda"
-    size = 8192 if on_gpu else 1024
+    size = 8192 if on_gpu else 512  # on a core some milliseconds, in which it is often left alone
     left = torch.randn((size, size), device=device).to(dtype)
     best = float("inf")
     for _ in range(1 + MATMULS):

@@ -207,7 +207,7 @@ def _notices() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR]
+        os.environ.pop(ENABLE_PREEMPTION_WATCHER_ENV_VAR, None)
 
 
 def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
 
-from beeray.config import ClusterConfig, StorageConfig
+from beeray.config import ClusterConfig, StorageConfig, validate_config
 from beeray.runtime import launch, session
 
 DATASET = {"a": SimpleNamespace()}
@@ -55,6 +56,34 @@ def test_on_a_ray_of_our_own_nobody_cleans_up_or_watches_for_notice() -> None:
         with launch._notices():
             assert get_env_vars_to_propagate()[ENABLE_PREEMPTION_WATCHER_ENV_VAR] == "0"
         assert ENABLE_PREEMPTION_WATCHER_ENV_VAR not in os.environ
+    assert not session.is_own()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_launch_on_it_is_one_without_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            pass
+
+        def fit(self) -> str | None:
+            return os.environ.get(ENABLE_PREEMPTION_WATCHER_ENV_VAR)
+
+    monkeypatch.setattr(launch, "_Trainer", Trainer)
+    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}))
+    with opened(None):
+        assert launch.launch("module:loop", task, storage=tmp_path, name="checkpoints") == "0"
+    assert launch.launch("module:loop", task, storage=tmp_path, name="checkpoints") is None
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_session_within_ours_is_on_our_ray_and_one_left_by_an_error_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError), opened(None):
+        with monkeypatch.context() as joined:
+            joined.setattr(ray, "is_initialized", lambda: True)
+            with opened(None):
+                assert session.is_own()
+        assert session.is_own()
+        raise KeyError
     assert not session.is_own()
 
 
