@@ -65,11 +65,12 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
             changes = (f"name={run}", f"train.checkpoint_every_steps={every}", "train.checkpoint_every_minutes=null")
             run_verb("train", "--config", "cost.yaml", *changes, cwd=folder)
             seconds[name].append(between(folder / "runs" / run / "steps.jsonl"))
+    rounded = {name: [round(one, 2) for one in all_of_it] for name, all_of_it in seconds.items()}
     return {
         "benchmark": "checkpoint_cost",
         "command": "python benchmarks/checkpoint_cost.py",
-        "headline": headline(seconds),
-        "seconds": {name: [round(one, 2) for one in all_of_it] for name, all_of_it in seconds.items()},
+        "headline": headline(rounded),
+        "seconds": rounded,
         "config": config,
         "n": pairs,
         **environment(),
