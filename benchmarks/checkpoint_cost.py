@@ -68,7 +68,7 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
     rounded = {name: [round(one, 2) for one in all_of_it] for name, all_of_it in seconds.items()}
     return {
         "benchmark": "checkpoint_cost",
-        "command": "python benchmarks/checkpoint_cost.py",
+        "command": f"python benchmarks/checkpoint_cost.py --pairs {pairs}",
         "headline": headline(rounded),
         "seconds": rounded,
         "config": config,

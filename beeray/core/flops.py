@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 PROBE_TOKENS = 4
 BACKWARD_AND_FORWARD = 3.0
 """A backward pass takes two products of matrices where forward takes one, if all is trained."""
-MATMULS = 40
-"""Products that the best rate is sought among: others may be at work during most of them, as when workers start."""
+GPU_PRODUCTS, CPU_PRODUCTS = (8192, 12), (512, 40)
+"""Rows of the matrix, and products that the best rate is sought among. On a core a product takes milliseconds, in
+which it is often left alone: others may be at work during most of them, as when workers start."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def _count(encode: nn.Module, num_tokens: int, device: torch.device | str, train
 def measure_peak_tflops(device: torch.device | str, dtype: torch.dtype) -> float:
     """The best rate of a square matrix product on a device, with the threads that this process has; TFLOP/s."""
     on_gpu = torch.device(device).type == "cuda"
-    size = 8192 if on_gpu else 512  # on a core some milliseconds, in which it is often left alone
+    size, number = GPU_PRODUCTS if on_gpu else CPU_PRODUCTS
     left = torch.randn((size, size), device=device).to(dtype)
     best = float("inf")
-    for _ in range(1 + MATMULS):
+    for _ in range(1 + number):
         if on_gpu:
             torch.cuda.synchronize(device)
         started = time.perf_counter()
