@@ -18,7 +18,7 @@ from torch import Tensor
 
 from beeray.core.exposure import Exposure, shown_length
 from beeray.core.metrics import calibrated_recall, ndcg
-from beeray.core.topk import top_items
+from beeray.core.topk import ITEMS_PER_BLOCK, top_items
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Ranker:
         candidates: NDArray[np.int32],
         metrics: RankingMetrics,
         *,
-        items_per_block: int = 32768,
+        items_per_block: int = ITEMS_PER_BLOCK,
     ) -> None:
         self.embeddings = embeddings
         self.candidates = candidates

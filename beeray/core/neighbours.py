@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beeray.core.topk import top_items
+from beeray.core.topk import ITEMS_PER_BLOCK, top_items
 
 ROWS_AT_ONCE = 256
 
@@ -20,7 +20,7 @@ def sample_items(num_items: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def nearest_items(
-    embeddings: Tensor, items: NDArray[np.int64], number: int, *, items_per_block: int = 32768
+    embeddings: Tensor, items: NDArray[np.int64], number: int, *, items_per_block: int = ITEMS_PER_BLOCK
 ) -> NDArray[np.int32]:
     """The items of highest cosine to each of some items, without itself.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ITEMS_PER_BLOCK = 32_768
+
 
 def top_items(
     user_vectors: Tensor,
@@ -13,7 +15,7 @@ def top_items(
     k: int,
     *,
     candidates: Tensor | None = None,
-    items_per_block: int = 32768,
+    items_per_block: int = ITEMS_PER_BLOCK,
 ) -> tuple[Tensor, Tensor]:
     """Each user's k highest-scored items among the candidates, those seen left out.
 
