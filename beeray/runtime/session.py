@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psutil
@@ -120,7 +120,7 @@ def init_ray(arguments: dict[str, Any]) -> None:
     for start in range(1, STARTS + 1):
         before = {one.pid for one in psutil.Process().children()}
         try:
-            with signals_kept():
+            with signals_kept(), _on_loopback() if arguments["address"] == "local" else nullcontext():
                 ray.init(**arguments)
             return
         except Exception as error:
@@ -130,6 +130,22 @@ def init_ray(arguments: dict[str, Any]) -> None:
                 if one.pid not in before:
                     with suppress(psutil.NoSuchProcess):
                         one.kill()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have all processes of a Ray that is started meanwhile listen on loopback, as on macOS and Windows they do.
+
+    On Linux Ray begins with a cluster's first node, which is reached from other machines at each of its ports.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _answers(address: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -84,3 +85,16 @@ def test_a_ray_of_our_own_is_as_small_as_asked_for() -> None:
     (node,) = ray.nodes()
     assert node["Resources"]["object_store_memory"] == 256 * 2**20
     assert node["Resources"]["CPU"] == 2
+
+
+def test_nothing_of_a_ray_that_is_started_here_can_be_reached_from_other_machines() -> None:
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())  # a worker listens, too
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    assert {address.removeprefix("::ffff:") for _, address in listening} == {"127.0.0.1"}
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
