@@ -25,6 +25,26 @@ def mixed(domains: dict[str, Any], **sections: Any) -> dict[str, Any]:
     return {"name": "a", "data": {"domains": domains}} | sections
 
 
+def test_where_tables_are_decides_no_result_and_what_they_mean_does() -> None:
+    table = {"path": "one.parquet", "item_id": "id"}
+    rows = {"path": "two.parquet", "user_id": "u", "item_id": "i"}
+    here = mixed({"films": FILMS, "own": {"source": "tables", "catalog": table, "interactions": rows}})
+    there = mixed(
+        {
+            "films": {**FILMS, "path": "elsewhere", "descriptions": "texts.feather"},
+            "own": {
+                "source": "tables",
+                "catalog": {**table, "path": "s3://b/one.parquet"},
+                "interactions": {**rows, "path": "s3://b/two"},
+            },
+        }
+    )
+    keys = validate_config(here).result_keys()
+    assert validate_config(there).result_keys() == keys
+    there["data"]["domains"]["own"]["catalog"]["template"] = "{title}"
+    assert validate_config(there).result_keys() == {**keys, "data.domains.own.catalog.template": "{title}"}
+
+
 def test_rules_of_data_hold_for_domains_that_do_not_set_their_own() -> None:
     data = {"domains": {"films": FILMS, "books": {**BOOKS, "min_value": 3}}, "min_value": 2, "empty_text": "drop"}
     config = validate_config({"name": "a", "data": data, "split": {"test": 0.3}})

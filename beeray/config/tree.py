@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from beeray.config.space import check_space
 from beeray.config.storage import StorageConfig
 from beeray.config.training import EncoderConfig, EvaluateConfig, TrainConfig
 from beeray.config.tune import TuneConfig
+
+WHERE_TABLES_ARE = re.compile(
+    r"data\.(domains\.[^.]+\.)?(path|descriptions|store|num_buckets|(catalog|interactions)\.path)"
+)
+"""Keys of `data` that decide no result: what is in the tables, a store's fingerprint says."""
 
 
 class Config(Section):
@@ -214,7 +220,7 @@ class Config(Section):
         ):
             deciding["train"].pop(key)
         deciding["served_seq_length"] = self.served_seq_length
-        return dict(_flatten(deciding))
+        return {key: value for key, value in _flatten(deciding) if not WHERE_TABLES_ARE.fullmatch(key)}
 
 
 def flatten_config(config: Config) -> dict[str, Any]:

@@ -66,6 +66,9 @@ NIGHTS = "nights"
 """What nightly training of the same name did (`runtime/nights.py`)."""
 KEPT = {*SWEEP_FILES, NIGHTS}
 SHOWN_KEYS = 6
+ROUNDING_ALONE = {"cluster.num_workers", "deepspeed.stage", "train.token_budget", "train.activation_budget_gib"}
+"""Keys with which a run goes on whatever they were: any number of workers takes the same users, a checkpoint is whole
+whatever the stage, and the budgets say what is computed together and what twice."""
 
 
 class RunFolder:
@@ -135,7 +138,7 @@ class RunFolder:
             ) from None
         ours = self.config.result_keys()
         changed = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-        changed = [key for key in changed if key != "cluster.num_workers"]  # any number goes on with the same users
+        changed = [key for key in changed if key not in ROUNDING_ALONE]
         if not changed:
             return
         shown = [f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}" for key in sorted(changed)[:SHOWN_KEYS]]

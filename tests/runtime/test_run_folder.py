@@ -73,6 +73,9 @@ def test_no_more_than_six_changed_keys_are_shown(tmp_path: Path) -> None:
         {"tracking": {"experiment": "other"}},
         {"train": {"checkpoint_every_steps": 3, "keep_checkpoints": 1, "evaluate_every_epochs": 1}},
         {"cluster": {"address": "10.0.0.1:6379", "max_failures": 9, "threads_per_worker": 1, "cpus_per_worker": 2}},
+        {"cluster": {"num_workers": 2}, "deepspeed": {"stage": 2}},
+        {"train": {"token_budget": 64, "activation_budget_gib": 0.0}},
+        {"data": {"source": "shop", "store": "stores/elsewhere", "num_buckets": 3}},
     ],
 )
 def test_a_config_that_computes_the_same_may_go_on(tmp_path: Path, sections: dict[str, Any]) -> None:

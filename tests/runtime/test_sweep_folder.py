@@ -210,7 +210,7 @@ def test_the_best_config_loads_with_the_trials_values_and_scores_validation(tmp_
     assert loaded.cluster.threads_per_worker == 3
     assert loaded.tune.space == {}
     differing = {key for key, value in loaded.result_keys().items() if config.result_keys()[key] != value}
-    assert differing == {"train.lr", "train.max_output", "data.store"}
+    assert differing == {"train.lr", "train.max_output"}
     assert "validation/ndcg@10 0.5" in folder.best.read_text().splitlines()[0]
 
 

@@ -157,13 +157,15 @@ def test_a_command_that_loses_a_worker_goes_on_by_itself_to_the_same_weights(wor
     assert len(lost_worker.out.splitlines()) == 1
 
 
-def test_a_killed_run_goes_on_with_another_number_of_workers_to_the_same_weights(world: World) -> None:
+def test_a_killed_run_goes_on_elsewhere_with_fewer_workers_and_less_memory_to_the_same_weights(world: World) -> None:
     typed = ("train", EVERY, "encoder.dropout=0.0", "deepspeed.stage=2")  # dropout's masks are drawn by rank
     assert world.run(*typed, "name=whole").code == 0
     process = world.start(*typed, "name=fewer")
     world.wait_until(lambda: beyond_a_checkpoint(world, "fewer"), process)
     world.kill(process)
-    resumed = world.run(*typed, "name=fewer", "cluster.num_workers=1")
+    elsewhere = ("cluster.num_workers=1", "deepspeed.stage=1", "data.store=stores/elsewhere", "data.num_buckets=3")
+    less = ("train.activation_budget_gib=0", "train.token_budget=64")
+    resumed = world.run(*typed, "name=fewer", *elsewhere, *less)
     assert resumed.code == 0, resumed.err
     assert "resumed from the checkpoint after step" in resumed.err
     assert world.distance("whole", "fewer") < 1e-5
