@@ -16,7 +16,8 @@ class EmbedConfig(Section):
     path: str | None = None
     """Where it is published: a folder or URI; `embeddings/<name>` unless set."""
     model: str | None = None
-    """Encoder: a folder or hub name, or `untouched` for `encoder.name`; what the run trained unless set."""
+    """Encoder: a folder or hub name, or `untouched` for `encoder.name`; unless set what the run trained or, where
+    nightly training has published models, the last of them."""
     catalog: CatalogTable | None = None
     """The catalog of this job; that of `data` unless set."""
     domains: tuple[str, ...] | None = None

@@ -118,6 +118,12 @@ class Nights:
         """Name of a night's training run."""
         return f"{self.config.name}-{night}"
 
+    def published_run(self) -> str | None:
+        """Name of the run whose model was the last to be published; None where none was."""
+        published = (name for name in reversed(self._names()) if (night := self.kept(name)) and night.published)
+        last = next(published, None)
+        return None if last is None else self.run_name(last)
+
     def prune(self, serving: Sequence[str], tell: Callable[[str], None]) -> list[str]:
         """Remove runs of older nights, but never one that a serving model is in; returns their names.
 

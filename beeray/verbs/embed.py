@@ -35,7 +35,8 @@ from beeray.runtime.embedding_job import EmbeddingJob
 from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, layout_of, new_state
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.locks import locked_file
-from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.nights import Nights
+from beeray.runtime.run_folder import MODEL, RunFolder
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
 from beeray.runtime.warm_start import check_model_prefix
@@ -198,16 +199,26 @@ def published_model(config: Config, asked: str | None) -> str:
     """Name of the encoder as any worker understands it.
 
     Args:
-        asked: a folder or hub name; `untouched` for the config's own encoder; None for what the run trained.
+        asked: a folder or hub name; `untouched` for the config's own encoder; None for what the run trained, or, where
+            nightly training has published models, for the last of them.
 
     Raises:
-        RunError: the run has no model yet.
+        RunError: the run has no model yet, or the night's is gone.
     """
     if asked == UNTOUCHED:
         return located_encoder(config.encoder.name)
     if asked is not None:
         return located_encoder(encoder_source(asked))
     folder = RunFolder(config)
+    nightly = Nights(config).published_run()
+    if nightly is not None:
+        model = config.run_dir.parent / nightly / MODEL
+        if not model.is_dir():
+            raise RunError(
+                f"run {config.name!r}: {model}, the last model that nightly training published, is gone; bring it "
+                f"back, or give embed.model=PATH ({folder.model} is what the run itself trained)"
+            )
+        return str(model)
     if not folder.model.is_dir():
         raise RunError(
             f"run {config.name!r}: {folder.model} is not there, so the run is not finished; train it, or give "

@@ -11,6 +11,7 @@ from beeray.config import Config, validate_config
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.nights import Night, Nights
 from beeray.runtime.run_folder import RunFolder
+from beeray.verbs.embed import published_model
 
 REFUSED, PASSED = {"publish": False}, {"publish": True}
 
@@ -27,6 +28,16 @@ def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
     assert nights.kept("2026-01-02") == night
     assert nights.keep(night, verdict=PASSED, published={"": "v1"}) == nights.kept("2026-01-02")
     assert nights.kept("2026-01-03") is None
+
+
+def test_the_last_model_that_was_published_is_of_the_last_night_that_was_not_refused(config: Config) -> None:
+    nights = Nights(config)
+    assert nights.published_run() is None
+    nights.keep(Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}))
+    nights.keep(Night("2026-01-03", "store-b", None, PASSED, {"": "v2"}))
+    nights.keep(Night("2026-01-04", "store-c", None, REFUSED, None, {"": "v3"}))
+    nights.keep(Night("2026-01-05", "store-d", None, PASSED))
+    assert nights.published_run() == "shop-2026-01-03"
 
 
 @pytest.mark.parametrize(
@@ -129,3 +140,18 @@ def test_a_run_that_cannot_be_removed_is_told_in_a_line(config: Config, monkeypa
     assert Nights(config).prune([], told.append) == []
     (line,) = told
     assert "shop-2026-01-01 cannot be removed (Permission denied); remove it, or" in line
+
+
+def test_embedding_by_itself_takes_the_last_model_that_nightly_training_published(config: Config) -> None:
+    with pytest.raises(RunError, match=r"shop/model is not there, so the run is not finished"):
+        published_model(config, None)
+    own = config.run_dir / "model"
+    own.mkdir(parents=True)
+    assert published_model(config, None) == str(own)
+    Nights(config).keep(Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}))
+    with pytest.raises(RunError, match=r"shop-2026-01-02/model, the last model that .* is gone; bring it back"):
+        published_model(config, None)
+    tonight = config.run_dir.parent / "shop-2026-01-02" / "model"
+    tonight.mkdir(parents=True)
+    assert published_model(config, None) == str(tonight)
+    assert published_model(config, "some-hub/encoder") == "some-hub/encoder"
