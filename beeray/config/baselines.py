@@ -28,6 +28,7 @@ class EaseConfig(Section):
     """The linear autoencoder in closed form."""
 
     l2: float = Field(100.0, gt=0)
+    """λ of the ridge regression; larger is smoother."""
     max_items: int = Field(40_000, ge=1)
     """Items with interactions for which a dense float32 matrix of items × items is held: 6 GiB at the default."""
 
@@ -36,16 +37,20 @@ class ElsaConfig(Section):
     """The shallow autoencoder that encoders are fine-tuned with, on an embedding of its own for every item."""
 
     dim: int = Field(512, ge=1)
+    """Numbers of an item's embedding."""
     epochs: int = Field(20, ge=1)
+    """Passes over all users."""
     batch_size: int = Field(256, ge=1)
     """Users of a step."""
     lr: float = Field(0.01, gt=0)
+    """Learning rate of Adam, constant."""
 
 
 class BaselinesConfig(Section):
     """Which baselines `beeray.baselines` fits, and how."""
 
     which: tuple[Baseline, ...] = BASELINES
+    """Those that are fitted. The first four know no text; `untouched` is `encoder.name` as it is."""
     item_knn: ItemKnnConfig = ItemKnnConfig()
     ease: EaseConfig = EaseConfig()
     elsa: ElsaConfig = ElsaConfig()

@@ -14,10 +14,13 @@ class ClusterConfig(Section):
     """What is asked of Ray."""
 
     num_workers: int = Field(1, ge=1)
+    """Workers of Ray Train that train or evaluate; `train.batch_size` is a multiple of it."""
     use_gpu: bool = False
+    """Train, evaluate and embed on GPUs; otherwise on CPUs."""
     cpus_per_worker: float = Field(0.5, ge=0)
     """CPUs reserved for a training worker; what is left streams its data."""
     gpus_per_worker: float = Field(1.0, gt=0)
+    """GPUs of a worker where `use_gpu` is set; a fraction shares a card."""
     threads_per_worker: int | None = Field(None, ge=1)
     """Compute threads of a worker; the node's cores divided by its workers unless set."""
     address: str | None = None
@@ -38,6 +41,7 @@ class DeepSpeedConfig(Section):
     """What is asked of DeepSpeed."""
 
     stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO: 0 shards nothing over workers, 1 the optimizer's state, 2 gradients too, 3 weights too."""
 
 
 class TrackingConfig(Section):
@@ -50,8 +54,11 @@ class TrackingConfig(Section):
     uri: str | None = None
     """MLflow tracking URI; unless set `MLFLOW_TRACKING_URI`, and without that a sqlite file in the runs folder."""
     experiment: str = "beeray"
+    """MLflow experiment that runs are logged to; made where it is missing."""
     log_model: bool = True
+    """Log the trained encoder as an MLflow model."""
     registered_model: str | None = None
+    """Name under which a logged model is registered (a night's: once it is published); none unless set."""
 
     @field_validator("uri", mode="before")
     @classmethod

@@ -22,7 +22,9 @@ class CatalogTable(Section):
     """The catalog of a `tables` source: where it is and which columns mean what."""
 
     path: str
+    """File, folder or glob of parquet, CSV or feather, on a disk or a URI; one row an item."""
     item_id: str = "item_id"
+    """Column of the items' ids."""
     template: str = "{text}"
     """Text of an item: column names in braces, e.g. `"{title}. {genres}"`."""
 
@@ -31,35 +33,46 @@ class InteractionsTable(Section):
     """The interactions of a `tables` source: where they are and which columns mean what."""
 
     path: str
+    """File, folder or glob of parquet, CSV or feather, on a disk or a URI; one row an interaction."""
     user_id: str = "user_id"
+    """Column of the users' ids."""
     item_id: str = "item_id"
+    """Column of the items' ids, those of the catalog."""
     value: str | None = None
+    """Column of ratings, stars, seconds, …, which `min_value` is compared with; unless set, every row counts."""
     timestamp: str | None = None
+    """Column of times, numbers or dates; a `time` split needs it."""
 
 
 class ShopConfig(Section):
     """Size and seed of the generated shop (`data.source: shop`)."""
 
     num_users: int = Field(4000, ge=10)
+    """Shoppers."""
     num_series: int = Field(14, ge=2)
     """Product lines per family; the catalog grows in proportion."""
     seed: int = Field(7, ge=0)
+    """Of products and purchases; the config's `seed` has no say in them."""
 
 
 class SourceConfig(Section):
     """Where the raw tables of one data set are, and which of their rows count."""
 
     source: Literal["goodbooks", "movielens", "amazon-books", "tables", "shop"] | None = None
+    """A public data set, `tables` of your own, or a generated `shop`; required unless there are `domains`."""
     path: str | None = None
     """Folder of the original files (`goodbooks`, `movielens`, `amazon-books`)."""
     descriptions: str | None = None
     """`movielens`: a descriptions file (`movieId` and a text column) used in place of titles, genres and tags."""
     catalog: CatalogTable | None = None
+    """`tables`: the items."""
     interactions: InteractionsTable | None = None
+    """`tables`: who interacted with what; `embed` alone does without."""
     shop: ShopConfig = ShopConfig()
     min_value: float | None = 4.0
     """Interactions with a smaller `value` are dropped; null keeps all."""
     min_user_interactions: int = Field(5, ge=2)
+    """Users with fewer distinct items are dropped."""
     empty_text: Literal["error", "drop"] = "error"
     """What to do with a catalog row whose text is null or blank."""
 
@@ -78,8 +91,11 @@ class DomainSplitConfig(Section):
     """Sizes of a domain's held-out data where they differ from those of `split`."""
 
     validation: Size | None = None
+    """Held out for validation; `split.validation` unless set."""
     test: Size | None = None
+    """Held out for test; `split.test` unless set."""
     num_draws: int | None = Field(None, ge=1)
+    """Draws per held-out set; `split.num_draws` unless set."""
 
 
 class DomainConfig(SourceConfig):
@@ -161,9 +177,11 @@ class SplitConfig(Section):
     """How held-out data is chosen; the meaning of each kind is tabled in `beeray/data/splits.py`."""
 
     kind: Literal["item", "time", "user"] = "item"
+    """What is held out: `item`: items, so brand-new ones; `time`: the last interactions; `user`: users."""
     validation: Size = 0.1
     """Held out for validation: a fraction, or a number of items (`item`) or users (`user`); of each domain."""
     test: Size = 0.1
+    """Held out for test, in the same terms."""
     reproduce: Literal["beeformer"] | None = None
     """`item` only: draw exactly the held-out items of the paper's published protocol (seed 42, 2,000 draws)."""
     num_draws: int = Field(2000, ge=1)

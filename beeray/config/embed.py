@@ -35,7 +35,7 @@ class EmbedConfig(Section):
     incremental: bool = True
     """Copy the vectors of unchanged items from the last publication; false encodes everything."""
     token_budget: int | None = Field(None, ge=1)
-    """Padded tokens of one call of the encoder; unless set, see `TOKEN_BUDGET` in `beeray/embed.py`."""
+    """Padded tokens of one call of the encoder; unless set, see `TOKEN_BUDGET` in `beeray/verbs/embed.py`."""
     num_actors: int | None = Field(None, ge=1)
     """Encoder actors, each with its own copy of the encoder; unless set one per GPU (or share of it), or one per
     core, at most 8 a node."""
@@ -48,6 +48,7 @@ class EmbedConfig(Section):
     rows_per_file: int = Field(8192, ge=1)
     """Items of one output file, on average: the unit of work, of retries and of resuming."""
     rows_per_row_group: int = Field(2048, ge=1)
+    """Items of a row group of an output file, at most."""
     max_text_chars: int = Field(100_000, ge=1)
     """A longer text is refused: it is no item's description."""
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -33,9 +33,11 @@ class IndexConfig(Section):
     train_rows: int = Field(200_000, ge=256)
     """Vectors sampled to train lists and codes, at most; they are in memory while training."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (10, 100)
+    """Numbers of neighbours at which recall against an exact search is measured."""
     num_queries: int = Field(1000, ge=1)
     """Published vectors that are searched for to measure recall and speed, at most."""
     seed: int = Field(42, ge=0)
+    """Of the graph, of the rows sampled for training and of the queries."""
     threads: int | None = Field(None, ge=1)
     """Threads that build; OMP_NUM_THREADS, or the machine's cores, unless set. With one, a build is reproducible."""
 

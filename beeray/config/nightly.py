@@ -26,5 +26,6 @@ class NightlyConfig(Section):
     max_loss: float = Field(0.02, ge=0, lt=1)
     """Loss that the interval may not rule out, as a share of the serving model's metric."""
     num_bootstrap: int = Field(10_000, ge=100, le=1_000_000)
+    """Resamples of users that the interval is taken from."""
     keep_runs: int = Field(7, ge=1)
     """Runs of the last nights that are kept, beside those whose models serve."""

@@ -24,6 +24,7 @@ class StorageConfig(Section):
     anonymous: bool = False
     """Send no credentials: public buckets."""
     region: str | None = Field(None, min_length=1)
+    """Region of the buckets; what the environment or the AWS config files say unless set."""
 
     @field_validator("endpoint_url")
     @classmethod

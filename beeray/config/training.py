@@ -27,6 +27,7 @@ class EncoderConfig(Section):
     """Run Python code that comes with the encoder, as the user of the command and of every worker. Only with `revision`
     as a full commit hash, so that what runs is what was read."""
     max_seq_length: int = Field(384, ge=8)
+    """Tokens of a text in training, special ones included; the rest is cut off."""
     prefix: str = ""
     """Put before every text; exported as the model's default prompt."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -74,6 +75,7 @@ class LoraConfig(Section):
     """Low-rank adapters (Hu et al., arXiv 2106.09685) instead of the transformer's weights; needs `beeray[lora]`."""
 
     rank: int = Field(16, ge=1)
+    """Rank of an adapter's update: the inner dimension of its two matrices."""
     alpha: float = Field(32.0, gt=0)
     """What an adapter adds is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -86,21 +88,30 @@ class TrainConfig(Section):
     """The optimisation: objective, items and users of a step, schedule, precision."""
 
     lr: float = Field(1e-5, gt=0)
+    """Learning rate, the highest of its schedule."""
     optimizer: Literal["nadam", "adamw"] = "nadam"
+    """NAdam or AdamW, both with decoupled weight decay."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """The optimizer's decay rates: of its mean of gradients, and of their squares."""
     epsilon: float = Field(1e-8, gt=0)
+    """Added to the denominator of the optimizer's update."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of matrices; biases and norms have none."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off."""
     scheduler: Literal["constant", "linear_warmup", "cosine"] = "constant"
+    """`linear_warmup`: lr rises and stays; `cosine`: it rises, then falls to 0."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of all steps over which lr rises linearly (`linear_warmup`, `cosine`)."""
     epochs: int = Field(5, ge=1)
+    """Passes over the training users."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after so many steps; the schedule is laid over them."""
     batch_size: int = Field(1024, ge=1)
     """Users a step, over all workers."""
     items: Literal["bounded", "all_positives", "catalog"] = "bounded"
+    """Which items a step encodes: `bounded`: `max_output` of them, the users' own first; `all_positives`: all of the
+    users' own, even if they are more; `catalog`: as `bounded`, and users are described by all of their items."""
     max_output: Annotated[int, Field(ge=2)] | Literal["all"] = 10000
     """Items a step encodes and scores, over all workers; `all` is the full-catalog step."""
     negatives: Literal["within", "across"] = "within"
@@ -128,6 +139,7 @@ class TrainConfig(Section):
     with_validation: bool | None = None
     """Train on validation data too; unset means only under `split.reproduce: beeformer`."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast around the encoder, weights stay fp32; for GPUs and for CPUs that multiply it (AMX)."""
     token_budget: int | None = Field(None, ge=1)
     """Padded tokens of one micro-batch; `TOKEN_BUDGET` by device and precision unless set."""
     activation_budget_gib: float = Field(1.0, ge=0)
@@ -141,6 +153,7 @@ class TrainConfig(Section):
     checkpoint_every_minutes: float | None = Field(10.0, gt=0)
     """Minutes after which one is saved in any case; null: never by the clock."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept; older ones are deleted."""
     profile: bool = False
     """Leave a profiler's trace of a few steps of rank 0, and a page that sums it up, in the run's `profile/`."""
 
@@ -166,7 +179,9 @@ class EvaluateConfig(Section):
     domains: tuple[str, ...] | None = None
     """Domains whose users are scored; all unless set."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
+    """Every k of recall@k; out of k where a user has more targets than that."""
     ndcg_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
+    """Every k of nDCG@k."""
     max_seq_length: int | None = Field(None, ge=8)
     """Text length at evaluation; the encoder's unless set."""
     full_catalog: bool = True
@@ -183,7 +198,9 @@ class EvaluateConfig(Section):
     num_bootstrap: int = Field(1000, ge=2, le=1_000_000)
     """Resamples of users that a 95 % interval is taken from."""
     users_per_block: int = Field(512, ge=1)
+    """Users that a worker scores at once; memory grows with it."""
     items_per_block: int = Field(32768, ge=1)
+    """Candidates that they are scored against at once: memory is users × items of a block."""
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluateConfig:

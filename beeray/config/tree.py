@@ -37,8 +37,13 @@ class Config(Section):
     """The whole tree. `name` names the run, its folder and, unless set otherwise, its store."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; in a config file without one, the file's. Letters, digits, `.`, `_` and `-`."""
     seed: int = Field(42, ge=0)
+    """Fixes, with the number of workers, every draw of a run: held-out data, order of users, items of a step, dropout.
+    `data.shop`, `index` and `tune` have seeds of their own."""
     runs_dir: str = "runs"
+    """Folder of all runs, on a disk that every node can write to. A relative path begins at `BEERAY_ROOT`, or at the
+    working folder where that is not set."""
     storage: StorageConfig = StorageConfig()
     data: DataConfig
     split: SplitConfig = SplitConfig()

@@ -17,11 +17,15 @@ class Dimension(Section):
     """The values of one key: exactly one of these."""
 
     uniform: tuple[float, float] | None = None
+    """Numbers between the two."""
     loguniform: tuple[float, float] | None = None
+    """Numbers between the two, evenly on a logarithmic scale; both above 0."""
     integer: tuple[int, int] | None = None
     """Both ends included, as in `loginteger`."""
     loginteger: tuple[int, int] | None = None
+    """Whole numbers, evenly on a logarithmic scale; both above 0."""
     choice: tuple[Any, ...] | None = None
+    """These values, of any type that the key takes."""
 
     @property
     def kind(self) -> str:
@@ -100,6 +104,7 @@ class TuneConfig(Section):
     metric: str | None = None
     """As epochs report it, e.g. `validation/ndcg@100`; the first of `evaluate.ndcg_at` (or `recall_at`) unless set."""
     mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest metric is the best."""
     max_concurrent: int | None = Field(None, ge=1)
     """Trials at once, at most; as many as the cluster holds unless set. With 1, a seed fixes which trials there are."""
     asha: AshaConfig | None = AshaConfig()
