@@ -14,6 +14,8 @@ import pytest
 import ray
 import yaml
 from kuberay_fields import KINDS, complaints, pod_templates
+from ray._private.services import determine_plasma_store_config
+from ray._private.utils import resolve_object_store_memory
 from ray.dashboard.modules.job import job_supervisor
 from ray.scripts.scripts import drain_node
 
@@ -115,6 +117,42 @@ def test_clusters_scale_gpus_from_none_share_a_disk_and_ask_for_the_token(place:
         ]
         assert claims == [manifest("PersistentVolumeClaim")["metadata"]["name"]]
     assert manifest("PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def as_bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+def objects_folder(memory: int, shared_memory: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where Ray keeps its objects in a pod of so much memory with a /dev/shm of that size, by Ray's own functions."""
+    monkeypatch.setattr(ray._common.utils, "get_system_memory", lambda: memory)
+    monkeypatch.setattr(ray._private.utils, "get_shared_memory_bytes", lambda: shared_memory)
+    size = resolve_object_store_memory(memory)
+    return str(determine_plasma_store_config(size, temp_dir=str(folder))[0])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_rays_objects_fit_into_a_pods_shared_memory(
+    place: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = list(pod_templates(clusters()[place]))[group]["spec"]
+    (container,) = pod["containers"]
+    (mounted,) = [one["name"] for one in container["volumeMounts"] if one["mountPath"] == "/dev/shm"]
+    (volume,) = [one["emptyDir"] for one in pod["volumes"] if one["name"] == mounted]
+    assert volume["medium"] == "Memory"
+    memory, shared_memory = as_bytes(container["resources"]["limits"]["memory"]), as_bytes(volume["sizeLimit"])
+    assert shared_memory <= memory / 2, "what lies in it counts as the pod's memory"
+    assert objects_folder(memory, shared_memory, tmp_path, monkeypatch) == "/dev/shm"
+
+
+def test_rays_objects_would_be_on_the_disk_of_a_large_pod_with_too_little_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert objects_folder(as_bytes("48Gi"), as_bytes("8Gi"), tmp_path, monkeypatch) == str(tmp_path)
 
 
 def test_images_are_targets_of_the_dockerfile() -> None:
