@@ -88,3 +88,8 @@ def test_nightly_keys_and_defaults_are_those_of_the_config() -> None:
     defaults = validate_config({"name": "shop", "data": {"source": "shop"}}).nightly
     assert f"as a share of the serving model's metric | {defaults.max_loss:g} |" in PAGE
     assert f"beside those whose models serve | {defaults.keep_runs} |" in PAGE
+
+
+def test_the_driver_is_told_for_the_torch_that_the_image_gets() -> None:
+    (pinned,) = re.findall(r"(?m)^torch==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    assert re.findall(r"torch (\d+\.\d+) is built for CUDA", PAGE) == [pinned], "its wheel names the CUDA that it needs"

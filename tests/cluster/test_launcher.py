@@ -52,6 +52,16 @@ def test_the_disk_that_is_mounted_is_made_the_images_users(launcher: dict[str, A
     assert given == 'test "$(stat -c %u /shared)" = 1000 || sudo chown 1000:1000 /shared'
 
 
+def test_every_type_of_node_has_an_image_of_the_users(launcher: dict[str, Any]) -> None:
+    """Ray fills in one with Ubuntu 18.04 and CUDA 11.2 where a type has none."""
+    for node_type in launcher["available_node_types"].values():
+        assert node_type["node_config"]["ImageId"].startswith("ami-")
+    lines = (ROOT / "cluster" / "launcher.yaml").read_text(encoding="utf-8").splitlines()
+    named = [line for line in lines if "ImageId:" in line]
+    assert len(named) == len(launcher["available_node_types"])
+    assert all("# (yours)" in line for line in named)
+
+
 def test_a_misspelt_key_is_noticed(launcher: dict[str, Any]) -> None:
     launcher["max_worker"] = launcher.pop("max_workers")
     with pytest.raises(jsonschema.ValidationError):
