@@ -63,6 +63,13 @@ def test_files_and_images_that_commands_name_are_there() -> None:
     assert built == {"cpu", "cuda"}
 
 
+def test_the_head_is_waited_for_before_something_is_typed_in_it() -> None:
+    typed = [words[1] for words in of("kubectl")]
+    assert typed.index("apply") < typed.index("wait") < typed.index("exec")
+    waited = of("kubectl")[typed.index("wait")]
+    assert "raycluster/beeray" in waited, "it is there at once; a pod that is not there yet is an error"
+
+
 @pytest.mark.slow
 def test_the_token_that_the_page_has_made_is_the_owners_alone(tmp_path: Path) -> None:
     (words,) = {tuple(one) for one in of("ray") if one[1] == "get-auth-token"}

@@ -65,6 +65,14 @@ def test_kubernetes_own_kinds_are_valid_by_its_schemas(kind: str) -> None:
     check_by_kubernetes(manifest(kind))
 
 
+def test_the_shared_disk_names_a_class_of_the_users() -> None:
+    """Without one a claim takes the default class, which seldom is for several nodes."""
+    assert manifest("PersistentVolumeClaim")["spec"]["storageClassName"]
+    lines = (ROOT / "cluster" / "kuberay" / "storage.yaml").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if "storageClassName" in line]
+    assert "# (yours)" in line
+
+
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "CronJob"])
 def test_pods_inside_are_valid_by_kubernetes_schemas(kind: str) -> None:
     templates = list(pod_templates(manifest(kind)["spec"]))
