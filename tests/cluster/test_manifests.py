@@ -16,11 +16,9 @@ import yaml
 from kuberay_fields import KINDS, complaints, pod_templates
 from ray._private.services import determine_plasma_store_config
 from ray._private.utils import resolve_object_store_memory
-from ray.dashboard.modules.job import job_supervisor
 from ray.scripts.scripts import drain_node
 
 from beeray.config import load_config
-from beeray.nightly import EXIT_REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
@@ -203,53 +201,7 @@ def test_the_commands_in_them_have_a_verb_and_a_valid_config_on_the_shared_disk(
     assert config.cluster.placement_timeout_s >= 600, "a GPU node takes minutes to come"
 
 
-def test_the_nightly_pod_talks_to_the_clusters_head_with_the_operators_token() -> None:
-    (container,) = next(pod_templates(manifest("CronJob")["spec"]))["spec"]["containers"]
-    name = manifest("RayCluster")["metadata"]["name"]
-    assert f"--address=http://{name}-head-svc:8265" in container["args"]
-    env = {one["name"]: one for one in container["env"]}
-    assert env["RAY_AUTH_MODE"]["value"] == "token"
-    assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "auth_token"}
-    assert manifest("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
-
-
-def submitted(folder: Path, said: str, ended: int) -> int:
-    """Exit code of the nightly pod whose `ray job submit` says this and ends so."""
-    (container,) = next(pod_templates(manifest("CronJob")["spec"]))["spec"]["containers"]
-    script = [word.replace("/tmp/said", str(folder / "said")) for word in container["command"]]
-    ray = folder / "ray"
-    ray.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit {ended}\n")
-    ray.chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run([*script, *container["args"]], env={"PATH": path}, stdout=subprocess.DEVNULL).returncode
-
-
-@pytest.mark.parametrize("code", [1, 2, 3, 143])
-def test_the_nightly_pod_ends_with_the_jobs_own_code(tmp_path: Path, code: int) -> None:
-    said = (
-        "beeray nightly: failed with exit code 7, says a log\n"
-        f"Status message: Job entrypoint command failed with exit code {code}, last available logs (truncated to ...):"
-    )
-    assert submitted(tmp_path, said, 1) == code
-
-
-def test_the_nightly_pod_ends_well_with_the_job_and_badly_where_no_job_could_be_submitted(tmp_path: Path) -> None:
-    assert submitted(tmp_path, "Job 'raysubmit_1' succeeded", 0) == 0
-    assert submitted(tmp_path, "ConnectionError: no cluster answers", 1) == 1
-
-
-def test_what_ray_says_of_a_failed_job_is_what_the_nightly_pod_looks_for() -> None:
-    said = " ".join(Path(job_supervisor.__file__).read_text(encoding="utf-8").split())
-    assert re.search(r'"Job entrypoint command " f"failed with exit code \{return_code\}, "', said)
-
-
-def test_a_night_that_was_refused_or_is_a_mistake_is_not_submitted_again_nor_is_a_clusters_worth_of_training() -> None:
-    job = manifest("CronJob")["spec"]["jobTemplate"]["spec"]
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["action"] == "FailJob"
-    assert rule["onExitCodes"] == {"containerName": "submit", "operator": "In", "values": [2, EXIT_REFUSED]}
-    assert job["template"]["spec"]["restartPolicy"] == "Never", "Kubernetes takes no such policy otherwise"
-    assert job["backoffLimit"] > 0, "anything else is tried again"
+def test_a_clusters_worth_of_training_is_not_submitted_again() -> None:
     assert manifest("RayJob")["spec"]["backoffLimit"] == 0
 
 
