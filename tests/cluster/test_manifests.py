@@ -18,7 +18,9 @@ from ray._private.services import determine_plasma_store_config
 from ray._private.utils import resolve_object_store_memory
 from ray.scripts.scripts import drain_node
 
-from beeray.config import load_config
+from beeray.config import Config, load_config
+from beeray.config.paths import ROOT as ROOT_VARIABLE
+from beeray.config.paths import found
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
@@ -182,14 +184,30 @@ def entrypoints() -> dict[str, list[str]]:
     }
 
 
+def config_of(command: list[str]) -> Config:
+    words = " ".join(command[3:]).replace("--config=", "--config ").split()
+    return load_config(words[words.index("--config") + 1], [one for one in words if "=" in one])
+
+
+@pytest.fixture
+def in_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`BEERAY_ROOT` as every pod has it: the shared disk."""
+    pods = [template["spec"]["containers"][0] for spec in clusters() for template in pod_templates(spec)]
+    named = {one["value"] for pod in pods for one in pod["env"] if one["name"] == ROOT_VARIABLE}
+    assert named == {"/shared"}
+    assert all(any(one["name"] == ROOT_VARIABLE for one in pod["env"]) for pod in pods)
+    monkeypatch.setenv(ROOT_VARIABLE, named.pop())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("in_a_pod")
 @pytest.mark.parametrize("kind", ["CronJob", "RayJob"])
 def test_the_commands_in_them_have_a_verb_and_a_valid_config_on_the_shared_disk(kind: str) -> None:
     command = entrypoints()[kind]
     assert command[:2] == ["python", "-m"]
     assert (ROOT / Path(*command[2].split("."))).with_suffix(".py").is_file()
-    words = " ".join(command[3:]).replace("--config=", "--config ").split()
-    config = load_config(words[words.index("--config") + 1], [one for one in words if "=" in one])
-    shared = [str(config.run_dir), *(str(source.path) for source in (config.data.domains or {}).values())]
+    config = config_of(command)
+    shared = [str(config.run_dir), *(found(str(one.path)) for one in (config.data.domains or {}).values())]
     if kind == "RayJob":
         shared.append(config.store_path)
         assert config.cluster.use_gpu and config.train.checkpoint_every_steps
@@ -197,8 +215,18 @@ def test_the_commands_in_them_have_a_verb_and_a_valid_config_on_the_shared_disk(
         shared.append(config.embeddings_path)
         gpus = next(one for one in clusters()[0]["workerGroupSpecs"] if one["groupName"] == "gpu")
         assert 1 < (config.embed.num_actors or 1) <= gpus["maxReplicas"], "unset, nodes that are to come do not count"
-    assert all(path.startswith("/shared/") for path in shared), shared
+    assert all(str(path).startswith("/shared/") for path in shared), shared
     assert config.cluster.placement_timeout_s >= 600, "a GPU node takes minutes to come"
+
+
+@pytest.mark.usefixtures("in_a_pod")
+def test_the_training_job_and_the_documented_command_are_one_run() -> None:
+    """Other paths of tables, though they are the same folders, would be refused as another config of that name."""
+    documented = "python -m beeray.train --config goodlens.yaml"
+    assert f"    ray job submit --working-dir . -- {documented}\n" in (ROOT / "docs" / "cluster.md").read_text()
+    typed, job = config_of(documented.split()), config_of(entrypoints()["RayJob"])
+    assert job.run_dir == typed.run_dir
+    assert job.result_keys() == typed.result_keys()
 
 
 def test_a_clusters_worth_of_training_is_not_submitted_again() -> None:
