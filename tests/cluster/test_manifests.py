@@ -21,6 +21,7 @@ from ray.scripts.scripts import drain_node
 from beeray.config import Config, load_config
 from beeray.config.paths import ROOT as ROOT_VARIABLE
 from beeray.config.paths import found
+from beeray.runtime.tracking import URI_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
@@ -161,6 +162,20 @@ def test_rays_objects_would_be_on_the_disk_of_a_large_pod_with_too_little_shared
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert objects_folder(as_bytes("48Gi"), as_bytes("8Gi"), tmp_path, monkeypatch) == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_every_pod_that_may_hold_a_driver_can_take_mlflows_address_from_a_secret(
+    kind: str,
+) -> None:
+    (path,) = [path for path in MANIFESTS if documents(path)[0]["kind"] == kind]
+    text = path.read_text(encoding="utf-8").replace(f"# - {{name: {URI_VARIABLE},", f"- {{name: {URI_VARIABLE},")
+    for template in pod_templates(yaml.safe_load(text)["spec"]):
+        check_by_kubernetes(as_pod(template))
+        (entry,) = [one for one in template["spec"]["containers"][0]["env"] if one["name"] == URI_VARIABLE]
+        secret = entry["valueFrom"]["secretKeyRef"]
+        page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+        assert f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}=" in page
 
 
 def test_images_are_targets_of_the_dockerfile() -> None:
