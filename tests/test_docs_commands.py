@@ -27,6 +27,9 @@ from doc_pages import ROOT, Page
 from test_troubleshooting_doc import is_said, quoted, said
 from tiny_encoder import build_tiny_encoder
 
+from beeray.runtime.mlflow_run import _metric_name as mlflow_name
+from beeray.runtime.results import flat_means
+
 PAGES = [Page.of(path) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 OWN_DATA = Page.of(ROOT / "docs" / "own-data.md")
 
@@ -199,3 +202,11 @@ def test_the_example_to_paste_runs_from_tables_to_published_embeddings(tmp_path:
     for said_to_be_there in re.findall(r"`((?:stores|runs|embeddings)/[^`]+)`", OWN_DATA.prose):
         if "<" not in said_to_be_there:
             assert (shop / said_to_be_there).is_dir(), said_to_be_there
+
+
+def test_figures_have_the_names_in_mlflow_that_the_pages_tell() -> None:
+    scored = {"ndcg@100": {"mean": 0.3}}
+    names = flat_means({"test": {"held_out": {**scored, "domains": {"books": scored}}}})
+    whole, books = (mlflow_name(f"final/{name}") for name in sorted(names, key=len))
+    assert f"`{whole}`" in (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert f"`{books}`" in (ROOT / "docs" / "several-data-sets.md").read_text(encoding="utf-8")
