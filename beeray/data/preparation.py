@@ -56,6 +56,8 @@ NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_
 """Keys of `data` that say where tables are (their own fingerprints tell what is in them) or how they are dealt."""
 DRAWN_BY_ID = {"user": {"drawn_by": "id"}}
 """What a kind of split adds to the fingerprint: users were once drawn by their place, and such stores are made anew."""
+PUBLISHED_INPUTS = {"inputs": "train"}
+"""The same of `split.reproduce`: validation's interactions were once input at test, which they are not there."""
 
 
 def ensure_store(config: Config, report: Report) -> tuple[Store, bool]:
@@ -87,6 +89,7 @@ def store_fingerprint(config: Config, domains: Sequence[Domain] | None = None) -
             inputs = {"catalog": one.raw.catalog.fingerprint(), "interactions": one.raw.interactions.fingerprint()}
         rules = one.data.model_dump(mode="json", exclude=NOT_CONTENT)
         split = one.split.model_dump(mode="json") | DRAWN_BY_ID.get(one.split.kind, {})
+        split |= PUBLISHED_INPUTS if one.split.reproduce else {}
         deciding.append({**inputs, "template": one.raw.template, "rules": rules, "split": split})
     common = {"schema_version": SCHEMA_VERSION, "seed": config.seed}
     return config_digest(common | (deciding[0] if len(deciding) == 1 else {"domains": deciding}))
@@ -109,7 +112,9 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
             check_tables(domain)
     set_up_ray_data()
     with Staging(config.store_path, META) as staging:
-        meta = StoreMeta.of_domains(fingerprint, config.split.kind, _prepare(config, domains, staging.path, report))
+        prepared = _prepare(config, domains, staging.path, report)
+        published_inputs = config.split.reproduce is not None
+        meta = StoreMeta.of_domains(fingerprint, config.split.kind, prepared, published_inputs=published_inputs)
         report("check for leakage", 0, None)
         check_leakage(Store(staging.path, meta))
         if store_fingerprint(config, domains) != fingerprint:

@@ -11,7 +11,8 @@ Six interactions, in time order: Alice's a1 a2 a3 and Bob's b1 b2 b3.
 Each kind holds out twice, once for validation and once for test. At validation the input is what is
 trained on; at test it is what is trained on and validation's too, since that is known by then. In the
 `item` split the candidates are the held-out items (ranking the whole catalog is reported beside it);
-otherwise they are the whole catalog.
+otherwise they are the whole catalog. Under `reproduce` validation's interactions are no input when the held-out
+items are ranked, although they are trained on: so it is in the published protocol.
 
 Items are drawn by their place, so in a store that has grown they are drawn anew; users by their id.
 """
@@ -158,14 +159,18 @@ def training_mask(user_labels: Labels, labels: Labels, with_validation: bool) ->
 
 
 def evaluation_masks(
-    kind: str, split: str, user_labels: Labels, labels: Labels
+    kind: str, split: str, user_labels: Labels, labels: Labels, *, published: bool = False
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which interactions are input, and which are asked for, when `split` is evaluated; arguments as above."""
+    """Which interactions are input, and which are asked for, when `split` is evaluated; arguments as above.
+
+    Args:
+        published: validation's are no input at test, although they may be trained on: beeFormer's published protocol.
+    """
     wanted = SPLITS[split]
     if kind == "user":
         inside = user_labels == wanted
         return inside & (labels == TRAIN), inside & (labels == wanted)
-    return labels < wanted, labels == wanted
+    return (labels == TRAIN if published else labels < wanted), labels == wanted
 
 
 def _draw(number: int, config: SplitConfig, generator: np.random.Generator) -> Labels:

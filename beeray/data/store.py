@@ -210,7 +210,14 @@ class Store:
         return self.meta.training_users["train+validation" if with_validation else "train"]
 
     def evaluation_users(
-        self, split: str, users_per_block: int, *, shard: int = 0, num_shards: int = 1, domain: str | None = None
+        self,
+        split: str,
+        users_per_block: int,
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        domain: str | None = None,
+        all_inputs: bool = False,
     ) -> Iterator[UserBlock]:
         """Users with at least one input and one target in `split`, block by block.
 
@@ -218,7 +225,9 @@ class Store:
             users_per_block: most users of a block.
             shard, num_shards: every `num_shards`-th user from `shard` on.
             domain: whose users; all unless given.
+            all_inputs: whatever came before the split is input, also where the published protocol leaves some out.
         """
+        published = self.meta.published_inputs and not all_inputs
         columns = ["user_index", *INTERACTION_COLUMNS]
         for path in self.user_paths(domain):
             filesystem, inside = resolve(path)
@@ -227,13 +236,13 @@ class Store:
                     batch_size=users_per_block * num_shards, columns=columns
                 ):
                     mine = np.flatnonzero(batch["user_index"].to_numpy() % num_shards == shard)
-                    block = self._user_block(split, batch.take(pa.array(mine)))
+                    block = self._user_block(split, batch.take(pa.array(mine)), published=published)
                     if len(block.user_index):
                         yield block
 
-    def _user_block(self, split: str, batch: pa.RecordBatch) -> UserBlock:
+    def _user_block(self, split: str, batch: pa.RecordBatch, *, published: bool) -> UserBlock:
         indptr, items, user_labels, labels = _interactions(batch)
-        masks = evaluation_masks(self.meta.split_kind, split, user_labels, labels)
+        masks = evaluation_masks(self.meta.split_kind, split, user_labels, labels, published=published)
         history, targets = (masked_csr(indptr, items, mask, self.meta.num_items) for mask in masks)
         both = np.flatnonzero((np.diff(history.indptr) > 0) & (np.diff(targets.indptr) > 0))
         return UserBlock(batch["user_index"].to_numpy()[both], history[both], targets[both])

@@ -58,6 +58,7 @@ class StoreMeta:
         training_users_of_parts: the same of every users part, in order.
         dropped: what the rules removed, rule → how many.
         by_domain: one record a domain, `DomainMeta` as a mapping; empty where there is one domain.
+        published_inputs: see `published` of `evaluation_masks`; so under `split.reproduce`.
     """
 
     fingerprint: str
@@ -75,6 +76,7 @@ class StoreMeta:
     time_boundaries: list[int] | None = None
     schema_version: int = SCHEMA_VERSION
     by_domain: list[dict[str, Any]] = field(default_factory=list)
+    published_inputs: bool = False
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> StoreMeta:
@@ -110,7 +112,9 @@ class StoreMeta:
         return meta
 
     @classmethod
-    def of_domains(cls, fingerprint: str, split_kind: str, domains: Sequence[DomainMeta]) -> StoreMeta:
+    def of_domains(
+        cls, fingerprint: str, split_kind: str, domains: Sequence[DomainMeta], *, published_inputs: bool = False
+    ) -> StoreMeta:
         """The whole store's counts, and each domain's where there are several."""
         several = len(domains) > 1
         return cls(
@@ -128,6 +132,7 @@ class StoreMeta:
             dropped=_sum_counts([one.dropped for one in domains]),
             time_boundaries=None if several else domains[0].time_boundaries,
             by_domain=[dataclasses.asdict(one) for one in domains] if several else [],
+            published_inputs=published_inputs,
         )
 
 

@@ -186,7 +186,7 @@ def score_ranking(
     Args:
         asked: bool (items,), the only ones that count as targets; users without one are left out.
     """
-    blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain)
+    blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain, all_inputs=ranking == "catalog")
     users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
     names, number = ranker.metrics.names, len(ranker.candidates)
     return SplitScores(split, ranking, names, users, scores, number, domain, ranker.exposure)
@@ -267,7 +267,10 @@ def _summarise_exposure(scores: SplitScores, device: torch.device) -> SplitScore
 
 
 def _user_blocks(
-    store: Store, split: str, users_per_block: int, domain: str | None
+    store: Store, split: str, users_per_block: int, domain: str | None, *, all_inputs: bool
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_matrix, sparse.csr_matrix]]:
-    for block in store.evaluation_users(split, users_per_block, shard=rank(), num_shards=world_size(), domain=domain):
+    """Args: all_inputs: in the whole catalog's ranking, which would show what was left out of the input once more."""
+    for block in store.evaluation_users(
+        split, users_per_block, shard=rank(), num_shards=world_size(), domain=domain, all_inputs=all_inputs
+    ):
         yield block.user_index.astype(np.int64), block.history, block.targets

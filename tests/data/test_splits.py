@@ -25,6 +25,7 @@ from beeray.data.splits import (
     training_mask,
     user_hashes,
 )
+from beeray.data.store import Store
 from beeray.data.time_windows import SortedTimes
 from beeray.errors import ConfigError, DataError
 
@@ -82,6 +83,14 @@ def test_validations_interactions_are_input_at_test_and_trained_on_only_when_ask
         [True, True, False],
         [False, False, True],
     ]
+
+
+def test_under_the_published_protocol_validations_interactions_are_no_input_at_test() -> None:
+    labels, users = np.array([TRAIN, VALIDATION, TEST], dtype=np.int8), np.zeros(3, dtype=np.int8)
+    given, asked = evaluation_masks("item", "test", users, labels, published=True)
+    assert (given.tolist(), asked.tolist()) == ([True, False, False], [False, False, True])
+    given, asked = evaluation_masks("item", "validation", users, labels, published=True)
+    assert (given.tolist(), asked.tolist()) == ([True, False, False], [False, True, False])
 
 
 def test_a_held_out_users_input_is_never_trained_on_nor_given_in_another_split() -> None:
@@ -250,6 +259,14 @@ def test_preparation_of_the_real_sample_holds_out_the_published_lists(real_data:
     assert set(ids[labels == VALIDATION].tolist()) == published(real_data, "val")
     assert set(ids[labels == TEST].tolist()) == published(real_data, "test")
     assert store.meta.items == {"train": 9891 - 1797 - 1766, "validation": 1797, "test": 1766}
+    given = {all_inputs: history_labels(store, all_inputs=all_inputs) for all_inputs in (False, True)}
+    assert given == {False: {TRAIN}, True: {TRAIN, VALIDATION}}
+
+
+def history_labels(store: Store, *, all_inputs: bool) -> set[int]:
+    """Labels of the items that are input at test."""
+    blocks = store.evaluation_users("test", 512, all_inputs=all_inputs)
+    return {int(label) for block in blocks for label in np.unique(store.item_labels()[block.history.indices])}
 
 
 def test_the_published_protocol_that_takes_every_item_is_refused() -> None:
