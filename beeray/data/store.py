@@ -114,6 +114,18 @@ class Store:
         except StoreError:
             return False
 
+    def check_unchanged(self) -> None:
+        """Refuse what was read from a store that another command has replaced meanwhile.
+
+        Raises:
+            StoreError: another one is at its path now, or none.
+        """
+        if not Store.is_at(self.path, self.meta.fingerprint):
+            raise StoreError(
+                f"store {self.path!r} was replaced or removed while it was read: another command prepared it from "
+                "other tables, rules or splits; run the same command again, and give each config its own data.store"
+            )
+
     @cached_property
     def domains(self) -> list[DomainMeta]:
         """What is known of each domain, in the order of their indices."""
@@ -203,6 +215,7 @@ class Store:
         for path in self.user_paths():
             indptr, items, mask = trainable_interactions(read_part(path, INTERACTION_COLUMNS), with_validation)
             parts.append(masked_csr(indptr, items, mask, self.meta.num_items))
+        self.check_unchanged()
         return sparse.vstack(parts, format="csr")
 
     def num_training_users(self, with_validation: bool) -> int:
@@ -239,6 +252,7 @@ class Store:
                     block = self._user_block(split, batch.take(pa.array(mine)), published=published)
                     if len(block.user_index):
                         yield block
+        self.check_unchanged()
 
     def _user_block(self, split: str, batch: pa.RecordBatch, *, published: bool) -> UserBlock:
         indptr, items, user_labels, labels = _interactions(batch)

@@ -30,7 +30,7 @@ UNTOUCHED, FROZEN_HEAD = "untouched", "frozen_head"
 def frozen_worker(task: WorkerTask) -> None:
     """Score what `baselines.which` names of the two. Every rank runs this."""
     with worker_ready(task) as device:
-        store, which = Store.open(task.store_path), task.config.baselines.which
+        store, which = task.open_store(), task.config.baselines.which
         encoder = Encoder(task.open_encoder(device), task.config.train.precision).eval()
         started = time.perf_counter()
         tokens, progress = TokenStore.open(task.tokens_path), embedding_progress(task, UNTOUCHED)

@@ -69,16 +69,17 @@ def _users_of_shard(store: Store, share: UserShare, shard: int, with_validation:
         read_training_users,
         batch_size=1,
         batch_format="numpy",
-        fn_kwargs={"with_validation": with_validation},
+        fn_kwargs={"store": store, "with_validation": with_validation},
         num_cpus=0,
         concurrency=READERS,
     )
 
 
-def read_training_users(batch: dict[str, Any], with_validation: bool) -> Iterator[pa.Table]:
-    """Ranges of training users of the store's parts, as `training_rows`."""
+def read_training_users(batch: dict[str, Any], store: Store, with_validation: bool) -> Iterator[pa.Table]:
+    """Ranges of training users of a store's parts, as `training_rows`; StoreError where it was replaced meanwhile."""
     for path, first, last in zip(batch["path"], batch["first"], batch["last"], strict=True):
         rows = training_rows(read_part(str(path), ["user_index", *INTERACTION_COLUMNS]), with_validation)
+        store.check_unchanged()  # else an epoch would take the items of another store by this one's indices
         yield rows.slice(int(first), int(last) - int(first))
 
 
@@ -102,7 +103,7 @@ def launch_scoring(
     """
     handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
     with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
-        task = WorkerTask(config, store.path, tokens_path, monitor, model, **given)
+        task = WorkerTask(config, store, tokens_path, monitor, model, **given)
         launch(loop, task, storage=Path(storage), name="scoring")
     handler.close()
     return handler

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeray.config import Config
+from beeray.data.store import Store
 from beeray.runtime.monitor import Outbox
 from beeray.runtime.steps import UserShare
 
@@ -31,7 +32,7 @@ class WorkerTask:
 
     Attributes:
         config: the resolved config.
-        store_path: the prepared store.
+        store: the prepared one, as the driver opened it.
         tokens_path: the token store of this encoder.
         shares: training users of one shard, domain by domain.
         num_shards: into how many the users were cut when the run began.
@@ -46,7 +47,7 @@ class WorkerTask:
     """
 
     config: Config
-    store_path: str
+    store: Store
     tokens_path: str
     monitor: Any
     model: str
@@ -63,6 +64,11 @@ class WorkerTask:
     def num_users(self) -> int:
         """Users of one shard in an epoch."""
         return sum(share.num_drawn for share in self.shares)
+
+    def open_store(self) -> Store:
+        """The store; StoreError where another one has taken its place."""
+        self.store.check_unchanged()
+        return self.store
 
     def known_items(self) -> NDArray[np.bool_] | None:
         """Which items the run that this one began with knew, (items,); None where it began with none."""

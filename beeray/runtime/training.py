@@ -28,7 +28,6 @@ from beeray.core.flops import count_flops, measure_peak_tflops
 from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import SCOPE, TrainingStep
-from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.errors import DivergedError
 from beeray.runtime.adaptation import adapt
@@ -70,7 +69,7 @@ class _Training:
         self.config = task.config
         self.rank = ray.train.get_context().get_world_rank()
         self.world_size = ray.train.get_context().get_world_size()
-        self.store = Store.open(task.store_path)
+        self.store = task.open_store()
         self.tokens = TokenStore.open(task.tokens_path)
         self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users, task.num_shards)
         trainable = self.store.trainable_items(self.config.trains_on_validation)

@@ -32,7 +32,7 @@ def evaluate_worker(task: WorkerTask) -> None:
     """Score one encoder on every split asked for. Every rank runs this."""
     with worker_ready(task) as device:
         encoder = Encoder(task.open_encoder(device), task.config.train.precision)
-        store, tokens = Store.open(task.store_path), TokenStore.open(task.tokens_path)
+        store, tokens = task.open_store(), TokenStore.open(task.tokens_path)
         original = None
         if task.original:
             theirs = TokenStore.open(task.original_tokens_path)

@@ -188,7 +188,7 @@ def _run_workers(
     with marked(folder.path) as marker:
         task = WorkerTask(
             config,
-            inputs.store.path,
+            inputs.store,
             inputs.tokens_path,
             monitor,
             shares=inputs.shares,

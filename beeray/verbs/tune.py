@@ -31,7 +31,6 @@ from beeray.config import Config, search_space, searched_metric
 from beeray.console import Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_errors, storage_options
-from beeray.data.store import Store
 from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, signals_handled
@@ -140,7 +139,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         check_held_out(warm, store, console)
         folder.claim()
         inputs = SweepInputs(
-            store.path,
+            store,
             {
                 (located_encoder(key[0]), key[1]): token_store(variant, store, opened[key][0], console)
                 for key, variant in token_variants(config).items()
@@ -278,7 +277,8 @@ def _run_trial(
     trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console, wishes: TrialWishes
 ) -> None:
     with patiently_locked(folder):
-        store = Store.open(inputs.store_path)
+        store = inputs.store
+        store.check_unchanged()
         tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]
         for record in folder.validation():  # of a command that was killed
             if record["epoch"] < trial.train.epochs:

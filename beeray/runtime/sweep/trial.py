@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from beeray.config import Config, TuneConfig
+from beeray.data.store import Store
 from beeray.errors import BeerayError, RunError
 from beeray.inputs import located_encoder
 from beeray.runtime.events import EventHandler
@@ -33,7 +34,7 @@ class SweepInputs:
     """What every trial is handed.
 
     Attributes:
-        store_path: the prepared store.
+        store: the prepared one.
         tokens: path of the token store by the encoder's name and prefix.
         metric: of an epoch's report, what is searched for.
         warm: what `train.init_from` names.
@@ -42,7 +43,7 @@ class SweepInputs:
         marker: file of the sweep's folder by which a trial knows that its own is on the same disk.
     """
 
-    store_path: str
+    store: Store
     tokens: dict[tuple[str, str], str]
     metric: str
     warm: WarmStart | None = None
