@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument(
         "--timeout-s", type=float, default=TIMEOUT_S, help="seconds a check may take, starting workers twice that"
     )
+    parser.add_argument(
+        "--grow", action="store_true", help="first have an autoscaling cluster start the nodes that the run will need"
+    )
     arguments = parser.parse_intermixed_args()  # before anything is made: it ends the command at --help or a mistake
     log = Path(tempfile.mkdtemp(prefix="beeray-doctor-")) / "doctor.log"
 

@@ -183,7 +183,8 @@ class SplitConfig(Section):
     test: Size = 0.1
     """Held out for test, in the same terms."""
     reproduce: Literal["beeformer"] | None = None
-    """`item` only: draw exactly the held-out items of the paper's published protocol (seed 42, 2,000 draws)."""
+    """`item` only: the paper's published protocol. Draws exactly its held-out items (seed 42, `num_draws` draws),
+    trains on validation's, too, and gives none of them as input at test."""
     num_draws: int = Field(2000, ge=1)
     """`reproduce: beeformer` only: draws with replacement per held-out set."""
 

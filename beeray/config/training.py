@@ -60,7 +60,7 @@ class HeadConfig(Section):
     units: int = Field(0, ge=0)
     """Hidden units beside those that carry the embedding itself; 0 leaves the head one linear map."""
     steps: int = Field(200, ge=0)
-    """Steps that train the head alone; 0 leaves it to the training that follows."""
+    """Steps that train the head alone; after 0 it is a whitening and no more, but for what training makes of it."""
     batch_size: int = Field(256, ge=1)
     """Users of such a step, over all workers."""
     max_output: int = Field(3000, ge=2)
@@ -141,7 +141,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast around the encoder, weights stay fp32; for GPUs and for CPUs that multiply it (AMX)."""
     token_budget: int | None = Field(None, ge=1)
-    """Padded tokens of one micro-batch; `TOKEN_BUDGET` by device and precision unless set."""
+    """Padded tokens of one micro-batch; unless set 2,048 in fp32, 4,096 in bf16, 8,192 on GPUs."""
     activation_budget_gib: float = Field(1.0, ge=0)
     """Activations a worker may keep; micro-batches beyond it are recomputed in backward."""
     head: HeadConfig | None = None

@@ -191,16 +191,36 @@ def check_placement(
     Raises:
         ClusterError: says what is missing.
     """
+    with grown(cluster, keys) as lacking:
+        if lacking:
+            raise ClusterError(lacking)
+
+
+@contextmanager
+def grown(
+    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
+) -> Iterator[str]:
+    """A cluster that has grown to its workers as far as it does within `cluster.placement_timeout_s`.
+
+    What it has grown by is asked for until the context ends, if it was not there already.
+
+    Args:
+        keys: as `check_placement`.
+
+    Yields:
+        what the cluster lacks still; empty when all workers find a place.
+    """
     joined = cluster_address(cluster) is not None
     deadline = time.monotonic() + (cluster.placement_timeout_s if joined else 0.0)
     _, lacking = lacking_workers(cluster, keys)
-    if lacking and joined:
-        with _asked_to_grow(cluster):
-            while lacking and time.monotonic() < deadline:
-                time.sleep(1.0)
-                _, lacking = lacking_workers(cluster, keys)
-    if lacking:
-        raise ClusterError(lacking)
+    if not (lacking and joined):
+        yield lacking
+        return
+    with _asked_to_grow(cluster):
+        while lacking and time.monotonic() < deadline:
+            time.sleep(1.0)
+            _, lacking = lacking_workers(cluster, keys)
+        yield lacking
 
 
 def lacking_workers(

@@ -27,7 +27,7 @@ from beeray.runtime.doctor.resources import judge_resources
 from beeray.runtime.doctor.storage import check_places, free_bytes, nearest_folder
 from beeray.runtime.doctor.tracking import check_mlflow
 from beeray.runtime.doctor.versions import judge_versions
-from beeray.runtime.session import cluster_address, lacking_workers, ray_session
+from beeray.runtime.session import cluster_address, grown, lacking_workers, ray_session
 from beeray.runtime.warm_start import find_warm_start
 
 ON_CLUSTER = (
@@ -52,6 +52,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
             def connect() -> Finding:
                 stack.enter_context(ray_session(config.cluster, config.storage))
+                if arguments.grow and joined:
+                    console.line(f"waiting up to {config.cluster.placement_timeout_s:g} s for the cluster to grow")
+                    stack.enter_context(grown(config.cluster))
                 return _ray(joined=joined)
 
             connected = found(connect, "see cluster.address and ray status")

@@ -48,7 +48,7 @@ from beeray.runtime.sweep.measurable import check_held_out, check_searched_head,
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
-from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
+from beeray.runtime.sweep.resources import check_sharing, shortage, threads_each, trials_at_once
 from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
 from beeray.runtime.sweep.stopping import stopping
 from beeray.runtime.sweep.table import table_lines, write_table
@@ -151,7 +151,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         sweep = Sweep(config, folder, functools.partial(fitting_config, folder, threads))
         console.line(
             f"tune {config.name}: {', '.join(sweep.space)}; {sweep.num_left} of {config.tune.num_trials} trials to go, "
-            f"{at_once} at once, {_workers(config.cluster.num_workers)} each"
+            f"{at_once} at once{shortage(at_once, config)}, {_workers(config.cluster.num_workers)} each"
         )
         with SweepTracking(config, folder, console) as tracking:
             _run(sweep, tracking, inputs, at_once, console)

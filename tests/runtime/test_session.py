@@ -11,7 +11,7 @@ import ray
 
 from beeray.config import ClusterConfig
 from beeray.errors import ClusterError
-from beeray.runtime.session import check_placement, ray_session
+from beeray.runtime.session import check_placement, grown, ray_session
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -70,6 +70,10 @@ def test_an_autoscaler_is_told_what_is_waited_for_and_then_that_nothing_is_wante
     assert asked == [[{"CPU": 1}] * 3 + [{"CPU": 1}], []]
     check_placement(ClusterConfig(num_workers=2, address="auto", placement_timeout_s=0.1))
     assert len(asked) == 2, "nothing is asked for where there is enough"
+    with grown(ClusterConfig(num_workers=3, address="auto", placement_timeout_s=0.1)) as lacking:
+        assert "lacks 1" in lacking
+        assert len(asked) == 3, "what has come is wanted for as long as it is looked at"
+    assert asked[3:] == [[]]
 
 
 def test_a_ray_that_was_there_already_is_used_and_goes_on_even_after_an_error() -> None:

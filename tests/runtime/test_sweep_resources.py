@@ -8,7 +8,7 @@ import pytest
 
 from beeray.config import Config, validate_config
 from beeray.errors import ClusterError, ConfigError
-from beeray.runtime.sweep.resources import check_sharing, threads_each, trials_at_once
+from beeray.runtime.sweep.resources import check_sharing, shortage, threads_each, trials_at_once
 
 LAPTOP = [{"CPU": 2.0}]
 ONE_CARD = [{"CPU": 16.0, "GPU": 1.0}]
@@ -72,3 +72,10 @@ def test_the_cores_are_shared_out(cluster: dict[str, Any], at_once: int, expecte
 
 def test_threads_of_gpu_workers_are_left_alone() -> None:
     assert threads_each(ONE_CARD, a_config(use_gpu=True), 1) is None
+
+
+def test_a_sweep_says_where_the_cluster_holds_fewer_trials_than_were_asked_for() -> None:
+    asked = a_config({"max_concurrent": 4, "num_trials": 8})
+    assert shortage(1, asked) == " (tune.max_concurrent is 4: the cluster holds no more now)"
+    assert shortage(4, asked) == shortage(1, a_config({"num_trials": 8})) == ""
+    assert shortage(2, a_config({"max_concurrent": 4, "num_trials": 2})) == ""

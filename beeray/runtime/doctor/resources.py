@@ -1,4 +1,4 @@
-"""What the cluster offers against what the config asks, without asking it to grow."""
+"""What the cluster offers against what the config asks, as it is now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def judge_resources(cluster: ClusterConfig, free: Mapping[str, float], *, joined
     placeable, lacking = lacking_workers(cluster)
     measured = {"asked": cluster.num_workers, "placeable": placeable}
     if lacking:
-        grows = " (an autoscaling cluster that starts them on demand: train asks it to)" if joined else ""
+        grows = " (a cluster that starts nodes on demand: train asks it to, and so does --grow)" if joined else ""
         return Finding(FAILED, f"{lacking}{grows}", measured)
     total = ray.cluster_resources()
     asked = {"CPU": cluster.num_workers * cluster.cpus_per_worker}

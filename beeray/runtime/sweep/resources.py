@@ -43,6 +43,12 @@ def trials_at_once(nodes: Sequence[Mapping[str, float]], config: Config) -> int:
     return min(fitting, config.tune.max_concurrent or fitting, config.tune.num_trials)
 
 
+def shortage(at_once: int, config: Config) -> str:
+    """Why there are fewer trials at once than `tune.max_concurrent` asks for; empty where there are not."""
+    wanted = min(config.tune.max_concurrent or at_once, config.tune.num_trials)
+    return f" (tune.max_concurrent is {wanted}: the cluster holds no more now)" if at_once < wanted else ""
+
+
 def threads_each(nodes: Sequence[Mapping[str, float]], config: Config, at_once: int) -> int | None:
     """Compute threads of a worker when so many trials share the cluster's cores; None: as the config has it."""
     cluster = config.cluster
