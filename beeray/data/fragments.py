@@ -12,7 +12,14 @@ from pyarrow import parquet as pq
 
 from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange
-from beeray.data.table_files import check_structure, first_line, unreadable
+from beeray.data.table_files import (
+    BLOCK_BYTES,
+    check_structure,
+    first_line,
+    first_other_id,
+    unreadable,
+    whole_numbers,
+)
 from beeray.errors import DataError
 
 BATCH_ROWS = 16_384
@@ -59,7 +66,7 @@ class Fragment:
         first = self.number << FRAGMENT_SHIFT
         for batch in self._batches():
             table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            table = pa.table({name: table[column] for name, column in self.columns.items()})
+            table = pa.table({name: self._typed(name, table[column]) for name, column in self.columns.items()})
             rows = pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))
             first += table.num_rows
             try:
@@ -69,6 +76,21 @@ class Fragment:
                     f"{shown_uri(self.path)}: a value has another type than its column ({first_line(error)})"
                 ) from error
             yield table.append_column(ROW, rows)
+
+    def _typed(self, name: str, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """Ids of a CSV, which come as text, as numbers where the table has such; any other column as it is."""
+        if not (pa.types.is_string(values.type) and pa.types.is_integer(self.schema.field(name).type)):
+            return values
+        ids = pa.concat_arrays(values.chunks)
+        numbers = whole_numbers(ids)
+        if numbers is None:
+            where = f"{shown_uri(self.path)}: {self.columns[name]}"
+            raise DataError(
+                f"{where} {first_other_id(ids)!r} is no plain whole number, and all ids in the first "
+                f"{BLOCK_BYTES >> 20} MiB are; move its row to the top of the file, which makes the whole column text, "
+                "or give the table as parquet with text for ids"
+            )
+        return numbers
 
     def _batches(self) -> Iterator[pa.RecordBatch | pa.Table]:
         num_rows = NARROW_ROWS if NARROW.issuperset(self.columns) else BATCH_ROWS

@@ -36,7 +36,7 @@ REASONS = (
     "repeated_item_id",
     "not_finite_vector",
 )
-READING_RULES = 2
+READING_RULES = 3
 """Version of the rules by which a catalog's ids are read and rows set aside; a publication by others is made anew."""
 SHOWN_BYTES = 200
 ERROR_SCHEMA = pa.schema(

@@ -28,7 +28,6 @@ SAMPLE_BYTES = 1 << 20
 SAMPLE_TEXT_BYTES = 32 << 20
 PARSE_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 BLOCK_BYTES = 8 << 20
-WHOLE_NUMBER = r"^(0|-?[1-9][0-9]*)$"
 
 
 def read_options(header: Sequence[str] = ()) -> pyarrow.csv.ReadOptions:
@@ -79,26 +78,25 @@ def _unzipped(head: bytes) -> tuple[bytes, int]:
     return text, len(head) - len(left)
 
 
-def ids_kept_as_text(
+def id_types(
     path: str,
     filesystem: fs.FileSystem,
     id_columns: Sequence[str],
     *,
     unchecked_text: bool,
     header: Sequence[str] = (),
-) -> set[str]:
-    """Id columns that must be text in all of a table's CSVs, since not all of their values are `WHOLE_NUMBER`s.
+) -> dict[str, pa.DataType]:
+    """What the first block of a CSV tells of its id columns: int64, string, or null where no id is in it.
 
-    As numbers `007` and `7`, ` 7` and `7`, or `0x1A` and `26` would be one id, and hashes of 64 bits without sign would
-    be rounded. Looks at the first block of a CSV, which decides the columns' types.
+    Strings unless all are plain whole numbers (`whole_numbers`). What comes after that block is read as text and looked
+    at by whoever reads it.
     """
     if format_of(path) != "csv":
-        return set()
+        return {}
     as_text = pyarrow.csv.ConvertOptions(
         include_columns=list(dict.fromkeys(id_columns)),
         include_missing_columns=True,
         column_types=dict.fromkeys(id_columns, pa.string()),
-        strings_can_be_null=True,
         check_utf8=not unchecked_text,
     )
     with unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
@@ -106,20 +104,51 @@ def ids_kept_as_text(
             stream, read_options=read_options(header), parse_options=PARSE_CSV, convert_options=as_text
         )
         head = next(iter(reader), None)
-    if head is None:
-        return set()
-    return {name for name in id_columns if not _are_whole_numbers(pc.cast(head[name], pa.binary()))}
+    return {name: pa.null() if head is None else _id_type(head[name]) for name in id_columns}
 
 
-def _are_whole_numbers(values: pa.Array) -> bool:
-    """Whether numbers of 64 bits with sign are, written out again, these very values; nulls are passed over."""
-    if pc.any(pc.invert(pc.match_substring_regex(values, WHOLE_NUMBER))).as_py():
-        return False
+def _id_type(ids: pa.Array) -> pa.DataType:
+    numbers = whole_numbers(ids)
+    if numbers is None:
+        return pa.string()
+    return pa.null() if numbers.null_count == len(numbers) else numbers.type
+
+
+def whole_numbers(ids: pa.Array) -> pa.Array | None:
+    """Text of a CSV as int64, or None unless numbers of 64 bits with sign are, written out again, these very values.
+
+    As numbers `007` and `7`, ` 7` and `7`, or `0x1A` and `26` would be one id, and hashes of 64 bits without sign would
+    be rounded. What stands for no value in a CSV is null.
+    """
+    numbers = _same_numbers(ids)
+    if numbers is None:  # looked for only where it must be: most tables have an id in every row
+        with_null = _null_where_none(ids)
+        numbers = _same_numbers(with_null) if with_null.null_count > ids.null_count else None
+    return numbers
+
+
+def first_other_id(ids: pa.Array) -> str:
+    """The first of some ids that `whole_numbers` takes for none."""
+    ids = _null_where_none(ids).drop_null()
+    first, end = 0, len(ids)
+    while end - first > 1:
+        middle = (first + end) // 2
+        first, end = (first, middle) if _same_numbers(ids.slice(first, middle - first)) is None else (middle, end)
+    raw: bytes = ids[first].cast(pa.binary()).as_py()
+    return raw.decode(errors="replace")
+
+
+def _same_numbers(ids: pa.Array) -> pa.Array | None:
     try:
-        values.cast(pa.string()).cast(pa.int64())
+        numbers = ids.cast(pa.int64())
+        return numbers if numbers.cast(pa.string()).equals(ids) else None
     except pa.ArrowInvalid:
-        return False
-    return True
+        return None
+
+
+def _null_where_none(ids: pa.Array) -> pa.Array:
+    none = pc.is_in(ids, pa.array(pyarrow.csv.ConvertOptions().null_values))
+    return pc.if_else(none, pa.scalar(None, ids.type), ids)
 
 
 def check_structure(batch: pa.RecordBatch) -> None:

@@ -28,7 +28,7 @@ from beeray.data.table_files import (
     estimated_csv_rows,
     first_line,
     format_of,
-    ids_kept_as_text,
+    id_types,
     read_options,
     unreadable,
 )
@@ -52,7 +52,7 @@ class OpenFile:
     Attributes:
         path: as errors name it, with the scheme of a URI.
         fragment: its content.
-        physical_schema: all of its columns.
+        physical_schema: all of its columns, ids of a CSV as they are to be, which are read from it as text.
         size: bytes.
     """
 
@@ -112,7 +112,7 @@ class Table:
                     f"{shown_uri(file.path)}: {self.label}'s columns have other types than in the files before it "
                     f"({first_line(error)}); give all parts the same types"
                 ) from error
-        return schemas[0]
+        return self._with_number_ids(schemas[0])
 
     def fragments(self) -> list[Fragment]:
         """Pieces of the table that can be read independently, in the table's order."""
@@ -155,7 +155,10 @@ class Table:
             with unreadable(file.path, "repair or remove it"):
                 inside = resolve(file.path)[1]
                 ranges = csv_ranges(
-                    inside, file.physical_schema, check_utf8=not self.unchecked_text, has_header=not self.header
+                    inside,
+                    file.fragment.physical_schema,
+                    check_utf8=not self.unchecked_text,
+                    has_header=not self.header,
                 )
         return [(one, _weight(0, one.stop - one.start)) for one in ranges] or [(file.fragment, _weight(0, file.size))]
 
@@ -207,6 +210,11 @@ class Table:
     def _standard(self, schema: pa.Schema) -> pa.Schema:
         return pa.schema([pa.field(name, schema.field(column).type) for name, column in self.columns.items()])
 
+    def _with_number_ids(self, schema: pa.Schema) -> pa.Schema:
+        """Ids are numbers where no file's beginning has any; what comes later is looked at then."""
+        without = {self.columns[one.name] for one in schema if one.name in IDS and pa.types.is_null(one.type)}
+        return pa.schema([one.with_type(pa.int64()) if self.columns[one.name] in without else one for one in schema])
+
     def _require(self, schema: pa.Schema, where: str) -> None:
         if ROW in self.columns:
             raise ConfigError(f"{self.label}: a column called {ROW!r} cannot be used in a template; rename it")
@@ -229,16 +237,18 @@ class Table:
         if files not in self._opened:
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
-            kept = _in_threads(
-                lambda file: ids_kept_as_text(
+            told = _in_threads(
+                lambda file: id_types(
                     file.path, filesystem, ids, unchecked_text=self.unchecked_text, header=self.header
                 ),
                 files,
             )
-            texts = sorted(set(self._text_columns()).union(*kept))
+            as_text = {name for types in told for name, kind in types.items() if kind == pa.string()}
+            numbers = [{name: kind for name, kind in types.items() if name not in as_text} for types in told]
+            texts = sorted({*self._text_columns(), *ids})
             opened = _in_threads(
-                lambda file: _open(file, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
-                files,
+                lambda one: _open(*one, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
+                list(zip(files, numbers, strict=True)),
             )
             self._opened.clear()
             self._opened[files] = opened
@@ -298,6 +308,7 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
 
 def _open(
     file: FileStat,
+    numbers: Mapping[str, pa.DataType],
     filesystem: fs.FileSystem,
     text_columns: Sequence[str],
     *,
@@ -318,4 +329,5 @@ def _open(
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)
         schema = fragment.physical_schema
         _ = schema.names  # names that are no UTF-8 are found here
+        schema = pa.schema([one.with_type(numbers.get(one.name, one.type)) for one in schema])
         return OpenFile(path, fragment, schema, file.size)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beeray.config import validate_config
+from beeray.data import table_files
 from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
 from beeray.data.store_meta import SCHEMA_VERSION
@@ -229,6 +230,20 @@ def test_a_csv_that_is_not_utf8_is_refused(tmp_path: Path, column: str) -> None:
     message = refusal(tmp_path, DataError, data={"catalog": {"path": str(tmp_path / "catalog.csv")}})
     assert "UTF8" in message.replace("UTF-8", "UTF8")
     assert "catalog.csv" in message or f"catalog {column}" in message
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_csv_whose_first_id_with_leading_zeros_comes_late_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0007 was 7 then, and its interactions those of another item."""
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    write(tmp_path, good_catalog(), good_interactions())
+    rows = [f"{user},{item},5.0" for user in range(60) for item in range(5)]
+    orders = tmp_path / "orders.csv"
+    orders.write_text("\n".join(["user_id,item_id,stars", *rows, "1,0007,5.0"]))
+    data = {"interactions": {"path": str(orders), "value": "stars"}}
+    refusal(tmp_path, DataError, "orders.csv: item_id '0007' is no plain whole number", data=data)
 
 
 @pytest.mark.usefixtures("ray_session")

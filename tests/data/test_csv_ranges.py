@@ -64,6 +64,51 @@ def test_a_value_that_fits_no_more_further_down_is_told_with_the_file(
         rows_of(table)
 
 
+LATE = ["007", "+7", " 7", "7 ", "7.0", "1e3", "0x1A", "-07", "-0", "9223372036854775808", "2024-01-01", "true", "none"]
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["in ranges", "in one piece"])
+@pytest.mark.parametrize("late", LATE)
+def test_a_late_id_that_is_no_plain_whole_number_is_refused_and_never_another_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str, quoted: bool
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    plain = [f"n{number},{number},{number % 13},4.0" for number in range(300)]
+    other = f'n,200,"{late}",4.0' if quoted else f"n,200,{late},4.0"
+    table = write(tmp_path / "t.csv", [*plain[:250], other, *plain[250:]])
+    assert table.check().field("item_id").type == pa.int64()
+    assert (len(table.fragments()) == 1) == quoted
+    with pytest.raises(DataError) as caught:
+        rows_of(table)
+    assert str(caught.value).startswith(
+        f"{tmp_path}/t.csv: item {late!r} is no plain whole number, and all ids in the "
+    )
+    assert "move its row to the top of the file" in str(caught.value)
+
+    moved = rows_of(write(tmp_path / "t.csv", [other, *plain]))
+    assert moved["item_id"].to_pylist() == [late, *(str(number % 13) for number in range(300))]
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["in ranges", "in one piece"])
+def test_late_ids_that_are_plain_whole_numbers_or_none_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quoted: bool
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    late = ["-5", "", "0", "NA", "-9223372036854775808", "9223372036854775807", "" if not quoted else '""']
+    rows = [*ROWS, *(f"n,{one},1,4.0" for one in late)]
+    found = rows_of(write(tmp_path / "t.csv", rows))["user_id"]
+    assert found.type == pa.int64()
+    assert found.to_pylist()[-7:] == [-5, None, 0, None, -(2**63), 2**63 - 1, None]
+
+
+def test_ids_that_begin_far_below_are_numbers_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    anonymous = [f"n{number},,{number},4.0" for number in range(300)]
+    assert rows_of(write(tmp_path / "t.csv", [*anonymous, "n,7,1,4.0"]))["user_id"].to_pylist() == [None] * 300 + [7]
+    with pytest.raises(DataError, match=r"t\.csv: user '007' is no plain whole number"):
+        rows_of(write(tmp_path / "t.csv", [*anonymous, "n,007,1,4.0"]))
+
+
 def test_a_row_is_placed_by_the_byte_at_which_its_range_begins(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", ROWS)
     start = len("note,user,item,stars\n")

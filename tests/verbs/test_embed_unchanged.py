@@ -45,7 +45,7 @@ def test_the_same_model_at_another_place_is_published_again_with_all_vectors_reu
 def test_what_was_published_by_other_rules_of_reading_is_published_again_with_all_vectors_reused(
     tmp_path: Path,
 ) -> None:
-    """Of the same files: 0x1A was 26, and an empty id was one."""
+    """Of the same files: 0x1A was 26, an empty id was one, and a late 0007 was 7."""
     before = {key: value for key, value in LAYOUT.items() if key != "reading_rules"}
     others = [before, LAYOUT | {"reading_rules": LAYOUT["reading_rules"] - 1}, LAYOUT | {"max_text_chars": 7}]
     for number, layout in enumerate(others):
