@@ -193,8 +193,12 @@ class Table:
         blocks = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=max(1, len(tasks)))
         return blocks.map_batches(_read, batch_size=1, batch_format="numpy", num_cpus=1)
 
-    def fingerprint(self) -> str:
-        """Digest that changes with the content: of the files' names, sizes, times and ETags, or of the rows."""
+    def fingerprint(self, *, as_opened: bool = False) -> str:
+        """Digest that changes with the content: of the files' names, sizes, times and ETags, or of the rows.
+
+        Args:
+            as_opened: of the files that were there when the table was opened last, as those that `fragments` reads.
+        """
         digest = hashlib.sha256(repr(sorted(self.columns.items())).encode())
         if isinstance(self.source, pa.Table):
             sink = pa.BufferOutputStream()
@@ -202,7 +206,7 @@ class Table:
                 writer.write_table(self.source.combine_chunks())
             digest.update(sink.getvalue())
         else:
-            for file in list_files(self.source):
+            for file in next(iter(self._opened), ()) if as_opened else list_files(self.source):
                 etag = f"|{file.etag}" if file.etag else ""
                 digest.update(f"{file.path}|{file.size}|{file.modified_ns}{etag}".encode())
         return digest.hexdigest()[:16]

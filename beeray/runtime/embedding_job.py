@@ -1,7 +1,7 @@
 """One nightly job from a catalog to a publication, step by step.
 
 plan      what is computed from what; what may be reused; where an earlier attempt stopped
-deal      the catalog to ranges of id hashes; bad rows aside
+deal      the catalog to ranges of id hashes; bad rows aside; that its files are still those of the plan
 embed     every range that is not done yet (`embedding_pipeline`)
 check     refused rows and disappeared items against what the config allows
 publish   drift report, manifest, pointer; then everything older goes
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from beeray.config import Config, config_digest
 from beeray.console import Console, StageReporter
-from beeray.data.dealing import ERRORS, Dealing, deal_catalog, dealt_is_whole
+from beeray.data.dealing import ERRORS, Dealing, Dealt, deal_catalog, dealt_is_whole
 from beeray.data.drift import measure_drift
 from beeray.data.embedding_units import NOT_FINITE, UnitTask, item_id_type, sample_texts
 from beeray.data.embeddings import Embeddings
@@ -28,7 +28,7 @@ from beeray.data.manifest import Manifest, PublishedFile
 from beeray.data.publishing import JobFolder, JobState, clean_up, publish, publish_errors
 from beeray.data.reuse import EarlierRows, same_kind
 from beeray.data.storage import join, make_dir, remove_tree
-from beeray.errors import BeerayError, DealtOtherwiseError, LostWorkersError, RunError
+from beeray.errors import BeerayError, DataError, DealtOtherwiseError, LostWorkersError, RunError
 from beeray.runtime.embedder import EmbedderTask, calibrated
 from beeray.runtime.embedding_pipeline import Pipeline
 from beeray.runtime.embedding_plan import JobPlan
@@ -114,14 +114,43 @@ class EmbeddingJob:
             remove_tree(left)
         make_dir(self.folder.target(self.state.version))
         self._keep(dealt=None)
-        with StageReporter(self.console) as reporter:
-            dealt = deal_catalog(self.plan.catalog, dealing, reporter)
+        dealt = self._dealt_as_planned(dealing)
         if not sum(dealt.range_rows):
             raise RunError(
                 f"embed: no row of the catalog can be embedded ({_reasons(dealt.errors) or 'it is empty'}); "
                 f"nothing is published; see {join(self.folder.work, ERRORS)}"
             )
         self._keep(dealt=dataclasses.asdict(dealt))
+
+    def _dealt_as_planned(self, dealing: Dealing) -> Dealt:
+        """Deal the catalog that the plan is of: all else of the job is called after that one's fingerprint.
+
+        Raises:
+            DataError: its files were others meanwhile; what was dealt of them is gone.
+        """
+        try:
+            with StageReporter(self.console) as reporter:
+                dealt = deal_catalog(self.plan.catalog, dealing, reporter)
+        except DataError:  # of a file that was taken away, say
+            if self._is_as_planned():
+                raise
+        else:
+            if self._is_as_planned():
+                return dealt
+        for left in (self.folder.target(self.state.version), self.folder.work):
+            remove_tree(left)
+        raise DataError(
+            "embed: the catalog changed while it was read; nothing is published; run the same command again"
+        )
+
+    def _is_as_planned(self) -> bool:
+        """Whether the catalog's files are those of the plan, and were when they were listed to be dealt."""
+        catalog = self.plan.catalog
+        try:
+            found = {catalog.fingerprint(), catalog.fingerprint(as_opened=True)}
+        except DataError:  # there is none any more
+            return False
+        return found == {self.plan.catalog_source["fingerprint"]}
 
     def _dealing(self) -> Dealing:
         return Dealing(
