@@ -36,6 +36,8 @@ _NO_CREDENTIALS = (
 )
 _NO_ANSWER = (boto.ConnectionError, boto.HTTPClientError, TimeoutError, ConnectionError)
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
+_UNCONDITIONAL = {"NotImplemented", "501"}
 _ELSEWHERE = {"PermanentRedirect", "301", "307", "TemporaryRedirect", "AuthorizationHeaderMalformed"}
 
 
@@ -136,6 +138,24 @@ class S3Handler(fs.FSSpecHandler):
         """Write a key in one request; more than 100 MB in several, of which readers see nothing before the last."""
         with s3_errors(path):
             self.fs.pipe_file(path, data)
+
+    def read_tagged(self, path: str) -> tuple[bytes, str]:
+        """What a key holds, and its ETag; read first, so where it is still the same, so is what was read."""
+        with s3_errors(path):
+            etag = str(self.fs.info(path).get("ETag", ""))
+            return bytes(self.fs.cat_file(path)), etag
+
+    def put_tagged(self, path: str, data: bytes, etag: str | None) -> None:
+        """Write a key where it still has an ETag (None: where there is none), and leave it as it is elsewhere."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag} if etag else {}
+        with s3_errors(path):
+            try:
+                self.fs.pipe_file(path, data, **condition)
+            except OSError as error:
+                if _code(error) in _UNCONDITIONAL:
+                    self.fs.pipe_file(path, data)
+                elif _code(error) not in _CHANGED:
+                    raise
 
     def put_file(self, path: str, local: str) -> None:
         """Write a key from a local file, as `put_object` does."""
