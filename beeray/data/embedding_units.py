@@ -28,6 +28,7 @@ from beeray.data.dealing import ERRORS, Dealing, read_range
 from beeray.data.embedding_format import NUMPY_TYPES, EmbeddingFormat
 from beeray.data.fragments import ROW
 from beeray.data.id_ranges import evenly
+from beeray.data.lease import Claim
 from beeray.data.manifest import part_name
 from beeray.data.parts import write_part
 from beeray.data.quarantine import error_rows, first_of_each
@@ -53,6 +54,7 @@ class UnitTask:
         max_seq_length: tokens of a text, special tokens included.
         format: what vectors are stored as.
         rows_per_row_group: of the parquet files.
+        claim: on the lease without which no unit is written; None: a lock keeps others away.
     """
 
     dealing: Dealing
@@ -64,6 +66,7 @@ class UnitTask:
     max_seq_length: int
     format: EmbeddingFormat
     rows_per_row_group: int
+    claim: Claim | None = None
 
 
 def prepare_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
@@ -118,6 +121,9 @@ def write_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
 
     Returns:
         one row: `range`, `path`, `rows`, `bytes`, `sha256`, `counts` and `timings` as JSON.
+
+    Raises:
+        RunError: another job has taken over, whose files these may be by now.
     """
     started = time.time()
     number = int(batch[RANGE][0].as_py())
@@ -137,6 +143,8 @@ def write_unit(batch: pa.Table, task: UnitTask) -> pa.Table:
     counts["encoded"] -= len(unusable)
     data = file_bytes(table, task.rows_per_row_group)
     name = part_name(number)
+    if task.claim is not None:
+        task.claim.check()
     write_bytes(join(task.target, name), data)
     timings = json.loads(batch["timings"][0].as_py())
     written = time.time()

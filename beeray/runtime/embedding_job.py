@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from beeray.config import Config, config_digest
 from beeray.console import Console, StageReporter
-from beeray.data.dealing import ERRORS, Dealing, Dealt, deal_catalog, dealt_is_whole
+from beeray.data.dealing import ERRORS, Dealing, Dealt, Report, deal_catalog, dealt_is_whole
 from beeray.data.drift import measure_drift
 from beeray.data.embedding_units import NOT_FINITE, UnitTask, item_id_type, sample_texts
 from beeray.data.embeddings import Embeddings
+from beeray.data.lease import Lease
 from beeray.data.manifest import Manifest, PublishedFile
 from beeray.data.publishing import JobFolder, JobState, clean_up, publish, publish_errors
 from beeray.data.reuse import EarlierRows, same_kind
@@ -48,6 +49,7 @@ class EmbeddingJob:
         embedder: what the actors load; its format is completed by the job.
         tokenizer: as JSON, see `bare_tokenizer`.
         unfinished: other jobs on this path that stopped.
+        lease: on the path; None: a lock keeps others away. A job that has lost it writes and removes nothing more.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class EmbeddingJob:
         folder: JobFolder,
         state: JobState,
         unfinished: list[JobState],
+        lease: Lease | None = None,
     ) -> None:
         self.config, self.plan, self.embedder, self.tokenizer = config, plan, embedder, tokenizer
         self.console, self.tracker, self.folder, self.state = console, tracker, folder, state
-        self.unfinished = unfinished
+        self.unfinished, self._lease = unfinished, lease
         self._recovery = Recovery(config.cluster, console)
         self.summary: dict[str, float] = {}
 
@@ -72,7 +75,8 @@ class EmbeddingJob:
         """Do what is not done yet and publish. Ray must be running.
 
         Raises:
-            BeerayError: the catalog cannot be read, or too much of it is bad or gone; nothing is published then.
+            BeerayError: the catalog cannot be read, too much of it is bad or gone, or another job has taken over;
+                nothing is published then.
         """
         self._again_if_lost(self._deal, "with dealing the catalog anew")
         self._again_if_lost(self._calibrate, "with measuring the int8 scale anew")
@@ -84,14 +88,22 @@ class EmbeddingJob:
         manifest = self._manifest(reports)
         self._track_counts(manifest)
         self._check(manifest)
+        self._alone()
         errors = publish_errors(self.folder.work, self.folder.target(self.state.version))
         manifest = dataclasses.replace(manifest, error_files=errors, drift=self._drift(manifest))
+        self._alone()  # drift took its time
         publish(self.folder.path, manifest, self.plan.follows)
         try:
+            self._alone()
             clean_up(self.folder.path, self.config.embed.keep_versions, [self.state, *self.unfinished])
         except (BeerayError, OSError) as error:
             self.console.line(f"published, but old versions and this job's own files could not be removed: {error}")
         return manifest
+
+    def _alone(self) -> None:
+        """Raise a RunError where another job has taken over."""
+        if self._lease is not None:
+            self._lease.check()
 
     def _again_if_lost(self, work: Callable[[], None], how: str) -> None:
         while True:
@@ -101,6 +113,7 @@ class EmbeddingJob:
                 self._recovery.go_on(error, how)
 
     def _keep(self, **changes: Any) -> None:
+        self._alone()
         self.state = dataclasses.replace(self.state, **changes)
         self.folder.save(self.state)
 
@@ -109,6 +122,7 @@ class EmbeddingJob:
         if self.state.dealt is not None and dealt_is_whole(dealing, self.state.dealt["group_bytes"]):
             self.console.line(f"going on with {self.state.version}: an earlier attempt dealt the catalog")
             return
+        self._alone()
         self.unfinished = self.folder.trim(self.unfinished)
         for left in (self.folder.work, self.folder.target(self.state.version)):
             remove_tree(left)
@@ -130,13 +144,14 @@ class EmbeddingJob:
         """
         try:
             with StageReporter(self.console) as reporter:
-                dealt = deal_catalog(self.plan.catalog, dealing, reporter)
+                dealt = deal_catalog(self.plan.catalog, dealing, self._while_alone(reporter))
         except DataError:  # of a file that was taken away, say
             if self._is_as_planned():
                 raise
         else:
             if self._is_as_planned():
                 return dealt
+        self._alone()
         for left in (self.folder.target(self.state.version), self.folder.work):
             remove_tree(left)
         raise DataError(
@@ -151,6 +166,16 @@ class EmbeddingJob:
         except DataError:  # there is none any more
             return False
         return found == {self.plan.catalog_source["fingerprint"]}
+
+    def _while_alone(self, report: Report) -> Report:
+        """The same report, which ends a job that is known to be superseded."""
+
+        def reported(stage: str, done: int, total: int | None) -> None:
+            if self._lease is not None:
+                self._lease.check_known()
+            report(stage, done, total)
+
+        return reported
 
     def _dealing(self) -> Dealing:
         return Dealing(
@@ -202,6 +227,7 @@ class EmbeddingJob:
         embedder = dataclasses.replace(self.embedder, format=self.state.format)
         attempts = 0
         while len(reports) < self.state.num_ranges and attempts < ATTEMPTS:
+            self._alone()
             done = {one["range"] for one in reports}
             plan = [(number, rows) for number, rows in enumerate(range_rows) if number not in done]
             try:
@@ -209,6 +235,7 @@ class EmbeddingJob:
                 attempts += 1
             except LostWorkersError as error:
                 self._recovery.go_on(error, "with what is not done")
+            self._alone()
             reports = self.folder.reports()
             if len(reports) < self.state.num_ranges:  # the checkpoint names units whose report is lost
                 self.folder.forget_checkpoint()
@@ -227,6 +254,7 @@ class EmbeddingJob:
             max_seq_length=config.published_seq_length,
             format=self.state.format,
             rows_per_row_group=config.embed.rows_per_row_group,
+            claim=self._lease.claim if self._lease is not None else None,
         )
 
     def _earlier(self) -> list[EarlierRows]:

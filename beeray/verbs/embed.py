@@ -22,7 +22,7 @@ from beeray.core.encoder_files import encoder_source
 from beeray.data.domains import told_of
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
-from beeray.data.lease import leased
+from beeray.data.lease import Lease, leased
 from beeray.data.manifest import Manifest
 from beeray.data.publishing import JobFolder, pointed_version, pointer_digest
 from beeray.data.sources import open_catalog
@@ -68,7 +68,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
 def _embed(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    with storage_options(config.storage), publishing_alone(config, console):
+    with storage_options(config.storage), publishing_alone(config, console) as lease:
         plan, embedder, tokenizer = plan_job(config, arguments.model, console)
         unchanged = unchanged_publication(plan)
         if unchanged is not None:
@@ -83,7 +83,7 @@ def _embed(config: Config, arguments: argparse.Namespace, console: Console) -> d
             needs = actor_needs(config, embedder.num_actors)
             check_placement(needs, keys=("embed.num_actors", "embed.cpus_per_actor"))
             state = folder.state() or new_state(config, plan, digest, unfinished, embedder.num_actors)
-            job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished)
+            job = EmbeddingJob(config, plan, embedder, tokenizer, console, tracker, folder, state, unfinished, lease)
             manifest = job.run()
             record = _record(config, manifest, job.summary, started, published=True)
             _track(tracker, manifest, record)
@@ -239,10 +239,11 @@ def current_publication(config: Config) -> tuple[Embeddings | None, str]:
 
 
 @contextmanager
-def publishing_alone(config: Config, console: Console) -> Iterator[None]:
+def publishing_alone(config: Config, console: Console) -> Iterator[Lease | None]:
     """Keep other jobs away from a publication until the context ends, whatever they are called.
 
-    By a lock on a disk, by a lease on an object store. A folder that the lock made, and nothing came into, goes.
+    By a lock on a disk. On an object store by a lease, which the context gives, since it may be lost; there a lock only
+    spares commands of one user and machine the watching. A folder that the lock made, and nothing came into, goes.
     """
     path = config.embeddings_path
     local = is_local(path)
@@ -252,9 +253,9 @@ def publishing_alone(config: Config, console: Console) -> Iterator[None]:
     try:
         with (
             locked_file(lock, f"{path} is being worked on by another command", "wait for it, or stop it"),
-            nullcontext() if local else leased(path, console.line),
+            nullcontext() if local else leased(path, console.line) as lease,
         ):
-            yield
+            yield lease
     finally:
         if not was_there and folder.is_dir() and [one.name for one in folder.iterdir()] == [name]:
             lock.unlink()

@@ -31,6 +31,8 @@ from beeray.data.embedding_units import (
     write_unit,
 )
 from beeray.data.id_ranges import hash_ids, ranges_of
+from beeray.data.lease import LEASE, leased
+from beeray.data.manifest import part_name
 from beeray.data.reuse import EarlierRows
 from beeray.data.storage import make_dir
 from beeray.data.tokens import bare_tokenizer
@@ -398,3 +400,15 @@ def test_an_item_without_a_usable_vector_is_refused_and_the_others_keep_theirs(t
     assert set(errors["reason"].to_pylist()) == {"not_finite_vector"}
     assert errors.schema.names == ["item_id", "fragment", "row", "reason", "text_start"]
     assert errors["row"].null_count == errors.num_rows
+
+
+def test_a_unit_of_a_job_that_was_superseded_is_not_written(task: UnitTask, tmp_path: Path) -> None:
+    deal(task, some_items())
+    with leased(str(tmp_path), print, beat_s=60) as lease:
+        task = dataclasses.replace(task, claim=lease.claim)
+        assert write_unit(encoded(prepare_unit(plan_row(task, 0), task), task), task).num_rows == 1
+        batch = encoded(prepare_unit(plan_row(task, 1), task), task)
+        (tmp_path / LEASE).write_text(json.dumps({"host": "south", "pid": 7, "token": "theirs"}))
+        with pytest.raises(RunError, match="process 7 on south has it now"):
+            write_unit(batch, task)
+    assert [one.name for one in sorted((tmp_path / "target").iterdir())] == [part_name(0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,13 @@ class Nights:
     own: dict[str, bytes]
 
 
+def environment(server: S3Server, ray_dir: Path) -> dict[str, str]:
+    """All variables of a job's process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FSSPEC_", "RAY_"))}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex}
+    return {**kept, **server.environment, **token, "RAY_TMPDIR": str(ray_dir)}
+
+
 @pytest.fixture(scope="module")
 def nights(server: S3Server, ray_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     folder = tmp_path_factory.mktemp("bucket")
@@ -55,13 +63,10 @@ def nights(server: S3Server, ray_dir: Path, tmp_path_factory: pytest.TempPathFac
         "embed": {"path": server.path("out", "vectors"), "rows_per_file": 200},
     }
     jobs = Jobs(folder, sections)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FSSPEC_", "RAY_"))}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex}
-    environment = {**kept, **server.environment, **token, "RAY_TMPDIR": str(ray_dir)}
     second = f"data.catalog.path={server.path('raw', 'second')}"
     nights = Nights(jobs, [], [], {})
     for arguments in ((), (second, STRICT), (second, "embed.max_error_fraction=0.02")):
-        process = jobs.start(*arguments, environment=environment)
+        process = jobs.start(*arguments, environment=environment(server, ray_dir))
         out, err = process.communicate(timeout=LIMIT_S)
         nights.ended.append(Ended(process.returncode, out, err))
         assert process.returncode == (2 if STRICT in arguments else 0), err[-3000:]
@@ -135,3 +140,23 @@ def test_credentials_are_nowhere(server: S3Server, nights: Nights, ray_dir: Path
     (run,) = nights.jobs.tracked(nights.ended[2].record["version"])
     assert run.data.params["storage.endpoint_url"] == server.url
     assert run.data.params["encoder.prefix"] == PREFIX
+
+
+def test_a_job_that_was_superseded_publishes_nothing_and_leaves_all_as_it_is(
+    server: S3Server, nights: Nights, ray_dir: Path
+) -> None:
+    """Another takes over while it works, and has the same folder."""
+    pointer = server.get("out/vectors/latest")
+    catalog = f"data.catalog.path={server.path('raw', 'first')}"
+    process = nights.jobs.start(catalog, environment=environment(server, ray_dir))
+    deadline = time.monotonic() + LIMIT_S
+    while not any(key.endswith("/job.json") for key in server.list_keys("out/vectors/work")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    theirs = json.dumps({"host": "south", "pid": 7, "token": "theirs"}).encode()
+    server.put("out/vectors/.lease", theirs)
+    out, err = process.communicate(timeout=LIMIT_S)
+    complaint = Ended(process.returncode, out, err).complaint
+    assert "could not renew its lease there in time, and process 7 on south has it now" in complaint
+    assert server.get("out/vectors/.lease") == theirs and server.get("out/vectors/latest") == pointer
+    assert any(key.endswith("/job.json") for key in server.list_keys("out/vectors/work"))
