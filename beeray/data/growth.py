@@ -6,6 +6,10 @@ runs/<name>/items.parquet       item_id string, domain, trained: the store's ite
 runs/<name>/users.npy           in a `user` split: hashes of the domain and id of users whom it ever trained on
 runs/<name>/windows.json        in a `time` split: of each domain, the first timestamp that it never trained on
 
+Where a run began with an encoder of unknown history (a copied one, a published one), nothing tells what that was
+trained on. The list of items then says so in its metadata, for all runs that go on from there, and the other two are
+not left.
+
 What is held out is drawn, or cut, anew when a store grows, or when another seed or size is asked for. So some of it may
 have been trained on, which flatters its figures; it is counted here.
 """
@@ -22,18 +26,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beeray.data.id_ranges import hash_ids
-from beeray.data.parts import read_part, write_part
+from beeray.data.parts import REMEDY, read_part, write_part
 from beeray.data.splits import SPLITS, TRAIN, VALIDATION
-from beeray.data.storage import storage_errors, write_bytes
+from beeray.data.storage import resolve, storage_errors, write_bytes
 from beeray.data.store import Store, list_column
+from beeray.data.table_files import unreadable
 from beeray.errors import DataError
 
 BETWEEN = "\x1f"
 USERS, WINDOWS = "users.npy", "windows.json"
 """Beside the list of items."""
+UNKNOWN_START = {b"beeray.unknown_start": b"true"}
+"""In the metadata of a list whose run, or one before it, began with an encoder of unknown history."""
 HELD_OUT = {"item": "items", "user": "users", "time": "interactions"}
 """What each kind of split holds out."""
 
@@ -49,6 +57,8 @@ class Growth:
         gone: the earlier list's items that the store does not have, as in the list.
         users: sorted uint64 hashes of users whom the earlier run trained on, or one before it; None where not known.
         windows: by domain, the first timestamp that none of them trained on; None where not known.
+        unknown_start: the earlier run, or one before it, began with an encoder of unknown history, so it was trained on
+            more than is listed.
     """
 
     known: NDArray[np.bool_]
@@ -57,6 +67,7 @@ class Growth:
     gone: pa.Table
     users: NDArray[np.uint64] | None = None
     windows: dict[str, int] | None = None
+    unknown_start: bool = False
 
     def record(self, store: Store) -> dict[str, Any]:
         """How many items are old and new, and what `trained_on` says where that is known."""
@@ -72,8 +83,11 @@ class Growth:
         In a `time` split these are all of the window that was trained on, also those that came in later.
 
         Returns:
-            None where the earlier run did not leave what is needed: its split was of another kind, or it is too old.
+            None where the earlier run did not leave what is needed: its split was of another kind, it is too old, or
+            it began with an encoder of unknown history.
         """
+        if self.unknown_start:
+            return None
         counts = dict.fromkeys((name for name, label in SPLITS.items() if label), 0)
         if store.meta.split_kind == "item":
             _count(counts, store.item_labels()[self.trained])
@@ -119,7 +133,9 @@ def said_without_note(kind: str) -> str:
     return f"left no note of the {HELD_OUT[kind]} that it was trained on, so they may be held out now"
 
 
-def write_lists(store: Store, with_validation: bool, path: str, before: Growth | None = None) -> None:
+def write_lists(
+    store: Store, with_validation: bool, path: str, before: Growth | None = None, *, unknown_start: bool = False
+) -> None:
     """Leave the list of a store's items, and what its split needs, for a later run that begins with this one.
 
     Of users and time nothing is left where the run itself does not know what was trained on before it.
@@ -127,7 +143,9 @@ def write_lists(store: Store, with_validation: bool, path: str, before: Growth |
     Args:
         path: of the list of items; the others are written beside it.
         before: what the run itself begins with.
+        unknown_start: it begins with an encoder of which no list tells what it was trained on.
     """
+    unknown_start |= before is not None and before.unknown_start
     trained = np.zeros(store.meta.num_items, dtype=bool) if before is None else before.trained.copy()
     trained[store.trainable_items(with_validation)] = True
     table = store.catalog(["item_id", "domain"])
@@ -138,7 +156,11 @@ def write_lists(store: Store, with_validation: bool, path: str, before: Growth |
             "trained": pa.array(trained),
         }
     )
-    write_part(listed if before is None else pa.concat_tables([listed, before.gone]).combine_chunks(), path)
+    if before is not None:
+        listed = pa.concat_tables([listed, before.gone]).combine_chunks()
+    write_part(listed.replace_schema_metadata(UNKNOWN_START if unknown_start else None), path)
+    if unknown_start:
+        return
     if store.meta.split_kind == "user" and (before is None or before.users is not None):
         users, file = _training_users(store, with_validation), io.BytesIO()
         np.save(file, users if before is None or before.users is None else np.union1d(users, before.users))
@@ -162,8 +184,23 @@ def growth_since(store: Store, path: str) -> Growth:
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
     of_text = pa.schema([("item_id", pa.string()), ("domain", pa.string()), ("trained", pa.bool_())])
     domains = tuple(pc.unique(earlier["domain"]).to_pylist())
+    gone = gone.cast(of_text)
+    if has_unknown_start(path):  # what may lie beside it is of an earlier version, which did not know
+        return Growth(known, trained, domains, gone, unknown_start=True)
     users, windows = (_left(Path(path).with_name(name)) for name in (USERS, WINDOWS))
-    return Growth(known, trained, domains, gone.cast(of_text), users, windows)
+    return Growth(known, trained, domains, gone, users, windows)
+
+
+def has_unknown_start(path: str) -> bool:
+    """Whether a list of items says that its run, or one before it, began with an encoder of unknown history.
+
+    Raises:
+        DataError: it is damaged, or not there.
+    """
+    filesystem, inside = resolve(path)
+    with unreadable(path, REMEDY), storage_errors(path):
+        metadata = pq.read_schema(inside, filesystem=filesystem).metadata or {}
+    return metadata.items() >= UNKNOWN_START.items()
 
 
 def _left(path: Path) -> Any:

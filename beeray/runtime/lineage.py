@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from beeray.config import load_config
+from beeray.data.growth import has_unknown_start
 from beeray.data.scored import INIT_TRAINED_ON_VALIDATION
 from beeray.errors import ConfigError
-from beeray.runtime.run_folder import CONFIG, MODEL, RUN
+from beeray.runtime.run_folder import CONFIG, ITEMS, MODEL, RUN
 from beeray.runtime.whole_files import read_record
 
 
@@ -36,4 +37,7 @@ def learned_validation(model: str) -> bool | None:
     kept = read_record(run / RUN, config.name)
     if kept is None or INIT_TRAINED_ON_VALIDATION not in kept:  # of another version
         return None
-    return bool(kept[INIT_TRAINED_ON_VALIDATION])  # what is no run's counts as one that did not
+    learned, items = kept[INIT_TRAINED_ON_VALIDATION], run / ITEMS
+    if learned is None and items.is_file() and has_unknown_start(str(items)):
+        return None
+    return bool(learned)  # of a version that took what is no run's for one that did not

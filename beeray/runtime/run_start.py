@@ -75,7 +75,8 @@ def begin_run(
     learned = None if warm is None else learned_validation(warm.model)
     folder.claim(store.meta.fingerprint, fingerprint, learned)
     growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
-    write_lists(store, config.trains_on_validation, str(folder.items), growth)
+    unknown = warm is not None and warm.items is None
+    write_lists(store, config.trains_on_validation, str(folder.items), growth, unknown_start=unknown)
     if warm is None:
         return inputs
     start = {"folder": warm.given, "fingerprint": fingerprint, **_compare(warm, growth, store, folder, console)}
@@ -110,7 +111,10 @@ def _compare(
 ) -> dict[str, Any]:
     """Tell old items from new ones, for scoring; says so where there are held-out items that are not unseen."""
     if growth is None:
-        console.line(f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new")
+        console.line(
+            f"train.init_from {warm.given}: it left no list of its items, so old ones are not told from new; what it "
+            "was trained on is not known, and may be held out now"
+        )
         return {}
     known = io.BytesIO()
     np.save(known, growth.known)

@@ -102,6 +102,37 @@ def test_what_a_run_was_never_told_is_not_known_to_the_next_one_either(tmp_path:
     assert growth_since(users, lists[1]).trained_on(users) is None
 
 
+@pytest.mark.parametrize("kind", ["item", "user", "time"])
+def test_after_a_start_of_unknown_history_nobody_knows_what_was_trained_on_however_long_the_chain(
+    tmp_path: Path, kind: str
+) -> None:
+    def a_day(name: str) -> Store:
+        if kind == "item":
+            return a_store(tmp_path / name, ["1", "2"], ["a", "a"], [0, 2], kind)
+        if kind == "user":
+            return a_user_store(tmp_path / name, {"1": 0, "2": 2})
+        return a_time_store(tmp_path / name, (60, 80), [10, 70, 90])
+
+    store = a_day("monday")
+    known, first, later = (tmp_path / name for name in ("known", "first", "later"))
+    for folder in (known, first, later):
+        folder.mkdir()
+    write_lists(store, False, str(known / "items.parquet"))
+    write_lists(store, False, str(first / "items.parquet"), unknown_start=True)
+    assert growth_since(store, str(known / "items.parquet")).trained_on(store) == {"validation": 0, "test": 0}
+    growth = growth_since(store, str(first / "items.parquet"))
+    write_lists(store, False, str(later / "items.parquet"), growth)
+    for folder in (first, later):
+        assert [path.name for path in folder.iterdir()] == ["items.parquet"]
+        growth = growth_since(store, str(folder / "items.parquet"))
+        assert growth.known.all() and growth.record(store) == {"old_items": store.meta.num_items, "new_items": 0}
+    for left in known.iterdir():  # of an earlier version, which took the run for one that was begun with nothing
+        if left.name != "items.parquet":
+            left.rename(first / left.name)
+    growth = growth_since(store, str(first / "items.parquet"))
+    assert (growth.users, growth.windows, growth.trained_on(store)) == (None, None, None)
+
+
 def a_time_store(folder: Path, boundaries: tuple[int, int], times: list[int]) -> Store:
     """Of a `time` split: one user with an interaction at each time."""
     store = a_store(folder, ["1"], ["a"], [0], "time")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from beeray.data.growth import write_lists
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
 from beeray.errors import ConfigError
+from beeray.runtime.lineage import learned_validation
 from beeray.runtime.run_folder import RunFolder
+from beeray.runtime.run_start import begin_run
 from beeray.runtime.sweep.measurable import check_held_out
 from beeray.runtime.warm_start import find_warm_start
 from beeray.verbs import evaluate
@@ -32,7 +36,8 @@ def a_store(folder: Path, labels: list[int], kind: str = "item") -> Store:
     ids = [str(number) for number in range(len(labels))]
     table = pa.table({"item_id": ids, "domain": ["a"] * len(ids), "split": pa.array(labels, pa.int8())})
     write_part(table, str(folder / "catalog" / "part-00000.parquet"))
-    return Store(str(folder), StoreMeta("0", kind, ["a"], len(ids), 0, 0, {}, {}, {}, {}))
+    users = {"train": 4, "train+validation": 4}
+    return Store(str(folder), StoreMeta("0", kind, ["a"], len(ids), 4, 0, {}, {}, {}, users))
 
 
 def a_run(config: Config, store: Store, listed: bool = True) -> str:
@@ -45,6 +50,18 @@ def a_run(config: Config, store: Store, listed: bool = True) -> str:
         write_lists(store, config.trains_on_validation, str(run.items))
     run.finish({})
     return str(run.path)
+
+
+def a_later_run(config: Config, store: Store) -> tuple[str, dict[str, Any], str]:
+    """A finished run that began with what `train.init_from` names: its folder, what it noted of that, what it said."""
+    run, said = RunFolder(config), io.StringIO()
+    warm = find_warm_start(config)
+    inputs = begin_run(config, run, store, "", Console(said, said), warm=warm, fingerprint="1234")
+    run.model.mkdir()
+    (run.model / "modules.json").write_text("[]")
+    run.finish({})
+    assert inputs.init_from is not None
+    return str(run.path), inputs.init_from, said.getvalue()
 
 
 def shown(check: Any, *arguments: Any) -> tuple[Any, str]:
@@ -115,6 +132,45 @@ def test_an_encoder_that_learned_from_another_stores_validation_data_has_not_lea
     assert learned([0, 1, 2, 2]) is True
     assert learned([0, 0, 1, 2], "user") is True, "what of its users it was trained on is not known"
     assert evaluate._learned_validation("some/encoder", {}) is None
+
+
+def test_a_run_that_began_with_a_copied_model_does_not_know_what_was_trained_on_and_nor_do_those_after_it(
+    tmp_path: Path,
+) -> None:
+    """The copied model was trained on items that the later runs hold out: nothing may call them clean."""
+    first = a_store(tmp_path / "first", [0, 0, 1, 2])
+    store = a_store(tmp_path / "store", [1, 2, 0, 0])
+    origin = a_run(a_config(tmp_path, "origin"), first)
+    shutil.copytree(f"{origin}/model", tmp_path / "copied")
+    after, noted, said = a_later_run(a_config(tmp_path, "after", init_from=str(tmp_path / "copied")), store)
+    assert noted.keys() == {"folder", "fingerprint"} and "is not known, and may be held out now" in said
+    later, noted, said = a_later_run(a_config(tmp_path, "later", init_from=after), store)
+    assert (noted["old_items"], noted["new_items"]) == (4, 0), "old items are told from new all the same"
+    assert "held_out_but_trained_on_before" not in noted
+    assert "it left no note of the items that it was trained on, so they may be held out now" in said
+    both = a_config(tmp_path, "mine", ("validation", "test"))
+    for run in (after, later):
+        model = f"{run}/model"
+        counts, said = shown(held_out_but_trained_on, both, model, store)
+        assert counts == {} and "left no note of the items that it was trained on" in said
+        assert evaluate._learned_validation(model, counts) is None and learned_validation(model) is None
+        assert "trained_on_validation" not in RunFolder(both).meaning("0", learned_validation(model))
+        assert json.loads(Path(run, "run.json").read_text())["init_trained_on_validation"] is None
+        _, said = shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=run)), store)
+        assert "left no note of the items that it was trained on" in said
+    own = a_config(tmp_path, "own", init_from=later, with_validation=True)
+    assert learned_validation(a_later_run(own, store)[0]) is True, "of itself a run knows"
+
+
+def test_lists_of_earlier_versions_count_as_whole(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", [0, 0, 1, 2])
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "modules.json").write_text("[]")
+    run, _, _ = a_later_run(a_config(tmp_path, "after", init_from=str(tmp_path / "copied")), store)
+    write_lists(store, False, f"{run}/items.parquet")  # as they wrote it
+    assert learned_validation(run) is False
+    counts, _ = shown(held_out_but_trained_on, a_config(tmp_path, "mine"), run, store)
+    assert counts == {"held_out_but_trained_on": {"test": 0}}
 
 
 @pytest.mark.parametrize(("fingerprint", "kept_as"), [(None, "original"), ("1234", "")])
