@@ -57,6 +57,18 @@ class EncoderError(BeerayError):
     """A folder or name that holds no sentence transformer."""
 
 
+class NotFiniteError(EncoderError):
+    """Embeddings that are no finite numbers; every rank raises it, since all have the same ones.
+
+    Attributes:
+        what: whose, how many and which items, without a remedy.
+    """
+
+    def __init__(self, what: object = "", remedy: str = "") -> None:
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what = str(what)
+
+
 class ClusterError(BeerayError):
     """The cluster cannot place what the config asks for."""
 

@@ -35,6 +35,12 @@ def normalize_rows_in_place(embeddings: Tensor) -> Tensor:
     return embeddings
 
 
+def not_finite_rows(embeddings: Tensor) -> Tensor:
+    """Rows without a finite length, int64 (rows,): with NaN or infinity in them, or numbers that overflow it."""
+    lengths = [torch.linalg.vector_norm(block.float(), dim=1) for block in embeddings.split(ROWS_AT_ONCE)]
+    return (~torch.isfinite(torch.cat(lengths))).nonzero().flatten()
+
+
 def elsa_scores(user_vectors: Tensor, item_embeddings: Tensor, user_items: Tensor) -> Tensor:
     """Scores of the step's items for every user.
 

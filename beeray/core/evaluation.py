@@ -107,6 +107,7 @@ class Ranker:
             candidates=self.rows,
             items_per_block=self.items_per_block,
         )
+        assert not torch.isnan(scores).any(), "embeddings that are no numbers, which would come first for everybody"
         valid, ranked = torch.isfinite(scores).cpu(), places.cpu().numpy()
         self.exposure.add(ranked, valid.numpy(), wanted.col, known.col)
         hits = torch.from_numpy(_hits(ranked, wanted)) & valid

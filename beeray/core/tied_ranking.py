@@ -46,6 +46,7 @@ class TiedRanker:
 
     def _score(self, history: sparse.csr_matrix, targets: sparse.csr_matrix) -> NDArray[np.float64]:
         scores = self.model.scores(history)
+        assert not np.isnan(scores).any(), "scores that are no numbers, which would come first for everybody"
         if len(self.candidates) != scores.shape[1]:
             scores = scores[:, self.candidates]
         seen, wanted = at_candidates(history, self.candidates), at_candidates(targets, self.candidates)

@@ -61,6 +61,8 @@ class EventHandler:
         startup: takes when workers were there and when the first step was done.
 
     Attributes:
+        failure: why all workers gave up, where trying again would be no use.
+        diverged: whether that is because of what they trained.
         not_finite: of the step whose loss is no number: item and user indices that made it so, and how many it had.
         refused: why workers would not begin; the first that said so.
         saves_when_stopped: whether workers that are asked to stop have something to save: they are at their steps.
@@ -81,6 +83,7 @@ class EventHandler:
         self.console, self.num_items, self.num_ranks = console, num_items, num_ranks
         self.folder, self.tracker, self.scored = folder, tracker, scored
         self.failure: str | None = None
+        self.diverged = False
         self.refused: str | None = None
         self.not_finite: dict[str, Any] | None = None
         self.stopped_after: int | None = None
@@ -215,7 +218,7 @@ class EventHandler:
         self.not_finite = event | {"users": sorted({*earlier, *event["users"]})}
 
     def _on_failed(self, event: dict[str, Any]) -> None:
-        self.failure = event["message"]
+        self.failure, self.diverged = event["message"], event.get("diverged", True)
 
     def _on_refused(self, event: dict[str, Any]) -> None:
         self.refused = self.refused or event["message"]

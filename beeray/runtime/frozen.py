@@ -18,6 +18,7 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.head_start import head_items, train_alone, whitened_head
 from beeray.runtime.scoring import embed_as_served, score_embeddings
 from beeray.runtime.task import WorkerTask
@@ -35,12 +36,14 @@ def frozen_worker(task: WorkerTask) -> None:
         started = time.perf_counter()
         tokens, progress = TokenStore.open(task.tokens_path), embedding_progress(task, UNTOUCHED)
         features = embed_as_served(encoder, task.config, tokens, device, progress=progress)
+        check_finite(features, store)
         embed_s = time.perf_counter() - started
         if UNTOUCHED in which:
             _score(task, store, features.clone(), UNTOUCHED, {"embed_s": embed_s})
         if FROZEN_HEAD in which:
             started = time.perf_counter()
             _put_through_head(task, store, encoder, features)
+            check_finite(features, store, whose="baselines.frozen_head", remedy="lower baselines.frozen_head.lr")
             timings = {"embed_s": embed_s, "fit_s": time.perf_counter() - started}
             _score(task, store, features, FROZEN_HEAD, timings)
         ray.train.report({})

@@ -25,7 +25,7 @@ from beeray.console import Console
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, training_rows
 from beeray.data.streaming import find_cause, lost_on_the_way, set_up_ray_data, what_it_says
-from beeray.errors import LostWorkersError, RunError
+from beeray.errors import LostWorkersError, NotFiniteError, RunError
 from beeray.runtime.events import EventHandler
 from beeray.runtime.monitor import listening
 from beeray.runtime.process_group import ProcessGroupConfig
@@ -100,12 +100,15 @@ def launch_scoring(
 
     Raises:
         BeerayError: as `launch`.
+        NotFiniteError: embeddings are no finite numbers.
     """
     handler = EventHandler(console, store.meta.num_items, config.cluster.num_workers)
     with tempfile.TemporaryDirectory(prefix="beeray-scoring-") as storage, listening(handler) as monitor:
         task = WorkerTask(config, store, tokens_path, monitor, model, **given)
         launch(loop, task, storage=Path(storage), name="scoring")
     handler.close()
+    if handler.failure is not None:
+        raise NotFiniteError(handler.failure)
     return handler
 
 

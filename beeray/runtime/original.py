@@ -24,6 +24,7 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.core.neighbours import nearest_items, sample_items, share_kept
 from beeray.data.staging import staged_file
+from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
 from beeray.runtime.run_folder import ORIGINAL, ORIGINAL_EMBEDDINGS
 from beeray.runtime.scoring import embed_catalog
@@ -51,6 +52,7 @@ def keep_original(
     config: Config,
     folder: Path,
     model: SentenceTransformer,
+    store: Store,
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None],
@@ -61,6 +63,9 @@ def keep_original(
         folder: of the run, which every rank can write to.
         model: the encoder before training.
         progress: told the number of items after each micro-batch.
+
+    Raises:
+        NotFiniteError: as `embed_catalog`.
     """
     wanted = {}
     if config.train.distill_weight:
@@ -72,7 +77,8 @@ def keep_original(
     missing = sum_over_ranks([float(sum(not path.is_file() for path in wanted.values()))], device)[0]
     table: Tensor | None = None
     if missing:
-        table = embed_catalog(Encoder(model, config.train.precision), config, tokens, device, progress)
+        encode = Encoder(model, config.train.precision)
+        table = embed_catalog(encode, config, store, tokens, device, progress, whose=config.begins_with)
         if rank() == 0:
             (folder / ORIGINAL).mkdir(parents=True, exist_ok=True)
             for name, path in wanted.items():

@@ -6,10 +6,12 @@ whole catalog is embedded anyhow, rank 0 takes their rows; elsewhere all ranks e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beeray.config import Config
@@ -37,11 +39,25 @@ class ReportSample:
         if self.items is not None and rank() == 0:
             self._write(name, catalog[torch.from_numpy(self.items.astype(np.int64)).to(catalog.device)])
 
-    def embed(self, name: str, encode: nn.Module, config: Config, tokens: TokenStore, device: torch.device) -> None:
-        """Embed the items and keep them. Every rank must call."""
+    def embed(
+        self,
+        name: str,
+        encode: nn.Module,
+        config: Config,
+        tokens: TokenStore,
+        device: torch.device,
+        *,
+        check: Callable[[Tensor, NDArray[np.int32]], None] = lambda embeddings, items: None,
+    ) -> None:
+        """Embed the items and keep them. Every rank must call.
+
+        Args:
+            check: of the embeddings, with the items that they are of, before they are kept; called on every rank.
+        """
         if self.items is None:
             return
         embeddings = embed_as_served(encode, config, tokens, device, self.items)
+        check(embeddings, self.items)
         if rank() == 0:
             self._write(name, normalize_rows_in_place(embeddings))
 

@@ -22,6 +22,7 @@ from beeray.core.evaluation import Ranker, RankingMetrics, UserRanker, score_use
 from beeray.core.gather import rank, sum_counts_over_ranks, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 from beeray.runtime.rankings import rankings
 from beeray.runtime.split_scores import SplitScores
@@ -67,17 +68,26 @@ def embed_as_served(
 def embed_catalog(
     encode: nn.Module,
     config: Config,
+    store: Store,
     tokens: TokenStore,
     device: torch.device,
     progress: Callable[[int], None] = lambda num_items: None,
     items: NDArray[np.int32] | None = None,
+    *,
+    whose: str = "the encoder",
 ) -> Tensor:
     """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call.
 
     Args:
         items: the only ones that are needed, sorted; the rows of the others are zero.
+        whose: what the embeddings are called where they are refused.
+
+    Raises:
+        NotFiniteError: some are no finite numbers; on every rank.
     """
-    embeddings = normalize_rows_in_place(embed_as_served(encode, config, tokens, device, items, progress))
+    embeddings = embed_as_served(encode, config, tokens, device, items, progress)
+    check_finite(embeddings, store, items, whose=whose)
+    normalize_rows_in_place(embeddings)
     if items is None:
         return embeddings
     table = embeddings.new_zeros((tokens.num_items, embeddings.shape[1]))
@@ -236,7 +246,7 @@ def score_splits(
     started = time.perf_counter()
     if embeddings is None:
         needed = None if whole else needed_items(config, store)
-        embeddings = embed_catalog(encode, config, tokens, device, progress, needed)
+        embeddings = embed_catalog(encode, config, store, tokens, device, progress, needed)
     embedded = time.perf_counter()
     keep(embeddings)
     results = score_embeddings(embeddings, config, store, old_items)

@@ -55,12 +55,7 @@ def train_worker(task: WorkerTask) -> None:
     with worker_ready(task) as device:
         if not folder_is_shared(task, device):  # on every rank at once, so that no other worker is started for it
             return
-        training = _Training(task, device)
-        try:
-            training.run()
-        except DivergedError as error:  # on every rank at once, and again on every retry: so this is the end
-            if training.rank == 0:
-                task.send("failed", message=str(error))
+        _Training(task, device).run()
 
 
 class _Training:
@@ -113,7 +108,8 @@ class _Training:
     def _open_model(self) -> SentenceTransformer:
         model = self.task.open_encoder(self.device)
         progress = embedding_progress(self.task, "original")
-        self.original = keep_original(self.config, Path(self.task.run_dir), model, self.tokens, self.device, progress)
+        run_dir = Path(self.task.run_dir)
+        self.original = keep_original(self.config, run_dir, model, self.store, self.tokens, self.device, progress)
         if self.task.needs_head(model):
             self.starts_with_head = True
             if ray.train.get_checkpoint() is not None:

@@ -7,6 +7,8 @@ both. Nothing of that is kept from one call to the next: an epoch before the end
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,9 @@ from beeray.core.gather import rank
 from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.errors import DivergedError, NotFiniteError
 from beeray.runtime.checkpoints import Position
+from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.original import Original
 from beeray.runtime.report_sample import ReportSample
 from beeray.runtime.scoring import embed_catalog, mean_over_ranks, needed_items, score_split
@@ -56,8 +60,10 @@ class TrainingScores:
         self._score("before", ORIGINAL if self._scores_original else None, embeddings=original.table)
 
     def validate(self, position: Position) -> dict[str, float]:
-        """Mean metrics of the validation users, which the driver is told."""
-        return self._validate(position, embed_catalog(self.encode, self.config, self.tokens, self.device))
+        """Mean metrics of the validation users, which the driver is told; errors as `after`."""
+        with self._of_trained(position):
+            embeddings = embed_catalog(self.encode, self.config, self.store, self.tokens, self.device)
+        return self._validate(position, embeddings)
 
     def _validate(self, position: Position, embeddings: Tensor) -> dict[str, float]:
         held_out = score_split(embeddings, self.config, self.store, "validation", full_catalog=False)
@@ -67,12 +73,18 @@ class TrainingScores:
         return means
 
     def after(self, position: Position, original: Original) -> None:
-        """Validate, if the config has it, and score every split by the trained encoder; keep what the report shows."""
-        lent = self._validated_last(position, original) if self.config.train.evaluate_every_epochs else {}
-        self._score("after", TRAINED, original=original.neighbours, **lent)
-        lent.clear()  # a large catalog's table need not lie beside what comes
-        if not self.config.evaluate.splits and original.neighbours is None:
-            self.sample.embed(TRAINED, self.encode, self.config, self.tokens, self.device)
+        """Validate, if the config has it, and score every split by the trained encoder; keep what the report shows.
+
+        Raises:
+            DivergedError: embeddings of the trained encoder are no finite numbers; on every rank.
+        """
+        with self._of_trained(position):
+            lent = self._validated_last(position, original) if self.config.train.evaluate_every_epochs else {}
+            self._score("after", TRAINED, original=original.neighbours, **lent)
+            lent.clear()  # a large catalog's table need not lie beside what comes
+            if not self.config.evaluate.splits and original.neighbours is None:
+                check = partial(check_finite, store=self.store)
+                self.sample.embed(TRAINED, self.encode, self.config, self.tokens, self.device, check=check)
         if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
             opened = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
             self.sample.embed(ORIGINAL, opened, self.config, self.tokens, self.device)
@@ -89,10 +101,22 @@ class TrainingScores:
             return {}
         started = time.perf_counter()
         progress = embedding_progress(self.task, "after")
-        embeddings = embed_catalog(self.encode, self.config, self.tokens, self.device, progress)
+        embeddings = embed_catalog(self.encode, self.config, self.store, self.tokens, self.device, progress)
         embed_s = time.perf_counter() - started
         self._validate(position, embeddings)
         return {"embeddings": embeddings, "embed_s": embed_s}
+
+    @contextmanager
+    def _of_trained(self, position: Position) -> Iterator[None]:
+        """What the encoder has become while it was trained is the training's fault."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"train.lr {self.config.train.lr:g}: {error.what}, after step {position.step:,}, so the run is not "
+                "finished and its checkpoints are kept; start over with --fresh and a lower train.lr, or correct the "
+                "texts of these items"
+            ) from error
 
     def _score(self, when: str, keep_as: str | None, **given: Any) -> None:
         keep = partial(self.sample.keep, keep_as) if keep_as and self.sample.items is not None else None

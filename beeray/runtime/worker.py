@@ -20,6 +20,7 @@ from beeray.core.encoder import Encoder
 from beeray.core.gather import rank, sum_over_ranks, world_size
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
+from beeray.errors import DivergedError, NotFiniteError
 from beeray.runtime.cores import keep_deepspeed_on_cpu, share_cores
 from beeray.runtime.original import neighbours_kept, sampled_neighbours
 from beeray.runtime.report_sample import ReportSample
@@ -37,7 +38,8 @@ def evaluate_worker(task: WorkerTask) -> None:
         if task.original:
             theirs = TokenStore.open(task.original_tokens_path)
             opened = Encoder(task.open_encoder(device, task.original), task.config.train.precision)
-            table = embed_catalog(opened, task.config, theirs, device, embedding_progress(task, "original"))
+            progress = embedding_progress(task, "original")
+            table = embed_catalog(opened, task.config, store, theirs, device, progress, whose=task.original)
             original = sampled_neighbours(table, task.config)
             del opened, table
         sample = ReportSample(task.run_dir if task.keep_as else "")
@@ -48,7 +50,10 @@ def evaluate_worker(task: WorkerTask) -> None:
 
 @contextmanager
 def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
-    """Threads and device of this worker; tells the driver at the end what the worker used."""
+    """Threads and device of this worker; tells the driver at the end what the worker used.
+
+    What all ranks raise at once, and would again on every retry, is told the driver, too, and is the end.
+    """
     context = ray.train.get_context()
     cluster = task.config.cluster
     task.send("ready", rank=context.get_world_rank(), at=time.time())
@@ -59,7 +64,11 @@ def worker_ready(task: WorkerTask) -> Iterator[torch.device]:
         keep_deepspeed_on_cpu()
         device = torch.device("cpu")
         share_cores(cluster.threads_per_worker, context.get_local_world_size())
-    yield device
+    try:
+        yield device
+    except (DivergedError, NotFiniteError) as error:
+        if context.get_world_rank() == 0:
+            task.send("failed", message=str(error), diverged=isinstance(error, DivergedError))
     usage = resource.getrusage(resource.RUSAGE_SELF)
     task.send(
         "worker",

@@ -19,7 +19,7 @@ from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
-from beeray.errors import DivergedError, LostWorkersError, RunError
+from beeray.errors import DivergedError, LostWorkersError, NotFiniteError, RunError
 from beeray.inputs import prepared_store
 from beeray.interruption import Interrupted, StopRequest, signals_handled
 from beeray.reporting.neighbours import neighbours_kept
@@ -143,7 +143,8 @@ def train_run(
         if handler.refused is not None:
             raise RunError(handler.refused)
         if handler.failure is not None:
-            raise DivergedError(handler.failure + _blamed(folder, inputs.store, handler.not_finite))
+            said = handler.failure + _blamed(folder, inputs.store, handler.not_finite)
+            raise DivergedError(said) if handler.diverged else NotFiniteError(said)
         if handler.stopped_after is not None:
             raise Interrupted(stop.signum or signal.SIGTERM, _how_far(handler.stopped_after, num_steps))
         assert result.checkpoint is not None

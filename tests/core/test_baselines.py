@@ -188,3 +188,8 @@ def test_elsa_in_pieces_takes_the_same_steps_and_a_seed_fixes_them(monkeypatch: 
     assert not torch.equal(trained(2), whole)
     monkeypatch.setattr("beeray.core.baselines.elsa.SCORES_AT_ONCE", 25 * 7)
     torch.testing.assert_close(trained(1), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_an_elsa_whose_training_ends_in_no_numbers_is_refused() -> None:
+    with pytest.raises(RunError, match=r"baselines\.elsa\.lr is 1e\+30: training ended in no finite numbers; lower it"):
+        Elsa(dim=8, epochs=2, batch_size=4, lr=1e30).fit(checkerboard())

@@ -92,3 +92,15 @@ def test_rows_scaled_in_place_are_the_same_to_the_bit(monkeypatch: pytest.Monkey
     assert not torch.equal(rows, expected)
     assert elsa.normalize_rows_in_place(rows) is rows
     assert torch.equal(rows, expected)
+
+
+def test_rows_without_a_finite_length_are_found_and_a_row_of_zeros_is_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(elsa, "ROWS_AT_ONCE", 3)
+    rows = torch.ones(8, 4)
+    rows[1] = 0.0
+    rows[2, 3], rows[4, 0], rows[5, 1], rows[7] = float("nan"), float("inf"), -float("inf"), 1e20
+    assert elsa.not_finite_rows(rows).tolist() == [2, 4, 5, 7], "1e20 squared is no float32"
+    assert elsa.not_finite_rows(rows[:2]).tolist() == []
+    assert torch.equal(elsa.normalize_rows(rows[:2]), torch.tensor([[0.5] * 4, [0.0] * 4]))

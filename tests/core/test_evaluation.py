@@ -174,3 +174,17 @@ def test_no_blocks_give_no_users_and_as_many_columns_as_metrics(embeddings: torc
     users, scores = score_users(Ranker(embeddings, np.arange(NUM_ITEMS, dtype=np.int32), METRICS), [])
     assert users.shape == (0,)
     assert scores.shape == (0, 4)
+
+
+@pytest.mark.parametrize("item", [0, 5])
+def test_nobody_is_ranked_by_embeddings_that_are_no_numbers(item: int) -> None:
+    """Not one in a history (0) nor one among the candidates (5)."""
+    embeddings = torch.eye(7)
+    embeddings[item] = float("nan")
+    history, targets = (
+        sparse.csr_matrix(([1.0], ([0], [column])), shape=(1, 7), dtype=np.float32) for column in (0, 3)
+    )
+    sound = Ranker(torch.eye(7), np.arange(7, dtype=np.int32), RankingMetrics((1,), (2,)))
+    assert np.isfinite(sound.score(history, targets)).all()
+    with pytest.raises(AssertionError, match="no numbers"):
+        Ranker(embeddings, np.arange(7, dtype=np.int32), RankingMetrics((1,), (2,))).score(history, targets)

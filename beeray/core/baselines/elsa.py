@@ -16,7 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from beeray.core.baselines.model import num_interactions
-from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows
+from beeray.core.elsa import elsa_scores, nmse_per_user, normalize_rows, not_finite_rows
+from beeray.errors import RunError
 
 SCORES_AT_ONCE = 2**25
 
@@ -50,7 +51,11 @@ class Elsa:
         self.embeddings = torch.empty(0, dim)
 
     def fit(self, user_items: sparse.csr_matrix) -> None:
-        """Train; embeddings of items without interactions are zero, since nothing trained them."""
+        """Train; embeddings of items without interactions are zero, since nothing trained them.
+
+        Raises:
+            RunError: training ended in embeddings that are no finite numbers.
+        """
         known = np.flatnonzero(np.diff(user_items.indptr) >= 2)  # one item alone has nothing to be reconstructed from
         draw = np.random.default_rng(self.seed)
         table = first_embeddings(user_items.shape[1], self.dim, self.seed).requires_grad_(True)
@@ -63,6 +68,8 @@ class Elsa:
                 total += self._backward(table, user_items[users])
                 optimizer.step()
             self.progress(epoch + 1, total / max(1, len(order)))
+        if len(not_finite_rows(table.detach())):
+            raise RunError(f"baselines.elsa.lr is {self.lr:g}: training ended in no finite numbers; lower it")
         self.embeddings = normalize_rows(table.detach())
         self.embeddings[torch.from_numpy(num_interactions(user_items) == 0)] = 0.0
 
