@@ -40,10 +40,14 @@ class RankingMetrics:
 
 
 class UserRanker(Protocol):
-    """What ranks candidates for blocks of users and scores the rankings, however it comes to its order."""
+    """What ranks candidates for blocks of users and scores the rankings, however it comes to its order.
+
+    `kept`: those that stay in the lists once ranked, as `Ranker` takes it; None where all do.
+    """
 
     metrics: RankingMetrics
     candidates: NDArray[np.int32]
+    kept: NDArray[np.int32] | None
 
     @property
     def exposure(self) -> Exposure:
@@ -63,8 +67,11 @@ class Ranker:
         candidates: item indices that may be recommended, sorted, (candidates,).
         metrics: what to measure.
         items_per_block: candidates scored at a time.
+        kept: the candidates that stay in a user's list, sorted: the first `metrics.longest` candidates are taken, then
+            all others are dropped and what is behind them moves up. Everything is measured on the list that is left,
+            and only these count as targets. All stay unless given.
 
-    `exposure` counts what the users scored so far were shown.
+    `exposure` counts what the users scored so far were shown, over `kept`.
     """
 
     def __init__(
@@ -74,12 +81,15 @@ class Ranker:
         metrics: RankingMetrics,
         *,
         items_per_block: int = ITEMS_PER_BLOCK,
+        kept: NDArray[np.int32] | None = None,
     ) -> None:
         self.embeddings = embeddings
-        self.candidates = candidates
+        self.candidates, self.kept = candidates, kept
         self.metrics = metrics
         self.items_per_block = items_per_block
-        self.exposure = Exposure(len(candidates), shown_length(metrics.recall_at, metrics.ndcg_at))
+        self.listed = candidates if kept is None else kept
+        self.kept_places = None if kept is None else places_among(kept, candidates)
+        self.exposure = Exposure(len(self.listed), shown_length(metrics.recall_at, metrics.ndcg_at))
         self.rows: Tensor | None = None  # the whole catalog is ranked as it lies
         if len(candidates) != len(embeddings):
             self.rows = torch.from_numpy(candidates.astype(np.int64)).to(embeddings.device)
@@ -89,13 +99,13 @@ class Ranker:
 
         Args:
             history: (users, items) 0/1, what the users are known to like.
-            targets: (users, items) 0/1, what is held out; at least one in `candidates` per user.
+            targets: (users, items) 0/1, what is held out; at least one in `candidates` per user, and in `kept`.
 
         Returns:
             float64 (users, metrics), columns as in `metrics.names`.
         """
         device = self.embeddings.device
-        wanted = at_candidates(targets, self.candidates)
+        wanted = at_candidates(targets, self.listed)
         num_targets = torch.from_numpy(np.bincount(wanted.row, minlength=targets.shape[0]))
         assert int(num_targets.min()) > 0, "a user without a target among the candidates"
         known = at_candidates(history, self.candidates)
@@ -108,9 +118,12 @@ class Ranker:
             items_per_block=self.items_per_block,
         )
         assert not torch.isnan(scores).any(), "embeddings that are no numbers, which would come first for everybody"
-        valid, ranked = torch.isfinite(scores).cpu(), places.cpu().numpy()
-        self.exposure.add(ranked, valid.numpy(), wanted.col, known.col)
-        hits = torch.from_numpy(_hits(ranked, wanted)) & valid
+        valid, ranked = torch.isfinite(scores).cpu().numpy(), places.cpu().numpy()
+        if self.kept_places is not None:
+            ranked, valid = _left(ranked, valid, self.kept_places)
+            known = at_candidates(history, self.listed)
+        self.exposure.add(ranked, valid, wanted.col, known.col)
+        hits = torch.from_numpy(_hits(ranked, wanted) & valid)
         columns = [calibrated_recall(hits, num_targets, k) for k in self.metrics.recall_at]
         columns += [ndcg(hits, num_targets, k) for k in self.metrics.ndcg_at]
         return torch.stack(columns, dim=1).numpy()
@@ -132,6 +145,28 @@ def at_candidates(matrix: sparse.csr_matrix, candidates: NDArray[np.int32]) -> s
     kept = candidates[places] == entries.col
     inside = (entries.data[kept], (entries.row[kept], places[kept]))
     return sparse.coo_matrix(inside, shape=(matrix.shape[0], len(candidates)))
+
+
+def places_among(kept: NDArray[np.int32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each of some candidates stands among all of them; both sorted, int64 (kept,)."""
+    places = np.searchsorted(candidates, kept)
+    assert np.array_equal(candidates[np.minimum(places, len(candidates) - 1)], kept), "kept items are no candidates"
+    return places
+
+
+def _left(
+    ranked: NDArray[np.int64], valid: NDArray[np.bool_], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """What is left of rankings, in their order and moved up, as places among `kept`; and whether anything is there.
+
+    Args:
+        ranked, valid: (users, ranks), places among the candidates and whether there is one.
+        kept: places of those that stay among the candidates, sorted.
+    """
+    places = np.minimum(np.searchsorted(kept, ranked), len(kept) - 1)
+    valid = valid & (kept[places] == ranked)
+    order = np.argsort(~valid, axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1), np.take_along_axis(valid, order, axis=1)
 
 
 def _positions(matrix: sparse.coo_matrix, device: torch.device) -> Tensor:

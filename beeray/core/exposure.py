@@ -1,7 +1,7 @@
 """What a ranking shows to users: how much of the catalog, how evenly, and how popular.
 
 A model may score well by showing everybody the same few popular items. Three figures tell, for the first k of every
-user's ranking, over the candidates:
+user's ranking, over the candidates, or those of them that stay where others are dropped once ranked:
 
     coverage@k     share of the candidates that at least one user is shown
     gini@k         Gini coefficient of how often each candidate is shown: 0 all alike, 1 − 1/candidates one alone
@@ -14,11 +14,14 @@ targets, ties counted half: the mean over all candidates is exactly ½, so showi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+
+if TYPE_CHECKING:
+    from beeray.core.cut import Cut
 
 Counts = NDArray[np.int32]
 
@@ -108,18 +111,29 @@ class TiedExposure(Exposure):
         """Share of the candidates that are expected to be shown to at least one user."""
         return float((1 - np.exp(self._log_unseen)).mean())
 
-    def add_scores(self, scores: NDArray[np.float32], targets: NDArray[np.int64], history: NDArray[np.int64]) -> None:
+    def add_scores(
+        self,
+        scores: NDArray[np.float32],
+        targets: NDArray[np.int64],
+        history: NDArray[np.int64],
+        cut: Cut | None = None,
+    ) -> None:
         """Count a block of users.
 
         Args:
             scores: (users, candidates); −inf is never shown.
             targets, history: as `add`.
+            cut: as `tied_ranking.expected_metrics`; nothing behind it is shown, however few are before it.
         """
         k = min(self.k, scores.shape[1])
         last = np.partition(scores, -k, axis=1)[:, -k][:, None]
+        if cut is not None:
+            last = np.maximum(last, cut.value[:, None])
         surely = scores > last
         tied = (scores == last) & np.isfinite(scores)
         share = (k - surely.sum(axis=1)) / np.maximum(1, tied.sum(axis=1))
+        if cut is not None:
+            share = np.where(last[:, 0] == cut.value, cut.expected(np.arange(k + 1.0), k), share)
         chance = np.where(tied, share[:, None], surely).astype(np.float32)
         self._shown += chance.sum(axis=0, dtype=np.float64)
         with np.errstate(divide="ignore"):

@@ -87,6 +87,67 @@ def test_targets_outside_the_candidates_do_not_count() -> None:
         ranker.score(user_items([[0]], 7), user_items([[1]], 7))
 
 
+def test_items_that_do_not_stay_take_ranks_before_the_cut_and_none_after_it() -> None:
+    # the ranking for a history of {0} is 1, 2, 6, 5, 4, 3; its first four without 1 and 5 are 2, 6
+    history, kept = user_items([[0], [0]], 7), indices(2, 3, 6)
+    ranker = Ranker(COMPASS, np.arange(7, dtype=np.int32), RankingMetrics((1, 2), (4,)), kept=kept)
+    scores = ranker.score(history, user_items([[6], [2, 3]], 7))
+    best_of_two = 1 / log2(2) + 1 / log2(3)
+    expected = [
+        [0 / 1, 1 / 1, 1 / log2(3)],  # 6 has moved from rank 3 to rank 2
+        [1 / 1, 1 / 2, 1 / best_of_two],  # 3 is behind the cut, though nothing else is left at rank 3
+    ]
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+    alone = Ranker(COMPASS, kept, RankingMetrics((1, 2), (4,))).score(history, user_items([[6], [2, 3]], 7))
+    assert alone[1, 2] == pytest.approx((1 + 1 / log2(4)) / best_of_two), "of the kept alone it is found"
+    assert ranker.exposure.k == 1 and ranker.exposure.shown.tolist() == [2, 0, 0]
+    assert ranker.exposure.asked.tolist() == [1, 1, 1] and ranker.exposure.known.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("candidates", [np.arange(NUM_ITEMS), np.arange(20, NUM_ITEMS)])
+def test_dropping_is_cutting_then_leaving_out_then_moving_up(
+    embeddings: torch.Tensor,
+    interactions: tuple[sparse.csr_matrix, sparse.csr_matrix],
+    candidates: NDArray[np.int64],
+) -> None:
+    kept = candidates[np.random.default_rng(6).random(len(candidates)) < 0.4].astype(np.int32)
+    history, targets = (matrix.toarray() > 0 for matrix in interactions)
+    users = np.flatnonzero(targets[:, kept].any(axis=1))
+    expected, items = [], embeddings.double().numpy()
+    for user in users:
+        scores = items @ items[history[user]].sum(axis=0)
+        ranking = sorted((item for item in candidates if not history[user, item]), key=lambda item: -scores[item])
+        left = [item for item in ranking[: METRICS.longest] if item in kept]
+        hits = [targets[user, item] for item in left] + [False] * (METRICS.longest - len(left))
+        wanted = torch.tensor([targets[user, kept].sum()])
+        columns = [calibrated_recall(torch.tensor([hits]), wanted, k) for k in METRICS.recall_at]
+        columns += [ndcg(torch.tensor([hits]), wanted, k) for k in METRICS.ndcg_at]
+        expected.append(torch.cat(columns).numpy())
+    ranker = Ranker(embeddings, candidates.astype(np.int32), METRICS, items_per_block=8, kept=kept)
+    found = ranker.score(*(matrix[users] for matrix in interactions))
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-12)
+    assert (
+        len(users) > 5 and (found != Ranker(embeddings, kept, METRICS).score(*(m[users] for m in interactions))).any()
+    )
+
+
+def test_dropping_lowers_no_figure_and_finds_no_target_behind_the_cut(
+    embeddings: torch.Tensor, interactions: tuple[sparse.csr_matrix, sparse.csr_matrix]
+) -> None:
+    catalog, metrics = np.arange(NUM_ITEMS, dtype=np.int32), RankingMetrics((3, 10), (10,))
+    kept = np.flatnonzero(interactions[1].sum(axis=0)).astype(np.int32)  # what somebody has in the window
+    whole = Ranker(embeddings, catalog, metrics).score(*interactions)
+    dropped = Ranker(embeddings, catalog, metrics, kept=kept).score(*interactions)
+    assert len(kept) < NUM_ITEMS and (dropped >= whole).all()
+    assert (dropped[:, [0, 2]] > whole[:, [0, 2]]).any(axis=0).all()
+    np.testing.assert_array_equal(dropped[:, 1], whole[:, 1])  # of recall@10, where 10 are taken
+
+
+def test_nothing_stays_that_is_no_candidate(embeddings: torch.Tensor) -> None:
+    with pytest.raises(AssertionError, match="no candidates"):
+        Ranker(embeddings, indices(1, 3, 5), METRICS, kept=indices(3, 4))
+
+
 def test_seen_items_are_never_recommended(embeddings: torch.Tensor) -> None:
     generator = np.random.default_rng(4)
     seen_rows = np.repeat(np.arange(5), 20)
