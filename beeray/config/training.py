@@ -187,7 +187,8 @@ class EvaluateConfig(Section):
     full_catalog: bool = True
     """`item` split: also rank the held-out items among the whole catalog."""
     filtered: bool = True
-    """`time` split: also rank among the items of the split's window alone, the figure that beeFormer reports."""
+    """`time` split: also score the first 100 of the catalog's ranking (as many as the longest metric asks for), those
+    that nobody has in the split's window dropped: the figure that beeFormer reports."""
     before: bool = False
     """`train`: score the encoder before training, too."""
     neighbours: bool | None = None

@@ -43,6 +43,8 @@ class Scored:
         table: user_index, split, ranking, perhaps domain, one float64 column a metric.
         old_items: digest of the list by which `old_items` and `new_items` were told apart; None where it is not known.
         trained_on_validation: whether the system learned from validation data; None where it is not known.
+        drops_once_ranked: whether `filtered` ranks the catalog and then drops items, as versions before did not; None
+            where it is not known.
     """
 
     run: str
@@ -52,6 +54,7 @@ class Scored:
     table: pa.Table
     old_items: str | None = None
     trained_on_validation: bool | None = None
+    drops_once_ranked: bool | None = None
 
     @property
     def name(self) -> str:
@@ -111,18 +114,20 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
     try:
         about = json.loads(record.read_text(encoding="utf-8"))
         fingerprint = str(about["store_fingerprint"])
+        filtered = ["kept" in one["filtered"] for one in about.get("metrics", {}).values() if "filtered" in one]
         table = read_part(str(scores.absolute()))
         missing_columns = {"user_index", "split", "ranking"} - set(table.column_names)
         if missing_columns:
             raise KeyError(", ".join(sorted(missing_columns)))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = (str(error).splitlines() or ["empty"])[0]
         raise RunError(
             f"{folder}: {record.name} or {scores.name} is damaged ({reason[:200]}); score it again"
         ) from None
     _refuse_no_numbers(table, scores)
     learned = about.get(INIT_TRAINED_ON_VALIDATION if label == BEFORE else TRAINED_ON_VALIDATION)
-    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned)
+    drops = all(filtered) if filtered else None
+    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned, drops)
 
 
 def _refuse_no_numbers(table: pa.Table, path: Path) -> None:

@@ -23,7 +23,8 @@ BASELINES = {
 RANKINGS = {
     "held_out": "held-out items",
     "catalog": "whole catalog",
-    "filtered": "whole catalog, absent items dropped afterwards",
+    "filtered": "first of the whole catalog's ranking, those that nobody has in the window dropped",
+    "window": "items of the window alone",
     "new_items": "only new items asked for",
     "old_items": "only items known before asked for",
 }
@@ -99,8 +100,8 @@ def _add(found: list[Measurement], one: Measurement) -> None:
 
 
 def _merged(ours: Record, theirs: Record) -> Record:
-    """Ours, and what theirs has beyond it; nothing of theirs where the two are of other users."""
-    if ours.get("users") != theirs.get("users"):
+    """Ours, and what theirs has beyond it; nothing of theirs where the two are of other users or lists."""
+    if any(ours.get(of) != theirs.get(of) for of in ("users", "kept")):
         return ours
     both = {
         name: _merged(value, theirs[name])
@@ -145,12 +146,15 @@ def rows(measurements: list[Measurement]) -> list[Record]:
 
     Returns:
         `{name, kind, split, ranking, domain, users, candidates, metrics: {name: [mean, low, high]},
-        shown: {k, coverage, gini, popularity, target_popularity}}`; test before validation.
+        shown: {k, coverage, gini, popularity, target_popularity}}`, and `kept` where candidates were dropped once
+        ranked; test before validation.
     """
     flat: list[Record] = []
     for one in measurements:
         for split, rankings in one.metrics.items():
             for ranking, record in rankings.items():
+                if ranking == "filtered" and "kept" not in record:
+                    ranking = "window"  # of a version that ranked these alone and named it so
                 for domain, part in {"": record, **record.get("domains", {})}.items():
                     flat.append({"name": one.name, "kind": one.kind, "split": split, "ranking": ranking})
                     flat[-1] |= {"domain": domain, **_figures(part)}
@@ -171,6 +175,7 @@ def _figures(record: Record) -> Record:
     return {
         "users": record.get("users", 0),
         "candidates": record.get("candidates", 0),
+        **({"kept": record["kept"]} if "kept" in record else {}),
         "metrics": metrics,
         "shown": shown,
     }

@@ -129,6 +129,7 @@ def _tables(measured: list[Record], *, trained_on_validation: bool) -> list[dict
                 "best": best,
                 "users": max(row["users"] for row in members),
                 "candidates": max(row["candidates"] for row in members),
+                "kept": max(row.get("kept", 0) for row in members),
                 "k": min(lengths) if lengths else None,
             }
         )

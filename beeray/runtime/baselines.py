@@ -48,10 +48,11 @@ def fit_and_score(
         fitted = time.perf_counter()
         scores = [
             score_ranking(
-                TiedRanker(model, items, ranking_metrics(config)), config, store, split, ranking, domain
+                TiedRanker(model, one.items, ranking_metrics(config), one.kept),
+                *(config, store, split, one.ranking, one.domain),
             ).with_figures()
             for split in config.evaluate.splits
-            for ranking, domain, items in ranking_candidates(config, store, split)
+            for one in ranking_candidates(config, store, split)
         ]
     return scores, {"fit_s": fitted - started, "rank_s": time.perf_counter() - fitted}
 

@@ -204,6 +204,12 @@ def _unlike(systems: Sequence[Scored]) -> dict[str, str]:
             "score both models under one run (beeray.evaluate --config C --model PATH)"
         )
         unlike |= {"old_items": why, "new_items": why}
+    drops = {one.drops_once_ranked: one.name for one in systems if one.drops_once_ranked is not None}
+    if len(drops) > 1:
+        unlike["filtered"] = (
+            f"filtered is not compared: {drops[False]} was scored by a version that ranked the window's items alone; "
+            "score it again"
+        )
     return unlike
 
 

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 CANDIDATES = {
     "held_out": "held-out items",
     "catalog": "items of the whole catalog",
-    "filtered": "items of its window (filtered)",
+    "filtered": "items (filtered)",
     "old_items": "candidates, only items that the earlier run knew asked for",
     "new_items": "candidates, only items that are new since the earlier run asked for",
 }
@@ -48,7 +48,8 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
     Beside the metrics stand the plain figures of `core.exposure` (`coverage@k`, `gini@k`, …), where they were counted.
 
     Of several domains that is over the users of all of them, and `domains` holds the same of each; `candidates` are
-    then those of all domains together, of which a user has its own domain's.
+    then those of all domains together, of which a user has its own domain's. `kept`, where some are dropped from users'
+    lists once they are ranked, is the number of the others.
     """
     grouped: dict[tuple[str, str], list[SplitScores]] = defaultdict(list)
     for one in scores:
@@ -64,6 +65,8 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
 def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
     scores = np.concatenate([part.scores for part in parts])
     record: Record = {"users": len(scores), "candidates": sum(part.num_candidates for part in parts)}
+    if parts[0].num_kept is not None:
+        record["kept"] = sum(part.num_kept or 0 for part in parts)
     for place, name in enumerate(parts[0].metrics if len(scores) else ()):
         interval = bootstrap_interval(scores[:, place], num_bootstrap=evaluate.num_bootstrap)
         record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
@@ -144,6 +147,7 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
             for name, value in _metrics(record).items()
         ]
         where = _described(ranking)
+        where += f", {record['kept']:,} of its window kept once ranked" if "kept" in record else ""
         where += f" of {len(record['domains'])} domains" if "domains" in record else ""
         said = "  ".join(shown) or "no user has a target"
         trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""

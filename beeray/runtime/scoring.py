@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -26,6 +27,23 @@ from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.further_rankings import asked_for, item_groups, prefixes
 from beeray.runtime.rankings import rankings
 from beeray.runtime.split_scores import SplitScores
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a ranking is of.
+
+    Attributes:
+        ranking: its name.
+        domain: None where the store has one.
+        items: those that are ranked, sorted, int32 (candidates,).
+        kept: those of them that stay in a user's list once it is ranked and cut, sorted, int32 (kept,); None: all.
+    """
+
+    ranking: str
+    domain: str | None
+    items: NDArray[np.int32]
+    kept: NDArray[np.int32] | None = None
 
 
 def ranking_metrics(config: Config) -> RankingMetrics:
@@ -113,9 +131,8 @@ def score_split(
         full_catalog: False leaves out all rankings but the first.
     """
     results: list[SplitScores] = []
-    for ranking, domain, items in ranking_candidates(config, store, split, full_catalog=full_catalog):
-        ranker = Ranker(embeddings, items, ranking_metrics(config), items_per_block=config.evaluate.items_per_block)
-        results.append(score_ranking(ranker, config, store, split, ranking, domain))
+    for one in ranking_candidates(config, store, split, full_catalog=full_catalog):
+        results.append(score_ranking(_ranker(embeddings, one, config), config, store, split, one.ranking, one.domain))
     if full_catalog:
         results += _further_scores(embeddings, config, store, split, old_items)
     return results
@@ -125,44 +142,43 @@ def _further_scores(
     embeddings: Tensor, config: Config, store: Store, split: str, old_items: NDArray[np.bool_] | None
 ) -> list[SplitScores]:
     """The main ranking once more: by prefixes of the embeddings, and of old items alone and new ones alone."""
-    main, metrics = rankings(config)[0], ranking_metrics(config)
+    main = rankings(config)[0]
     tables = ((name, table, None) for name, table in prefixes(embeddings, config.train.matryoshka_dims, main))
     groups = ((name, embeddings, group) for name, group in item_groups(old_items).items())
     results: list[SplitScores] = []
     for name, table, asked in chain(tables, groups):
-        for _, domain, items in ranking_candidates(config, store, split, full_catalog=False):
-            ranker = Ranker(table, items, metrics, items_per_block=config.evaluate.items_per_block)
-            results.append(score_ranking(ranker, config, store, split, name, domain, asked))
+        for one in ranking_candidates(config, store, split, full_catalog=False):
+            results.append(score_ranking(_ranker(table, one, config), config, store, split, name, one.domain, asked))
     return results
 
 
-def ranking_candidates(
-    config: Config, store: Store, split: str, *, full_catalog: bool = True
-) -> Iterator[tuple[str, str | None, NDArray[np.int32]]]:
-    """Every ranking of a split, the one that counts first, of every domain: its items, sorted.
+def _ranker(embeddings: Tensor, candidates: Candidates, config: Config) -> Ranker:
+    per_block = config.evaluate.items_per_block
+    metrics = ranking_metrics(config)
+    return Ranker(embeddings, candidates.items, metrics, items_per_block=per_block, kept=candidates.kept)
+
+
+def ranking_candidates(config: Config, store: Store, split: str, *, full_catalog: bool = True) -> Iterator[Candidates]:
+    """Every ranking of a split, the one that counts first, of every domain.
 
     - `held_out`: the split's own items; `item` splits.
     - `catalog`: every item, with `evaluate.full_catalog`; in other splits always.
-    - `filtered`: items that somebody has in the split's window, with `evaluate.filtered`; `time` splits. beeFormer's
-      figure: it drops all others after ranking, which flatters, since who recommends cannot know what will be had.
+    - `filtered`: the first of the catalog's ranking, as many as the longest metric asks for, those that nobody has in
+      the split's window dropped, with `evaluate.filtered`; `time` splits. beeFormer's figure: what is left moves up,
+      which flatters, since who recommends cannot know what will be had; targets behind the cut stay lost.
 
     Args:
         full_catalog: False leaves out all but the first.
-
-    Yields:
-        ranking, domain (None where the store has one), int32 candidates.
     """
     for ranking in rankings(config, full_catalog=full_catalog):
         within = store.items_within(split) if ranking == "filtered" else None
         for domain in scored_domains(config, store):
             inside = slice(0, store.meta.num_items) if domain is None else store.domain(domain).item_range
             if ranking == "held_out":
-                items = store.candidates(split, domain)
-            elif within is None:
-                items = np.arange(inside.start, inside.stop, dtype=np.int32)
-            else:
-                items = within[(within >= inside.start) & (within < inside.stop)]
-            yield ranking, domain, items
+                yield Candidates(ranking, domain, store.candidates(split, domain))
+                continue
+            kept = None if within is None else within[(within >= inside.start) & (within < inside.stop)]
+            yield Candidates(ranking, domain, np.arange(inside.start, inside.stop, dtype=np.int32), kept)
 
 
 def scored_domains(config: Config, store: Store) -> list[str | None]:
@@ -199,7 +215,8 @@ def score_ranking(
     blocks = _user_blocks(store, split, config.evaluate.users_per_block, domain, all_inputs=ranking == "catalog")
     users, scores = score_users(ranker, blocks if asked is None else asked_for(blocks, asked))
     names, number = ranker.metrics.names, len(ranker.candidates)
-    return SplitScores(split, ranking, names, users, scores, number, domain, ranker.exposure)
+    num_kept = None if ranker.kept is None else len(ranker.kept)
+    return SplitScores(split, ranking, names, users, scores, number, domain, ranker.exposure, num_kept=num_kept)
 
 
 def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:

@@ -29,6 +29,7 @@ class SplitScores:
         domain: whose users these are; None where the store has one domain.
         exposure: what users were shown: this rank's counts, until `with_figures`.
         shown: the figures of `core.exposure`, over all ranks' users.
+        num_kept: items that stay in users' lists once they are ranked; None where all do.
     """
 
     split: str
@@ -40,6 +41,7 @@ class SplitScores:
     domain: str | None = None
     exposure: Exposure | None = None
     shown: dict[str, float] = field(default_factory=dict)
+    num_kept: int | None = None
 
     def with_figures(self) -> SplitScores:
         """The same with what users were shown in figures and not in counts, which must be those of all ranks."""

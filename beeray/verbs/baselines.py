@@ -25,6 +25,7 @@ from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.launch import launch_scoring
 from beeray.runtime.locks import locked_file
 from beeray.runtime.opening import Opening
+from beeray.runtime.rankings import rankings
 from beeray.runtime.results import flat_means, headline, scores_table, summarise_scores, summarise_workers
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, ray_session
@@ -137,11 +138,13 @@ def digest(name: Baseline, config: Config, fingerprint: str) -> str:
         "with_validation": config.trains_on_validation,
         "seed": config.seed,
     }
+    if "filtered" in rankings(config):
+        deciding |= {"filtered": "dropped once ranked"}  # and not ranked alone, as by versions before
     if name not in WITHOUT_TEXT:
         encoder = config.encoder.model_dump(mode="json", exclude={"dropout", "attention"})
         deciding |= {"encoder": encoder, "precision": config.train.precision}
-        rankings = {"matryoshka_dims", "init_from"}
-        deciding |= config.train.model_dump(mode="json", include=OBJECTIVE if name == "frozen_head" else rankings)
+        further = {"matryoshka_dims", "init_from"}
+        deciding |= config.train.model_dump(mode="json", include=OBJECTIVE if name == "frozen_head" else further)
     if name == "frozen_head":  # it learns from each domain's share of users
         weights = {domain: one.weight for domain, one in (config.data.domains or {}).items() if one.weight != 1}
         deciding |= {"weights": weights} if weights else {}

@@ -69,6 +69,24 @@ def test_what_was_measured_again_adds_what_the_run_lacks_and_changes_nothing(tmp
     assert trained.metrics["test"]["catalog"]["recall@2"] == again and "validation" in trained.metrics
 
 
+def test_filtered_of_a_version_that_ranked_the_window_alone_is_no_row_of_todays(tmp_path: Path) -> None:
+    older, newer = (
+        {"users": 9, "candidates": 5, **more, **metrics(0.5)["test"]["held_out"]} for more in ({}, {"kept": 3})
+    )
+    evaluation(tmp_path, "model-16", 0.6, text_length=16)
+    path = tmp_path / "evaluations" / "model-16" / "metrics.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "metrics": {"test": {"filtered": {**newer, "ndcg@2": {}}}}})
+    )
+    own = {**RECORD, "metrics": {"test": {"filtered": older}}, "metrics_before": {"test": {"filtered": newer}}}
+    found = rows(collect_measurements(tmp_path, own)[0])
+    assert [(row["name"], row["ranking"], row.get("kept")) for row in found] == [
+        ("Before training", "filtered", 3),
+        ("Trained", "window", None),
+    ]
+    assert described("filtered") != described("window") == "items of the window alone"
+
+
 def test_models_of_other_runs_have_the_names_of_their_runs(tmp_path: Path) -> None:
     for run in ("one", "two"):
         evaluation(tmp_path, f"model-{run}-16", 0.3, text_length=16, model=f"/runs/{run}/model")

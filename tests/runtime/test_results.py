@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,24 @@ def test_a_headline_says_when_validation_was_trained_on() -> None:
     assert validation.startswith("validation (trained on), 1 users")
     assert test.startswith("test, 1 users")
     assert headline(summary, a_config())[0].startswith("validation, 1 users")
+
+
+def test_what_is_kept_once_ranked_is_told_beside_the_candidates() -> None:
+    both = [
+        scores("test", [0], (1.0, 0.5), ranking=ranking, domain=name)
+        for ranking in ("catalog", "filtered")
+        for name in "ab"
+    ]
+    both[2:] = [replace(one, num_kept=number) for one, number in zip(both[2:], (2, 3), strict=True)]
+    test = summarise_scores(merge_ranks(both), EVALUATE)["test"]
+    assert "kept" not in test["catalog"]
+    assert (test["filtered"]["candidates"], test["filtered"]["kept"]) == (14, 5)
+    assert {name: one["kept"] for name, one in test["filtered"]["domains"].items()} == {"a": 2, "b": 3}
+    line = next(line for line in headline({"test": test}, a_config()) if "filtered" in line)
+    assert line.startswith(
+        "test, 2 users, 14 items (filtered), 5 of its window kept once ranked of 2 domains: recall@2"
+    )
+    assert flat_means({"test": test})["test/filtered/ndcg@3"] == 0.5
 
 
 def test_the_table_has_a_row_a_user_and_split() -> None:

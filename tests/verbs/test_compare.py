@@ -206,6 +206,30 @@ def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, mon
     assert not groups("two", "--split", "validation")[0]
 
 
+def test_filtered_of_a_version_that_ranked_the_window_alone_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, gain, filtered in (
+        ("one", 0.0, {"kept": 5}),
+        ("two", 0.1, {}),
+        ("alike", 0.2, {"kept": 5}),
+        ("other", 0.3, None),
+    ):
+        about = {} if filtered is None else {"metrics": {"test": {"catalog": {}, "filtered": filtered}}}
+        write(tmp_path / "runs" / name, a_table(gain, rankings=("catalog", "filtered")), **about)
+
+    def compared(*arguments: str) -> tuple[list[str], str]:
+        code, out, err = execute(tmp_path, *arguments, monkeypatch=monkeypatch)
+        return [
+            table["ranking"] for table in json.loads(out.splitlines()[-1])["tables"]
+        ] if code == 0 else [], out + err
+
+    found, said = compared("one", "two")
+    assert found == ["catalog"] and "filtered is not compared: two was scored by a version that ranked" in said
+    assert compared("one", "alike")[0] == compared("two", "other")[0] == ["catalog", "filtered"]
+    assert compared("two", "one", "--ranking", "filtered")[0] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -88,7 +88,7 @@ def test_a_time_split_is_trained_scored_and_compared_strictly_first(
     assert own["low"] <= own["mean"] <= own["high"] and 0 < own["mean"] < 1
 
 
-def test_filtered_ranks_the_items_of_the_window_alone_and_flatters(
+def test_filtered_drops_what_is_not_of_the_window_from_the_first_of_the_catalog_and_flatters(
     laboratory: Laboratory, time_split: dict[str, Any]
 ) -> None:
     store = Store.open(str(laboratory.folder / "stores" / TIME))
@@ -98,11 +98,16 @@ def test_filtered_ranks_the_items_of_the_window_alone_and_flatters(
             within |= {item for item, label in zip(row["item_indices"], row["splits"], strict=True) if label == 2}
     assert store.items_within("test").tolist() == sorted(within)
     metrics = json.loads((laboratory.run_of(TIME) / "metrics.json").read_text())["metrics"]["test"]
-    assert (metrics["catalog"]["candidates"], metrics["filtered"]["candidates"]) == (6169, len(within))
-    scores = pq.read_table(laboratory.run_of(TIME) / "scores.parquet").to_pandas()
-    scores = scores[scores["split"] == "test"].set_index(["user_index", "ranking"])["ndcg@100"].unstack()
-    assert (scores["filtered"] >= scores["catalog"] - 1e-12).all()  # candidates that are no targets only get fewer
-    assert scores["filtered"].mean() > scores["catalog"].mean()
+    assert (metrics["catalog"]["candidates"], metrics["filtered"]["candidates"]) == (6169, 6169)
+    assert metrics["filtered"]["kept"] == len(within) and "kept" not in metrics["catalog"]
+    for folder in (".", *(f"evaluations/baseline-{name}" for name in WITHOUT_TEXT)):
+        scores = pq.read_table(laboratory.run_of(TIME) / folder / "scores.parquet").to_pandas()
+        scores = scores[scores["split"] == "test"].set_index(["user_index", "ranking"])["ndcg@100"].unstack()
+        # targets are of the window, so what is dropped before one is none: it stays in the list and only moves up
+        assert (scores["filtered"] >= scores["catalog"] - 1e-12).all()
+        assert scores["filtered"].mean() > scores["catalog"].mean()
+        # and one behind the first 100 is not found, so a user who has nothing there has nothing here
+        assert ((scores["filtered"] > 0) == (scores["catalog"] > 0)).all()
 
 
 def test_baselines_are_real_competitors_and_not_fitted_twice(
