@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny_encoder import SYLLABLES, ListTokens, build_tiny_encoder
 from beeray.config import Config, validate_config
 from beeray.core.encoder import Encoder, load_encoder
 from beeray.data.parts import write_part
-from beeray.data.store import Store, StoreMeta
+from beeray.data.store import META, Store, StoreMeta
 from beeray.data.store_meta import DomainMeta
 from beeray.runtime.checkpoints import Position
 from beeray.runtime.original import Original
@@ -77,7 +78,8 @@ def a_store(path: Path, *, domains: bool) -> Store:
         ]
         by_domain = [dataclasses.asdict(one) for one in halves]
         meta = dataclasses.replace(meta, domains=["a", "b"], by_domain=by_domain)
-    return Store(str(path), meta)
+    (path / META).write_text(json.dumps(dataclasses.asdict(meta)), encoding="utf-8")
+    return Store.open(str(path))
 
 
 def a_config(**sections: Any) -> Config:
