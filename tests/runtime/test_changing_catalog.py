@@ -70,6 +70,7 @@ def a_job(
     monkeypatch.setattr(embedding_job, "deal_catalog", deal)
     source = {"path": str(folder / "catalog"), "fingerprint": catalog.fingerprint()}
     job = EmbeddingJob.__new__(EmbeddingJob)
+    job._lease = None
     vars(job).update(
         config=SimpleNamespace(embed=EmbedConfig()),
         plan=SimpleNamespace(catalog=catalog, catalog_source=source, template="{text}"),

@@ -51,6 +51,7 @@ def a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, max_failures: int) 
     monkeypatch.setattr(embedding_job.dataclasses, "replace", lambda one, **changes: one)
     said = io.StringIO()
     job = EmbeddingJob.__new__(EmbeddingJob)
+    job._lease = None
     vars(job).update(
         config=SimpleNamespace(cluster=SimpleNamespace(max_failures=max_failures)),
         state=SimpleNamespace(num_ranges=4, dealt={"range_rows": [10, 20, 30, 40]}, format=None),
