@@ -22,7 +22,7 @@ from typing import Any
 from beeray.config import Config
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.locks import locked_file
-from beeray.runtime.run_folder import NIGHTS
+from beeray.runtime.run_folder import MODEL, NIGHTS
 from beeray.runtime.whole_files import write_whole
 
 NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -118,11 +118,19 @@ class Nights:
         """Name of a night's training run."""
         return f"{self.config.name}-{night}"
 
-    def published_run(self) -> str | None:
-        """Name of the run whose model was the last to be published; None where none was."""
+    def run_dir(self, night: str) -> Path:
+        """Folder of a night's training run."""
+        return self.config.run_dir.with_name(self.run_name(night))
+
+    def model(self, night: str) -> Path:
+        """What a night trained."""
+        return self.run_dir(night) / MODEL
+
+    def published_model(self) -> Path | None:
+        """The model of a night that was the last to be published; None where none was."""
         published = (name for name in reversed(self._names()) if (night := self.kept(name)) and night.published)
         last = next(published, None)
-        return None if last is None else self.run_name(last)
+        return None if last is None else self.model(last)
 
     def prune(self, serving: Sequence[str], tell: Callable[[str], None]) -> list[str]:
         """Remove runs of older nights, but never one that a serving model is in; returns their names.
@@ -138,7 +146,7 @@ class Nights:
         last_finished = max((night.name for night in nights if night.finished), default="")
         models, removed = [Path(model).resolve() for model in serving], []
         for night in nights[: -self.config.nightly.keep_runs]:
-            run = self.config.run_dir.parent / self.run_name(night.name)
+            run = self.run_dir(night.name)
             serves = any(model.is_relative_to(run.resolve()) for model in models)
             if night.name > last_finished or not run.is_dir() or serves:
                 continue

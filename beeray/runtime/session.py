@@ -24,6 +24,7 @@ from beeray.runtime.job_folder import JOB_CONFIG
 MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
+WORKER_KEYS = ("cluster.num_workers", "cluster.cpus_per_worker")
 
 
 ANSWER_S = 10.0
@@ -178,9 +179,7 @@ def _worker_variables(storage: StorageConfig) -> dict[str, str]:
     return {name: value for name, value in ours.items() if name not in of_job}
 
 
-def check_placement(
-    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
-) -> None:
+def check_placement(cluster: ClusterConfig, keys: tuple[str, str] = WORKER_KEYS) -> None:
     """Refuse to wait for ever for workers that the cluster cannot place.
 
     A cluster that was joined gets `cluster.placement_timeout_s` to grow; a local one does not grow.
@@ -197,9 +196,7 @@ def check_placement(
 
 
 @contextmanager
-def grown(
-    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
-) -> Iterator[str]:
+def grown(cluster: ClusterConfig, keys: tuple[str, str] = WORKER_KEYS) -> Iterator[str]:
     """A cluster that has grown to its workers as far as it does within `cluster.placement_timeout_s`.
 
     What it has grown by is asked for until the context ends, if it was not there already.
@@ -223,9 +220,7 @@ def grown(
         yield lacking
 
 
-def lacking_workers(
-    cluster: ClusterConfig, keys: tuple[str, str] = ("cluster.num_workers", "cluster.cpus_per_worker")
-) -> tuple[int, str]:
+def lacking_workers(cluster: ClusterConfig, keys: tuple[str, str] = WORKER_KEYS) -> tuple[int, str]:
     """How many of the workers asked for a cluster can place as it is now, and what it lacks for the others.
 
     Args:

@@ -52,7 +52,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 
             def connect() -> Finding:
                 stack.enter_context(ray_session(config.cluster, config.storage))
-                if arguments.grow and joined:
+                if arguments.grow and joined and lacking_workers(config.cluster)[1]:
                     console.line(f"waiting up to {config.cluster.placement_timeout_s:g} s for the cluster to grow")
                     stack.enter_context(grown(config.cluster))
                 return _ray(joined=joined)

@@ -36,7 +36,7 @@ from beeray.runtime.embedding_plan import JobPlan, full_run_reasons, layout_of, 
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.locks import locked_file
 from beeray.runtime.nights import Nights
-from beeray.runtime.run_folder import MODEL, RunFolder
+from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.session import check_placement, placeable_actors, ray_session
 from beeray.runtime.tracking import Tracker
 from beeray.runtime.warm_start import check_model_prefix
@@ -210,9 +210,8 @@ def published_model(config: Config, asked: str | None) -> str:
     if asked is not None:
         return located_encoder(encoder_source(asked))
     folder = RunFolder(config)
-    nightly = Nights(config).published_run()
-    if nightly is not None:
-        model = config.run_dir.parent / nightly / MODEL
+    model = Nights(config).published_model()
+    if model is not None:
         if not model.is_dir():
             raise RunError(
                 f"run {config.name!r}: {model}, the last model that nightly training published, is gone; bring it "

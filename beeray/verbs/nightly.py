@@ -218,7 +218,7 @@ def _serving_now(config: Config) -> list[str]:
 
 def _told(config: Config, nights: Nights, night: Night, console: Console) -> dict[str, Any]:
     assert night.verdict is not None
-    model = config.run_dir.parent / nights.run_name(night.name) / "model"
+    model = nights.model(night.name)
     serving = str(model) if night.published else (night.serving or {}).get("name", "")
     for run in nights.prune([serving, *_serving_now(config)], console.line):
         console.line(f"removed {run}: nightly.keep_runs is {config.nightly.keep_runs}")

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 import ray.train
 import torch
-from test_training_scores import CPU, END, LABELS, NUM_ITEMS, Run, a_config, a_store
-from tiny_encoder import SYLLABLES, ListTokens, build_tiny_encoder
+from test_training_scores import CPU, END, LABELS, NUM_ITEMS, Run, a_catalog, a_config, a_store, some_texts
+from tiny_encoder import ListTokens, build_tiny_encoder
 
 from beeray.console import Console
 from beeray.core.encoder import Encoder, load_encoder
@@ -37,11 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tokens(folder: Path) -> Any:
     """One text alone has a `z`."""
-    texts = [" ".join(SYLLABLES[item : item + 1 + item % 7]) for item in range(NUM_ITEMS)]
+    texts = some_texts()
     texts[BAD] = f"z {texts[BAD]}"
-    catalog = ListTokens.of_texts(folder, texts)
-    catalog.num_items = NUM_ITEMS  # type: ignore[attr-defined]
-    return catalog
+    return a_catalog(folder, texts)
 
 
 @pytest.fixture

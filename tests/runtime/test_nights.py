@@ -32,12 +32,12 @@ def test_a_night_is_read_back_as_it_was_kept(config: Config) -> None:
 
 def test_the_last_model_that_was_published_is_of_the_last_night_that_was_not_refused(config: Config) -> None:
     nights = Nights(config)
-    assert nights.published_run() is None
+    assert nights.published_model() is None
     nights.keep(Night("2026-01-02", "store-a", None, PASSED, {"": "v1"}))
     nights.keep(Night("2026-01-03", "store-b", None, PASSED, {"": "v2"}))
     nights.keep(Night("2026-01-04", "store-c", None, REFUSED, None, {"": "v3"}))
     nights.keep(Night("2026-01-05", "store-d", None, PASSED))
-    assert nights.published_run() == "shop-2026-01-03"
+    assert nights.published_model() == config.run_dir.parent / "shop-2026-01-03" / "model"
 
 
 @pytest.mark.parametrize(

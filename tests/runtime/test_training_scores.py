@@ -46,8 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tokens(folder: Path) -> Any:
+    return a_catalog(folder, some_texts())
+
+
+def some_texts() -> list[str]:
     """Texts of one to seven words, so that a text's batch depends on what else is embedded."""
-    texts = [" ".join(SYLLABLES[item : item + 1 + item % 7]) for item in range(NUM_ITEMS)]
+    return [" ".join(SYLLABLES[item : item + 1 + item % 7]) for item in range(NUM_ITEMS)]
+
+
+def a_catalog(folder: Path, texts: list[str]) -> Any:
+    """Their tokens, as the token store of an encoder has them."""
     catalog = ListTokens.of_texts(folder, texts)
     catalog.num_items = NUM_ITEMS  # type: ignore[attr-defined]
     return catalog
