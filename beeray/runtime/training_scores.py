@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
@@ -83,8 +85,7 @@ class TrainingScores:
             self._score("after", TRAINED, original=original.neighbours, **lent)
             lent.clear()  # a large catalog's table need not lie beside what comes
             if not self.config.evaluate.splits and original.neighbours is None:
-                check = partial(check_finite, store=self.store)
-                self.sample.embed(TRAINED, self.encode, self.config, self.tokens, self.device, check=check)
+                self.sample.embed(TRAINED, self.encode, self.config, self.tokens, self.device, check=self._check)
         if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
             opened = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
             self.sample.embed(ORIGINAL, opened, self.config, self.tokens, self.device)
@@ -105,6 +106,9 @@ class TrainingScores:
         embed_s = time.perf_counter() - started
         self._validate(position, embeddings)
         return {"embeddings": embeddings, "embed_s": embed_s}
+
+    def _check(self, embeddings: Tensor, items: NDArray[np.int32]) -> None:
+        check_finite(embeddings, self.store, items)
 
     @contextmanager
     def _of_trained(self, position: Position) -> Iterator[None]:

@@ -90,7 +90,6 @@ def test_a_folder_that_was_moved_is_reported_anew_without_ray_torch_or_store(
     assert again["curves"] == first["curves"]
 
 
-@pytest.mark.long
 def test_a_run_that_scores_nothing_has_both_encoders_in_its_explorer(world: World) -> None:
     done = world.run(
         *("train", "name=unscored", "evaluate.splits=[]", "report.enabled=true", "train.max_steps=2"),
