@@ -6,6 +6,7 @@ namespace that numbers processes; a process is its number there and when it star
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DEAD_STATES = "ZX"
 """Of `/proc/<pid>/stat`: it has ended, and its parent does not know yet."""
+TAG = r"[0-9a-f]{12}-\d+-\d+"
+"""What a `tag_of_this_process` looks like, as a regular expression."""
 
 
 def this_process() -> dict[str, object]:
@@ -31,7 +34,32 @@ def is_provably_gone(written: Mapping[str, object]) -> bool:
     """Whether what `this_process` wrote down ran on this machine, under the same numbering, and has ended."""
     here, pid = this_process(), written.get("pid")
     alike = all(here.get(name) and here[name] == written.get(name) for name in ("boot", "pids"))
-    if not alike or not written.get("started") or not isinstance(pid, int) or pid <= 0:
+    started = written.get("started")
+    return alike and isinstance(pid, int) and isinstance(started, int) and _has_ended(pid, started)
+
+
+def tag_of_this_process() -> str:
+    """What `this_process` says, short enough for a file's name; `000000000000-<pid>-0` where nothing can be proven."""
+    here = this_process()
+    return f"{_place(here)}-{here['pid']}-{here.get('started', 0)}"
+
+
+def is_tag_of_gone(tag: str) -> bool:
+    """Whether a `tag_of_this_process` is of one that ran on this machine, under the same numbering, and has ended."""
+    place, pid, started = tag.split("-")
+    return place == _place(this_process()) and _has_ended(int(pid), int(started))
+
+
+def _place(process: Mapping[str, object]) -> str:
+    """The kernel's start and the numbering of processes, as 12 hexadecimal digits; zeros where they are not known."""
+    if "boot" not in process:
+        return "0" * 12
+    return hashlib.sha256(f"{process['boot']} {process['pids']}".encode()).hexdigest()[:12]
+
+
+def _has_ended(pid: int, started: int) -> bool:
+    """Whether the process of this number that started then has; no process if either is 0 or less."""
+    if pid <= 0 or started <= 0:
         return False
     try:
         os.kill(pid, 0)  # sees processes that /proc may hide from this user
@@ -40,10 +68,10 @@ def is_provably_gone(written: Mapping[str, object]) -> bool:
     except OSError:
         pass  # it is there, and another user's
     try:
-        state, started = _state_and_start(pid)
+        state, since = _state_and_start(pid)
     except OSError:
         return False
-    return state in DEAD_STATES or started != written["started"]
+    return state in DEAD_STATES or since != started
 
 
 def _state_and_start(pid: int) -> tuple[str, int]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
+from beeray.data.process_identity import TAG, is_tag_of_gone, tag_of_this_process
 from beeray.data.storage import delete_file, is_local, join, list_files, make_dir, remove_tree, resolve, storage_errors
 
 COPIES_AT_ONCE = 8
@@ -108,17 +107,16 @@ def staged_file(final: Path) -> Iterator[Path]:
 
 
 def _beside(final: str, kind: str) -> str:
-    return f"{final}.{kind}-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    return f"{final}.{kind}-{tag_of_this_process()}-{uuid4().hex[:8]}"
 
 
 def _sweep(final: Path) -> None:
-    """Remove what processes of this host that are gone left beside a folder or file."""
-    name, host = re.escape(final.name), re.escape(socket.gethostname())
-    theirs = re.compile(rf"{name}\.(partial|replaced)-{host}-(\d+)-[0-9a-f]{{8}}")
+    """Remove what processes of this machine that are gone left beside a folder or file."""
+    theirs = re.compile(rf"{re.escape(final.name)}\.(partial|replaced)-({TAG})-[0-9a-f]{{8}}")
     beside = final.parent.iterdir() if final.parent.is_dir() else []
     for left, match in [(one, match) for one in sorted(beside) if (match := theirs.fullmatch(one.name))]:
-        kind, pid = match.groups()
-        if Path(f"/proc/{pid}").exists():
+        kind, writer = match.groups()
+        if not is_tag_of_gone(writer):
             continue
         if kind == "replaced" and not final.exists():
             left.rename(final)  # it died between its two renames: the old one is still whole

@@ -6,7 +6,7 @@ import re
 
 from beeray.errors import ClusterError
 
-STARTS, TOO_SLOW = 2, "timed out during startup"
+STARTS, TOO_SLOW = 3, "timed out during startup"
 """How often a Ray is started here, and what Ray says when that takes it too long."""
 
 

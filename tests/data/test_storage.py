@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from beeray.data import process_identity
+from beeray.data.process_identity import tag_of_this_process
 from beeray.data.staging import Staging, staged_file
 from beeray.data.storage import exists, join, list_files, make_dir, read_json, remove_tree, write_json
 from beeray.errors import DataError
@@ -23,6 +24,12 @@ def gone_pid() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+def tag_of_gone() -> str:
+    """What a process of this machine that has ended put into its names."""
+    place, _, started = tag_of_this_process().split("-")
+    return f"{place}-{gone_pid()}-{started}"
 
 
 def names(folder: Path) -> list[str]:
@@ -83,26 +90,26 @@ def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    host = socket.gethostname()
-    dead, living = (
-        tmp_path / f"store.partial-{host}-{gone_pid()}-aaaaaaaa",
-        tmp_path / f"store.partial-{host}-{os.getpid()}-bbbbbbbb",
-    )
-    elsewhere = tmp_path / f"store.partial-another-host-{gone_pid()}-cccccccc"
-    other_store = tmp_path / f"store2.partial-{host}-{gone_pid()}-dddddddd"
-    for folder in (dead, living, elsewhere, other_store):
+    place, pid, started = tag_of_this_process().split("-")
+    assert int(started)
+    dead = [tmp_path / f"store.partial-{tag_of_gone()}-aaaaaaaa", tmp_path / f"store.partial-{place}-{pid}-1-bbbbbbbb"]
+    others = [
+        tmp_path / f"store.partial-{tag_of_this_process()}-aaaaaaaa",
+        tmp_path / f"store.partial-{tag_of_gone().replace(place, '0123456789ab')}-bbbbbbbb",  # another machine's
+        tmp_path / f"store.partial-another-host-{tag_of_gone()}-cccccccc",
+        tmp_path / f"store2.partial-{tag_of_gone()}-dddddddd",
+    ]
+    for folder in (*dead, *others):
         folder.mkdir()
     with Staging(str(tmp_path / "store")) as staging:
         staging.publish()
-    assert names(tmp_path) == sorted(["store", living.name, elsewhere.name, other_store.name])
+    assert names(tmp_path) == sorted(["store", *(folder.name for folder in others)])
 
 
-def test_a_host_whose_name_begins_with_this_ones_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(socket, "gethostname", lambda: f"node-{gone_pid()}")
-        theirs = Staging(str(tmp_path / "store"))
+def test_where_processes_cannot_be_told_apart_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_identity, "this_process", lambda: {"pid": gone_pid()})
+    theirs = Staging(str(tmp_path / "store"))
     make_dir(theirs.path)
-    monkeypatch.setattr(socket, "gethostname", lambda: "node")
     with Staging(str(tmp_path / "store")) as staging:
         staging.publish()
     assert names(tmp_path) == ["store", Path(theirs.path).name]
@@ -110,7 +117,7 @@ def test_a_host_whose_name_begins_with_this_ones_is_another(tmp_path: Path, monk
 
 def test_what_stands_beside_a_folder_whose_name_holds_a_bracket_is_swept(tmp_path: Path) -> None:
     with contextlib.suppress(KeyError), Staging(str(tmp_path / "store[1]")) as staging:
-        left = Path(staging.path).with_name(Path(staging.path).name.replace(f"-{os.getpid()}-", f"-{gone_pid()}-"))
+        left = Path(staging.path).with_name(Path(staging.path).name.replace(tag_of_this_process(), tag_of_gone()))
         left.mkdir()
         raise KeyError
     with Staging(str(tmp_path / "store[1]")):
@@ -118,7 +125,7 @@ def test_what_stands_beside_a_folder_whose_name_holds_a_bracket_is_swept(tmp_pat
 
 
 def test_an_old_folder_that_was_moved_aside_by_a_process_that_died_then_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f"store.replaced-{socket.gethostname()}-{gone_pid()}-aaaaaaaa"
+    aside = tmp_path / f"store.replaced-{tag_of_gone()}-aaaaaaaa"
     aside.mkdir()
     (aside / "old.txt").write_text("old")
     with pytest.raises(RuntimeError), Staging(str(tmp_path / "store")):
@@ -268,10 +275,10 @@ def test_a_file_whose_writer_fails_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_half_a_file_of_a_process_that_is_gone_is_removed_by_the_next_writer(tmp_path: Path) -> None:
-    final, host = tmp_path / "map.npz", socket.gethostname()
-    dead = tmp_path / f"map.npz.partial-{host}-{gone_pid()}-aaaaaaaa"
-    living = tmp_path / f"map.npz.partial-{host}-{os.getpid()}-bbbbbbbb"
-    other = tmp_path / f"old-map.npz.partial-{host}-{gone_pid()}-cccccccc"
+    final = tmp_path / "map.npz"
+    dead = tmp_path / f"map.npz.partial-{tag_of_gone()}-aaaaaaaa"
+    living = tmp_path / f"map.npz.partial-{tag_of_this_process()}-bbbbbbbb"
+    other = tmp_path / f"old-map.npz.partial-{tag_of_gone()}-cccccccc"
     for file in (dead, living, other):
         file.write_text("half")
     with staged_file(final) as partial:
