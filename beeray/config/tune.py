@@ -106,7 +106,8 @@ class TuneConfig(Section):
     mode: Literal["max", "min"] = "max"
     """Whether the largest or the smallest metric is the best."""
     max_concurrent: int | None = Field(None, ge=1)
-    """Trials at once, at most; as many as the cluster holds unless set. With 1, a seed fixes which trials there are."""
+    """Trials at once, at most, which an autoscaling cluster is asked to hold; as many as the cluster holds unless set.
+    With 1, a seed fixes which trials there are."""
     asha: AshaConfig | None = AshaConfig()
     """Early stopping; null lets every trial run to its end."""
     search: Literal["tpe", "qmc"] = "tpe"

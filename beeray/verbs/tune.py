@@ -18,8 +18,8 @@ import functools
 import os
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.monitor import listening
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.run_start import begin_run, open_start
-from beeray.runtime.session import check_placement, live_nodes, ray_session
+from beeray.runtime.session import check_placement, ray_session
 from beeray.runtime.shared_folder import marked, what_is_not_shared
 from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
@@ -48,7 +48,7 @@ from beeray.runtime.sweep.measurable import check_held_out, check_searched_head,
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
-from beeray.runtime.sweep.resources import check_sharing, shortage, threads_each, trials_at_once
+from beeray.runtime.sweep.resources import check_sharing, room_for_trials, shortage, threads_each, trials_at_once
 from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
 from beeray.runtime.sweep.stopping import stopping
 from beeray.runtime.sweep.table import table_lines, write_table
@@ -125,14 +125,14 @@ def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
 def _search(config: Config, folder: SweepFolder, console: Console) -> None:
     warm = find_warm_start(config)
     check_searched_head(config, warm)
-    with ray_session(config.cluster, config.storage, dashboard=True), _environment():
+    with ray_session(config.cluster, config.storage, dashboard=True), _environment(), ExitStack() as room:
         _check_state_api(config)
         demand = largest_demand(config)
         opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
         fingerprint = next(fingerprint for _, fingerprint in opened.values())
         folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
-        nodes = live_nodes()
+        nodes = room.enter_context(room_for_trials(demand, console))
         at_once = trials_at_once(nodes, demand)
         threads = threads_each(nodes, demand, at_once)
         store, _ = prepared_store(config, console)
@@ -154,7 +154,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
             f"{at_once} at once{shortage(at_once, config)}, {_workers(config.cluster.num_workers)} each"
         )
         with SweepTracking(config, folder, console) as tracking:
-            _run(sweep, tracking, inputs, at_once, console)
+            _run(sweep, tracking, inputs, at_once, console, room.close)
 
 
 def fitting_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:
@@ -190,10 +190,18 @@ def _workers(number: int) -> str:
     return f"{number} worker{'s' if number > 1 else ''}"
 
 
-def _run(sweep: Sweep, tracking: SweepTracking, inputs: SweepInputs, at_once: int, console: Console) -> None:
+def _run(
+    sweep: Sweep,
+    tracking: SweepTracking,
+    inputs: SweepInputs,
+    at_once: int,
+    console: Console,
+    placed: Callable[[], None],
+) -> None:
+    """Run the trials that are left; `placed` is called when the first of them have their workers."""
     write = functools.partial(_write, sweep.config, sweep.folder, sweep.trials)
     pausing = Pausing()
-    progress = SweepProgress(sweep, tracking, console, write, pausing)
+    progress = SweepProgress(sweep, tracking, console, write, pausing, placed)
     try:
         with (
             marked(sweep.folder.trials) as marker,

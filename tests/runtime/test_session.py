@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -9,9 +10,11 @@ import psutil
 import pytest
 import ray
 
-from beeray.config import ClusterConfig
+from beeray.config import ClusterConfig, Config, validate_config
+from beeray.console import Console
 from beeray.errors import ClusterError
 from beeray.runtime.session import check_placement, grown, ray_session
+from beeray.runtime.sweep.resources import room_for_trials
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -74,6 +77,27 @@ def test_an_autoscaler_is_told_what_is_waited_for_and_then_that_nothing_is_wante
         assert "lacks 1" in lacking
         assert len(asked) == 3, "what has come is wanted for as long as it is looked at"
     assert asked[3:] == [[]]
+
+
+def test_a_sweep_has_a_cluster_grow_to_the_trials_that_it_may_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    said = io.StringIO()
+    with room_for_trials(sweep_config(max_concurrent=3), Console(io.StringIO(), said)) as nodes:
+        assert asked == [[{"CPU": 1}] * 3 + [{"CPU": 1}]], "wanted until trials have their workers"
+        assert [node["CPU"] for node in nodes] == [2]
+    assert asked[1:] == [[]]
+    assert said.getvalue() == "waiting up to 0.1 s for the cluster to hold 3 trials at once\n"
+    for enough in (sweep_config(max_concurrent=2), sweep_config(), sweep_config(max_concurrent=9, num_trials=2)):
+        with room_for_trials(enough, Console(io.StringIO(), said)):
+            assert len(asked) == 2
+    assert len(said.getvalue().splitlines()) == 1
+
+
+def sweep_config(**tune: int) -> Config:
+    cluster = {"address": "auto", "placement_timeout_s": 0.1}
+    tree = {"name": "a", "data": {"source": "shop"}, "cluster": cluster, "tune": {"num_trials": 100} | tune}
+    return validate_config(tree)
 
 
 def test_a_ray_that_was_there_already_is_used_and_goes_on_even_after_an_error() -> None:

@@ -118,7 +118,8 @@ class Heard:
 def test_a_stopped_trial_is_noted_as_running_and_is_the_first_to_go_on(tmp_path: Path) -> None:
     config, pausing, heard = a_config(tmp_path), Pausing(), Heard()
     sweep = a_sweep(config)
-    progress = SweepProgress(sweep, heard, Console(io.StringIO(), io.StringIO()), lambda: None, pausing)  # type: ignore[arg-type]
+    console = Console(io.StringIO(), io.StringIO())
+    progress = SweepProgress(sweep, heard, console, lambda: None, pausing, lambda: None)  # type: ignore[arg-type]
     search = SweepSearch(sweep, progress.started, lambda: pausing.asked)
     for one in ("first", "second"):
         assert isinstance(search.suggest(one), dict)

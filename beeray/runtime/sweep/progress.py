@@ -24,6 +24,7 @@ class SweepProgress(Callback):
     Args:
         write: what writes the sweep's files, called whenever a trial has ended.
         pausing: is told which trials run, and ends the command after a signal.
+        placed: called at every news of a trial that runs: those that began with it have their workers, too.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class SweepProgress(Callback):
         console: Console,
         write: Callable[[], Any],
         pausing: Pausing,
+        placed: Callable[[], None],
     ) -> None:
         self.sweep, self.tracking, self.console, self.write = sweep, tracking, console, write
-        self.pausing = pausing
+        self.pausing, self.placed = pausing, placed
         self._running: dict[int, tuple[Trial, float]] = {}
         self._bar = console.progress("trials", sweep.config.tune.num_trials, "trial")
 
@@ -53,6 +55,7 @@ class SweepProgress(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch of a trial, or its end."""
+        self.placed()
         ours, _ = self._running[trial.config["number"]]
         if OBJECTIVE in result:
             ours.heard(result[AT_EPOCH], result[OBJECTIVE])

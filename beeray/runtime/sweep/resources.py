@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from beeray.config import ClusterConfig, Config
+from beeray.console import Console
 from beeray.errors import ClusterError, ConfigError
-from beeray.runtime.session import workers_that_fit
+from beeray.runtime.session import cluster_address, grown, lacking_workers, live_nodes, workers_that_fit
 
 
 def check_sharing(cluster: ClusterConfig) -> None:
@@ -21,6 +23,27 @@ def check_sharing(cluster: ClusterConfig) -> None:
             "two workers of one trial may not share a card (NCCL refuses it), only those of several trials, so "
             "set cluster.num_workers: 1, or cluster.gpus_per_worker: 1"
         )
+
+
+@contextmanager
+def room_for_trials(config: Config, console: Console) -> Iterator[list[dict[str, float]]]:
+    """A cluster that has grown to `tune.max_concurrent` trials, as far as it does within `cluster.placement_timeout_s`.
+
+    What it has grown by is asked for until the context ends. Where `tune.max_concurrent` is unset nothing is asked for.
+
+    Args:
+        config: of the trial that asks for most; one such trial is known to fit.
+
+    Yields:
+        resources of every node, for `trials_at_once`.
+    """
+    cluster = config.cluster
+    wanted = min(config.tune.max_concurrent or 1, config.tune.num_trials)
+    wide = cluster.model_copy(update={"num_workers": wanted * cluster.num_workers})
+    if cluster_address(cluster) is not None and lacking_workers(wide)[1]:
+        console.line(f"waiting up to {cluster.placement_timeout_s:g} s for the cluster to hold {wanted} trials at once")
+    with grown(wide):
+        yield live_nodes()
 
 
 def trials_at_once(nodes: Sequence[Mapping[str, float]], config: Config) -> int:
