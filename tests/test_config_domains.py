@@ -128,3 +128,9 @@ def test_every_experiment_has_a_smoke_twin_of_the_same_data_and_split(name: str)
     assert (smoke.split, smoke.trains_on_validation) == (whole.split, whole.trains_on_validation)
     assert whole.encoder.name == "sentence-transformers/all-mpnet-base-v2"
     assert (whole.encoder.max_seq_length, whole.train.batch_size, whole.train.lr) == (384, 1024, 1e-5)
+
+
+@pytest.mark.parametrize("section", ["evaluate", "embed"])
+def test_no_domain_at_all_is_no_choice_of_domains(section: str) -> None:
+    said = refusal(mixed({"films": FILMS, "books": BOOKS}, **{section: {"domains": []}}))
+    assert said.startswith(f"{section}.domains") and "at least 1" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -12,9 +13,12 @@ import pyarrow as pa
 import pytest
 from own_process import run_python
 
+from beeray.config import validate_config
+from beeray.console import Console
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
-from beeray.verbs.demo import COLUMN, _Shop, metric_lines, nearest, neighbour_lines
+from beeray.errors import ConfigError
+from beeray.verbs.demo import COLUMN, _Shop, execute, metric_lines, nearest, neighbour_lines
 
 # Printers 0 and 1 are alike; toner 2 and paper 3 are bought with printer 0. Items 1 and 2 are new.
 TEXTS = ["Printer A. Prints.", "Printer B. Prints, too.", "Toner. Black.", "Paper. " + "White " * 20]
@@ -36,6 +40,15 @@ def store(tmp_path: Path) -> Store:
         column = pa.array(baskets, pa.list_(pa.int32()))
         write_part(pa.table({"item_indices": column}), str(tmp_path / "users" / f"part-{part:05d}.parquet"))
     return Store(str(tmp_path), StoreMeta("0", "item", ["shop"], 4, 5, 10, {}, {}, {}, {}))
+
+
+@pytest.mark.parametrize(
+    "sections", [{"evaluate": {"before": False}}, {"evaluate": {"splits": ["validation"]}}, {"split": {"kind": "user"}}]
+)
+def test_what_has_no_test_items_before_and_after_is_refused_before_training(sections: dict[str, Any]) -> None:
+    config = validate_config({"name": "a", "data": {"source": "shop"}, **sections})
+    with pytest.raises(ConfigError, match=r"needs split\.kind: item, evaluate\.before: true and test among"):
+        execute(config, argparse.Namespace(), Console())
 
 
 def unit(*rows: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.float32]]:

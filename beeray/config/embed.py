@@ -20,7 +20,7 @@ class EmbedConfig(Section):
     nightly training has published models, the last of them."""
     catalog: CatalogTable | None = None
     """The catalog of this job; that of `data` unless set."""
-    domains: tuple[str, ...] | None = None
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Several domains: those whose catalogs are embedded and indexed; all unless set."""
     max_seq_length: int | None = Field(None, ge=8)
     """Text length; that of evaluation unless set."""

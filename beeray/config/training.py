@@ -176,7 +176,7 @@ class EvaluateConfig(Section):
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     """What `train` scores when it is done, and `evaluate` scores; empty: nothing."""
-    domains: tuple[str, ...] | None = None
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Domains whose users are scored; all unless set."""
     recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (20, 50)
     """Every k of recall@k; out of k where a user has more targets than that."""

@@ -152,7 +152,8 @@ def calibrated(config: Config, task: EmbedderTask, tokenizer: str, texts: list[s
     ids, lengths = tokenise(texts, tokenizer, task.prefix, task.max_seq_length)
     actor = ray.remote(**options)(Embedder).remote(task)
     try:
-        return calibrate(task.format.prepare(ray.get(actor.embed.remote(ids, lengths))))
+        vectors = ray.get(actor.embed.remote(ids, lengths))
+        return calibrate(task.format.prepare(vectors[task.format.fits(vectors)]))  # the others will be set aside
     except ray.exceptions.RayError as error:
         ours = find_cause(error)
         if ours is None:

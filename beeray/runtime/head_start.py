@@ -25,6 +25,8 @@ from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems, concatenate_users
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
+from beeray.errors import NotFiniteError
+from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import scored_within, user_shares
 
@@ -44,6 +46,10 @@ def start_with_head(
     Args:
         model: the encoder before training; the head is appended to it.
         send: tells the driver an event, kind first.
+
+    Raises:
+        NotFiniteError: embeddings of trainable items, or what the head has become, are no finite numbers; on every
+            rank.
     """
     head_config = config.train.head
     assert head_config is not None
@@ -58,9 +64,13 @@ def start_with_head(
         device=model.device,
         shared=True,
     )
+    check_finite(features, store, items, whose=config.begins_with)
     head = whitened_head(model, features, head_config)
     embedded = time.perf_counter()
     losses = train_alone(head, features, items, head_config, config, store, send)
+    if not all(weights.isfinite().all() for weights in head.parameters()):
+        what = f"train.head.lr {head_config.lr:g}: after {len(losses)} steps the head's weights are no finite numbers"
+        raise NotFiniteError(what, "lower it")
     if rank() == 0:
         send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
 

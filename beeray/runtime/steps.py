@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +86,13 @@ def user_shares(config: Config, store: Store, num_shards: int | None = None) -> 
     return shares
 
 
-def plan_steps(config: Config, num_users: int, num_shards: int) -> tuple[int, int]:
-    """Steps of an epoch and of the whole run, for `num_users` users of a shard in an epoch."""
-    per_epoch = steps_per_epoch(num_users, max(1, config.train.batch_size // num_shards))
+def plan_steps(config: Config, shares: Sequence[UserShare], num_shards: int) -> tuple[int, int]:
+    """Steps of an epoch and of the whole run, for a shard's users of each domain.
+
+    There are no more than the largest domain has users, so that every step has one: each domain gives its own evenly.
+    """
+    num_users, largest = sum(share.num_drawn for share in shares), max(share.num_drawn for share in shares)
+    per_epoch = min(largest, steps_per_epoch(num_users, max(1, config.train.batch_size // num_shards)))
     total = per_epoch * config.train.epochs
     return per_epoch, min(total, config.train.max_steps or total)
 

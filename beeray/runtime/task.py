@@ -43,6 +43,7 @@ class WorkerTask:
         keep_as: under which name `evaluate` keeps embeddings for the run's report; empty: it keeps none.
         old_items: file that tells the items an earlier run knew, bool (items,); empty where there was none.
         original: the encoder whose neighbours `beeray.evaluate` compares with; empty where it does not.
+        original_revision: at which it is opened.
         original_tokens_path: the token store of that.
     """
 
@@ -58,12 +59,8 @@ class WorkerTask:
     keep_as: str = ""
     old_items: str = ""
     original: str = ""
+    original_revision: str | None = None
     original_tokens_path: str = ""
-
-    @property
-    def num_users(self) -> int:
-        """Users of one shard in an epoch."""
-        return sum(share.num_drawn for share in self.shares)
 
     def open_store(self) -> Store:
         """The store; StoreError where another one has taken its place."""
@@ -104,9 +101,16 @@ class WorkerTask:
         train = self.config.train
         return train.head is not None and not (train.init_from is not None and head_units(model) is not None)
 
-    def open_encoder(self, device: torch.device | str = "cpu", name: str = "") -> SentenceTransformer:
-        """The encoder before training, or the one named."""
-        return open_encoder(self.config, name or self.model, self.config.served_seq_length, device)
+    def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
+        """The encoder before training."""
+        return open_encoder(self.config, self.model, self.config.served_seq_length, device)
+
+    def open_original(self, device: torch.device | str) -> SentenceTransformer:
+        """The encoder whose neighbours are compared with."""
+        config = self.config
+        encoder = config.encoder.model_copy(update={"name": self.original, "revision": self.original_revision})
+        named = config.model_copy(update={"encoder": encoder})
+        return open_encoder(named, self.original, config.served_seq_length, device)
 
 
 def open_encoder(config: Config, name: str, max_seq_length: int, device: torch.device | str) -> SentenceTransformer:

@@ -66,7 +66,7 @@ class _Training:
         self.world_size = ray.train.get_context().get_world_size()
         self.store = task.open_store()
         self.tokens = TokenStore.open(task.tokens_path)
-        self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.num_users, task.num_shards)
+        self.steps_per_epoch, self.num_steps = plan_steps(self.config, task.shares, task.num_shards)
         trainable = self.store.trainable_items(self.config.trains_on_validation)
         settings = step_settings(self.config)
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None  # the planning thread's own

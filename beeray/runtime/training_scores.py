@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beeray.core.encoder import Encoder
-from beeray.core.gather import rank
+from beeray.core.gather import rank, sum_over_ranks
 from beeray.data.report_items import ORIGINAL, TRAINED
 from beeray.data.store import Store
 from beeray.data.tokens import TokenStore
@@ -86,7 +86,7 @@ class TrainingScores:
             lent.clear()  # a large catalog's table need not lie beside what comes
             if not self.config.evaluate.splits and original.neighbours is None:
                 self.sample.embed(TRAINED, self.encode, self.config, self.tokens, self.device, check=self._check)
-        if not self._scores_original and self.sample.items is not None:  # now, and not before the first step
+        if self.sample.items is not None and self._lacks_original():  # now, and not before the first step
             opened = Encoder(self.task.open_encoder(self.device), self.config.train.precision).eval()
             self.sample.embed(ORIGINAL, opened, self.config, self.tokens, self.device)
 
@@ -106,6 +106,11 @@ class TrainingScores:
         embed_s = time.perf_counter() - started
         self._validate(position, embeddings)
         return {"embeddings": embeddings, "embed_s": embed_s}
+
+    def _lacks_original(self) -> bool:
+        """Whether the report has no embeddings by the original encoder yet: scoring before training leaves them."""
+        missing = not (self.sample.folder / f"{ORIGINAL}.npy").is_file()
+        return sum_over_ranks([float(missing)], self.device)[0] > 0
 
     def _check(self, embeddings: Tensor, items: NDArray[np.int32]) -> None:
         check_finite(embeddings, self.store, items)

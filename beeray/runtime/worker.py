@@ -37,7 +37,7 @@ def evaluate_worker(task: WorkerTask) -> None:
         original = None
         if task.original:
             theirs = TokenStore.open(task.original_tokens_path)
-            opened = Encoder(task.open_encoder(device, task.original), task.config.train.precision)
+            opened = Encoder(task.open_original(device), task.config.train.precision)
             progress = embedding_progress(task, "original")
             table = embed_catalog(opened, task.config, store, theirs, device, progress, whose=task.original)
             original = sampled_neighbours(table, task.config)

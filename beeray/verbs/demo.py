@@ -22,6 +22,7 @@ from beeray.data.parts import read_part
 from beeray.data.splits import TEST
 from beeray.data.storage import storage_options
 from beeray.data.store import Store, list_column
+from beeray.errors import ConfigError
 from beeray.inputs import located_encoder
 from beeray.verbs import train
 
@@ -34,6 +35,11 @@ RULE = "─" * (2 * COLUMN + 18)
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train the demo's config, then show it."""
     started = time.monotonic()
+    if config.split.kind != "item" or not config.evaluate.before or "test" not in config.evaluate.splits:
+        raise ConfigError(
+            "beeray.demo shows test items before and after training, so it needs split.kind: item, evaluate.before: "
+            "true and test among evaluate.splits; for anything else type python -m beeray.train --config demo"
+        )
     record = train.execute(config, arguments, console)
     with storage_options(config.storage):
         store = Store.open(config.store_path)

@@ -214,11 +214,15 @@ class _Examination:
         return finding
 
     def _memory(self) -> Finding:
-        return judge_memory(self.config, self.num_parameters, self.facts, self.gang.result().gpu_free_bytes())
+        return judge_memory(self.config, self.num_parameters, self._known(), self.gang.result().gpu_free_bytes())
 
     def _disk(self) -> Finding:
         runs = nearest_folder(str(self.config.run_dir))
-        return judge_disk(self.config, self.num_parameters, self.facts, free_bytes(runs))
+        return judge_disk(self.config, self.num_parameters, self._known(), free_bytes(runs))
+
+    def _known(self) -> list[NodeFacts]:
+        """Facts of the nodes that answered; of this one alone where no answer has come in time."""
+        return self.facts or [read_facts("this command")]
 
     def stop(self) -> None:
         """End the workers and probes, however stuck they are."""

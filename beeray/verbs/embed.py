@@ -338,9 +338,11 @@ def _headline(manifest: Manifest) -> list[str]:
         lines.append(f"refused {counts['errors']:,} of {counts['read']:,} rows ({refused}): see errors/ of the version")
     drift = manifest.drift
     if drift is not None:
-        cosines = ""
+        measured = []
         if drift["cosine_median"] is not None:
-            cosines = f"cosine median {drift['cosine_median']:.4f}, p1 {drift['cosine_p1']:.4f}"
-        kept = f", neighbours kept {drift['neighbours_kept']:.1%}" if drift["neighbours_kept"] is not None else ""
-        lines.append(f"drift over {drift['rows']:,} unchanged items: {cosines}{kept}")
+            measured.append(f"cosine median {drift['cosine_median']:.4f}, p1 {drift['cosine_p1']:.4f}")
+        if drift["neighbours_kept"] is not None:
+            measured.append(f"neighbours kept {drift['neighbours_kept']:.1%}")
+        if measured:
+            lines.append(f"drift over {drift['rows']:,} unchanged items: {', '.join(measured)}")
     return lines

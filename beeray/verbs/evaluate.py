@@ -202,12 +202,16 @@ def _named(encoder: EncoderConfig, model: str) -> EncoderConfig:
     return encoder.model_copy(update={"name": model, "revision": encoder.revision_of(model)})
 
 
-def _original(chosen: Config, store: Store, console: Console) -> dict[str, str]:
+def _original(chosen: Config, store: Store, console: Console) -> dict[str, str | None]:
     """What workers need to tell how many neighbours under the config's own encoder are kept; nothing unless asked."""
     if not chosen.evaluate.neighbours:
         return {}
     tokens_path = Opening(chosen).tokens_path(store, console)
-    return {"original": located_encoder(chosen.encoder.name), "original_tokens_path": tokens_path}
+    return {
+        "original": located_encoder(chosen.encoder.name),
+        "original_revision": chosen.encoder.revision,
+        "original_tokens_path": tokens_path,
+    }
 
 
 def _kept_as(config: Config, label: str) -> str:

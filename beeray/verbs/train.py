@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray
 
 from beeray.config import Config
@@ -118,7 +119,7 @@ def train_run(
         Interrupted: it was asked to stop, and has saved a checkpoint; says how far it came.
     """
     started = time.monotonic()
-    per_epoch, num_steps = plan_steps(config, sum(share.num_drawn for share in inputs.shares), inputs.num_shards)
+    per_epoch, num_steps = plan_steps(config, inputs.shares, inputs.num_shards)
     console.line(
         f"train {config.name}: {config.begins_with}, {num_steps:,} steps ({per_epoch:,} an epoch) of "
         f"{config.train.batch_size:,} users and {config.train.max_output} items on {config.cluster.num_workers} "
@@ -225,7 +226,7 @@ def _blamed(folder: RunFolder, store: Store, found: dict[str, Any] | None) -> st
     path = folder.keep_not_finite(
         {
             "step": found["step"],
-            "item_ids": store.item_ids().take(found["items"]).to_pylist(),
+            "item_ids": store.item_ids().take(pa.array(found["items"], pa.int64())).to_pylist(),
             "user_ids": store.user_ids(found["users"]),
         }
     )

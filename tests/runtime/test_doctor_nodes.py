@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from beeray.runtime.doctor.encoder import check_encoder
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
 from beeray.runtime.doctor.memory import GIB, judge_disk, judge_memory, state_bytes
 from beeray.runtime.doctor.versions import judge_versions
-from beeray.verbs.doctor import begun_with
+from beeray.verbs.doctor import _Examination, begun_with
 
 VERSIONS = {
     "python": "3.11.9",
@@ -203,3 +204,11 @@ def test_a_disk_so_full_that_ray_makes_no_objects_fails_however_large_it_is() ->
     finding = judge_disk(a_config(), MILLION, [a_node("a", used=0.96)], int(100 * GIB))
     assert finding.status == "FAILED"
     assert "96% full: Ray creates no objects from 95% on" in finding.said
+
+
+def test_where_no_node_has_answered_this_one_is_judged() -> None:
+    examination: Any = SimpleNamespace(facts=[])
+    (here,) = _Examination._known(examination)
+    assert here.name == "this command" and here.free_memory_bytes > 0
+    examination.facts = [a_node("b")]
+    assert [node.name for node in _Examination._known(examination)] == ["b"]

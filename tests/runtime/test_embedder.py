@@ -1,14 +1,16 @@
-"""An encoder actor that dies while the int8 scale is measured is told in one line."""
+"""Measuring the int8 scale: an actor that dies is told in one line, and vectors that are no numbers do not count."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from beeray.config import validate_config
+from beeray.data.embedding_format import EmbeddingFormat, Vectors
 from beeray.errors import EncoderError, RunError
 from beeray.runtime import embedder
 
@@ -19,12 +21,14 @@ RAYS = """The actor died unexpectedly before finishing this task.
 The worker process was killed: out of memory. See https://docs.ray.io/en/latest for more."""
 
 
-def measure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Measure with an actor whose answer is an error; it must not be left alive."""
+def measure(monkeypatch: pytest.MonkeyPatch, answer: Exception | Vectors) -> float:
+    """Measure with an actor of this answer; it must not be left alive."""
     killed: list[str] = []
 
     def get(_: Any) -> Any:
-        raise error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     actor = SimpleNamespace(embed=SimpleNamespace(remote=lambda ids, lengths: None))
     started = SimpleNamespace(remote=lambda task: actor)
@@ -36,10 +40,10 @@ def measure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     )
     monkeypatch.setattr(embedder, "ray", cluster)
     monkeypatch.setattr(embedder, "tokenise", lambda *_: (None, None))
-    task: Any = SimpleNamespace(use_gpu=False, prefix="", max_seq_length=32, format=SimpleNamespace(prepare=None))
+    task: Any = SimpleNamespace(use_gpu=False, prefix="", max_seq_length=32, format=EmbeddingFormat("int8", 3, False))
     config = validate_config({"name": "a", "data": {"source": "shop"}})
     try:
-        embedder.calibrated(config, task, "{}", ["a"])
+        return embedder.calibrated(config, task, "{}", ["a"])
     finally:
         assert killed == ["ours"]
 
@@ -58,3 +62,10 @@ def test_an_error_of_ours_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     wrapped.__cause__ = EncoderError("encoder.name 'x': no sentence transformer could be loaded")
     with pytest.raises(EncoderError, match=r"^encoder.name 'x': no sentence transformer could be loaded$"):
         measure(monkeypatch, wrapped)
+
+
+def test_vectors_that_will_be_set_aside_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.full((4, 3), 2.54, np.float32)
+    vectors[1, 2], vectors[3, 0] = np.nan, np.inf
+    assert measure(monkeypatch, vectors) == pytest.approx(0.02)
+    assert measure(monkeypatch, vectors[[1, 3]]) > 0

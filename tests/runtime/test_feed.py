@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from beeray.config import validate_config
 from beeray.core.user_items import UserItems
 from beeray.runtime import feed as feed_module
 from beeray.runtime.feed import UserFeed, UserStream
-from beeray.runtime.steps import parts_of_rank, steps_per_epoch
+from beeray.runtime.steps import UserShare, parts_of_rank, plan_steps, steps_per_epoch
 
 
 class Rows:
@@ -204,6 +205,20 @@ def test_every_step_has_its_share_of_each_domain(window: int) -> None:
     ] * 10
     of_other_shard = order(mixed(0.55, 1.7, shard=1))
     assert [len(batch) for batch in of_other_shard] == [len(batch) for batch in order(mixed(0.55, 1.7))]
+
+
+@pytest.mark.parametrize("drawn", [(20, 20), (40, 20), (20, 20, 20), (1, 1), (7, 1)])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_with_small_batches_every_step_has_a_user_though_domains_give_theirs_evenly(
+    window: int, drawn: tuple[int, ...], batch_size: int
+) -> None:
+    tree = {"name": "a", "data": {"source": "shop"}, "train": {"batch_size": batch_size, "epochs": 3}}
+    shares = [UserShare("users", number, number, place) for place, number in enumerate(drawn)]
+    num_steps, in_all = plan_steps(validate_config(tree), shares, 1)
+    assert in_all == 3 * num_steps and num_steps >= max(drawn) / batch_size
+    streams = [UserStream(Rows(share.num_users), share.num_users, share.num_drawn, (share.domain,)) for share in shares]
+    sizes = [len(batch) for batch in order(UserFeed(streams, num_steps=num_steps, seed=7))]
+    assert len(sizes) == num_steps and min(sizes) >= 1 and sum(sizes) == sum(drawn)
 
 
 def test_a_weight_above_one_repeats_users_and_one_below_leaves_some_out(window: int) -> None:

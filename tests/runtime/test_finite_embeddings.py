@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,18 @@ import pyarrow as pa
 import pytest
 import ray.train
 import torch
-from test_training_scores import CPU, END, LABELS, NUM_ITEMS, Run, a_catalog, a_config, a_store, some_texts
+from test_training_scores import (
+    CPU,
+    END,
+    LABELS,
+    NUM_ITEMS,
+    NUM_USERS,
+    Run,
+    a_catalog,
+    a_config,
+    a_store,
+    some_texts,
+)
 from tiny_encoder import ListTokens, build_tiny_encoder
 
 from beeray.console import Console
@@ -22,6 +34,7 @@ from beeray.data.store import Store
 from beeray.errors import BeerayError, DivergedError, NotFiniteError
 from beeray.runtime import launch, training_scores, worker
 from beeray.runtime.finite_embeddings import check_finite
+from beeray.runtime.head_start import start_with_head
 from beeray.runtime.original import Original, keep_original
 from beeray.runtime.scoring import embed_catalog, score_embeddings
 
@@ -75,6 +88,29 @@ def test_the_error_says_how_many_and_which_in_one_line(folder: Path, tokens: Any
     assert torch.isfinite(embed_catalog(encoder, a_config(), store, tokens, CPU, items=others)).all()
     with pytest.raises(NotFiniteError, match="no finite numbers"):
         keep_original(a_config(evaluate={"neighbours": True}), folder, encoder.model, store, tokens, CPU, print)
+
+
+def test_a_head_start_is_refused_on_such_features_and_where_it_diverges(
+    folder: Path, tokens: Any, store: Store
+) -> None:
+    trained = {"train": NUM_USERS, "train+validation": NUM_USERS}
+    store = Store(store.path, dataclasses.replace(store.meta, training_users=trained))
+    labels = np.zeros(NUM_ITEMS, np.int8)  # all may be trained on, the bad one, too
+    catalog = pa.table({"item_id": store.item_ids(), "split": labels})
+    write_part(catalog, f"{store.path}/catalog/part-00000.parquet")
+
+    def start(broken: bool, lr: float) -> None:
+        encoder = Encoder(load_encoder(str(folder), max_seq_length=32)).eval()
+        if broken:
+            break_at(encoder, tokens)
+        head = {"steps": 2, "lr": lr, "whiten": False}
+        start_with_head(encoder.model, a_config(train={"head": head}), store, tokens, lambda kind, **event: None)
+
+    start(False, 1e-4)
+    with pytest.raises(NotFiniteError, match=r"embeddings of 1 of \d+ items are no finite numbers \('.x1b.31mid-17'\)"):
+        start(True, 1e-4)
+    with pytest.raises(NotFiniteError, match=r"train\.head\.lr 1e\+38: after 2 steps .* no finite numbers; lower it"):
+        start(False, 1e38)
 
 
 def test_of_many_the_first_are_named(store: Store) -> None:

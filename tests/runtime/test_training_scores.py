@@ -16,10 +16,12 @@ from tiny_encoder import SYLLABLES, ListTokens, build_tiny_encoder
 from beeray.config import Config, validate_config
 from beeray.core.encoder import Encoder, load_encoder
 from beeray.data.parts import write_part
+from beeray.data.report_items import ITEMS, REPORT_FOLDER
 from beeray.data.store import META, Store, StoreMeta
 from beeray.data.store_meta import DomainMeta
 from beeray.runtime.checkpoints import Position
 from beeray.runtime.original import Original
+from beeray.runtime.scoring import embed_catalog
 from beeray.runtime.task import WorkerTask
 from beeray.runtime.training_scores import TrainingScores
 from beeray.runtime.worker import score
@@ -188,6 +190,31 @@ def test_without_validation_the_catalog_is_embedded_for_the_final_scores(
     run.scores.after(END, Original())
     assert run.embedded() == NUM_ITEMS
     assert "validation" not in run.figures() and "test/held_out/None" in run.figures()
+
+
+@pytest.mark.parametrize("scored_before", [True, False])
+@pytest.mark.parametrize("splits", [["test"], []])
+def test_the_report_has_both_encoders_whether_or_not_anything_was_scored_before_training(
+    tmp_path: Path, folder: Path, tokens: Any, splits: list[str], scored_before: bool
+) -> None:
+    store = a_store(tmp_path / "store", domains=False)
+    items = tmp_path / "run" / REPORT_FOLDER
+    items.mkdir(parents=True)
+    write_part(pa.table({"item_index": pa.array([3, 5, 30], pa.int32())}), str(items / ITEMS))
+    config = a_config(train={"evaluate_every_epochs": None}, evaluate={"splits": splits, "before": True})
+    run = Run(config, folder, store, tokens)
+    run.task = dataclasses.replace(run.task, run_dir=str(tmp_path / "run"))
+    run.scores = TrainingScores(run.task, run.encoder, store, tokens, CPU, starts_with_head=False)
+    if scored_before:
+        run.scores.before(Original())
+        assert (items / "original.npy").exists() == bool(splits)
+    run.learn()
+    run.scores.after(END, Original())
+    original, trained = (np.load(items / f"{name}.npy").astype(np.float32) for name in ("original", "trained"))
+    untouched = Run(config, folder, store, tokens).encoder.eval()
+    expected = embed_catalog(untouched, config, store, tokens, CPU).numpy()[[3, 5, 30]]
+    np.testing.assert_allclose(original, expected, atol=2e-3)
+    assert trained.shape == original.shape and np.abs(trained - original).max() > 0.01
 
 
 @pytest.mark.parametrize("measured", [False, True])
