@@ -134,3 +134,9 @@ def test_every_experiment_has_a_smoke_twin_of_the_same_data_and_split(name: str)
 def test_no_domain_at_all_is_no_choice_of_domains(section: str) -> None:
     said = refusal(mixed({"films": FILMS, "books": BOOKS}, **{section: {"domains": []}}))
     assert said.startswith(f"{section}.domains") and "at least 1" in said
+
+
+@pytest.mark.parametrize("name", ["ml-20m", "2024", "films"])
+def test_a_mistake_within_a_domain_names_it_whatever_it_is_called(name: str) -> None:
+    said = refusal(mixed({name: {**FILMS, "weight": 0}, "books": BOOKS}))
+    assert said.startswith(f"data.domains.{name}.weight is 0: ")

@@ -27,7 +27,11 @@ def explain(error: ValidationError, tree: type[BaseModel]) -> str:
         return f"unknown key {'.'.join(path)!r}; {hint}{more}"
     if first["type"] == "missing":
         return f"{'.'.join(path)}: required key is missing{more}"
-    path = [part for part in path if part.replace(".", "").isidentifier()]  # a dotted key of tune.space is one part
+    path = [
+        part
+        for part, before in zip(path, ["", *path], strict=False)  # a dotted key of tune.space is one part
+        if part.replace(".", "").isidentifier() or before == "domains"  # names of domains may hold more
+    ]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}{more}"

@@ -34,6 +34,7 @@ FIXED = {
     "report": "does not change what training computes",
     "embed": "does not change what training computes",
     "index": "does not change what training computes",
+    "nightly": "does not change what training computes",
     "evaluate": "decides how trials are measured, so they could not be compared",
     "tune": "is the sweep itself",
     "train.init_from": "is where every trial begins",

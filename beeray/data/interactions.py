@@ -160,9 +160,11 @@ def _seconds(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _in_range(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Timestamps in another type; those of finer units are cut, those beyond 64 bits refused."""
+    """Timestamps in another type; those of finer units or with fractions are cut, those beyond 64 bits refused."""
+    cut = pa.types.is_timestamp(array.type) and array.type.unit == "ns"
+    options = pc.CastOptions(kind, allow_time_truncate=cut, allow_decimal_truncate=True)
     try:
-        return array.cast(kind, safe=not pa.types.is_timestamp(array.type) or array.type.unit != "ns")
+        return array.cast(options=options)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"interactions timestamp: a value does not fit 64 bits ({str(error).splitlines()[0][:80]}); "

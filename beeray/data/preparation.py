@@ -41,9 +41,17 @@ from beeray.data.preparation_tasks import (
 )
 from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
 from beeray.data.staging import Staging
-from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
+from beeray.data.storage import (
+    exists,
+    join,
+    list_files,
+    make_dir,
+    remove_tree,
+    write_json,
+)
 from beeray.data.store import META, Store, label_counts
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
+from beeray.data.store_place import check_place, refuse_reading_itself
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.data.tables import located
 from beeray.data.time_windows import NUM_BINS, SortedTimes
@@ -106,10 +114,12 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
         DataError, ConfigError: the tables break the data contract, or the split asks for too much.
         StoreError: the leakage check refused what was written.
     """
+    check_place(config.store_path)
     fingerprint = store_fingerprint(config, domains)
     for domain in domains:
         with told_of(domain.name if config.data.domains else None):
             check_tables(domain)
+            refuse_reading_itself(config.store_path, domain)
     set_up_ray_data()
     with Staging(config.store_path, META) as staging:
         prepared = _prepare(config, domains, staging.path, report)
@@ -120,7 +130,8 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
         if store_fingerprint(config, domains) != fingerprint:
             raise DataError("data: the input tables changed while they were read; run the same command again")
         write_json(join(staging.path, META), dataclasses.asdict(meta))
-        staging.publish()
+        if not Store.is_at(config.store_path, fingerprint):  # another command's is as good, and may be in use
+            staging.publish()
     return Store.open(config.store_path)
 
 
@@ -286,8 +297,8 @@ class _Preparation:
         unknown = totals.get("interactions_of_unknown_items", 0)
         others = sum(totals.get(f"interactions_{rule}", 0) for rule in ("without_id", "below_min_value"))
         if unknown and unknown + others == totals["interactions"]:
-            items = next(next(f.read() for f in self.raw.interactions.fragments()))["item_id"]
-            theirs = normalize_ids(items, "interactions item_id", as_text=self.rules.item_ids_as_text)
+            rows = next(rows for one in self.raw.interactions.fragments() for rows in one.read() if rows.num_rows)
+            theirs = normalize_ids(rows["item_id"], "interactions item_id", as_text=self.rules.item_ids_as_text)
             raise DataError(
                 "interactions share no item with the catalog: the catalog has "
                 f"{_three(index.item_ids)}, the interactions {_three(theirs)}; "

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beeray.config.credentials import shown_uri
 from beeray.data.dealing import DEALT, ERRORS, SCATTERED
 from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import INDEXES, LATEST, THREADS, VERSIONS, Embeddings, read_latest
@@ -43,9 +45,11 @@ from beeray.data.storage import (
     write_bytes,
     write_json,
 )
-from beeray.errors import EmbeddingsError, RunError
+from beeray.errors import ConfigError, EmbeddingsError, RunError
 
 WORK, JOB, REPORTS, CHECKPOINT, PLAN = "work", "job.json", "reports", "checkpoint", "plan"
+DIGEST_NAME, VERSION_NAME = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{8}T\d{6}Z(\.\d+)?-[0-9a-f]{8}")
+"""What the folders of jobs and of versions are called."""
 KEPT_UNFINISHED = 2
 
 
@@ -243,6 +247,23 @@ def publish(path: str, manifest: Manifest, follows: str | None) -> None:
     write_bytes(join(folder, MANIFEST), data)
     pointer = {"version": manifest.version, "manifest_sha256": hashlib.sha256(data).hexdigest()}
     write_bytes(join(path, LATEST), json.dumps(pointer).encode())
+
+
+def check_place(path: str) -> None:
+    """Refuse a first publication where `work` or `versions` are somebody's own: jobs clean up in them.
+
+    Raises:
+        ConfigError: they hold what no job has made.
+    """
+    if exists(join(path, LATEST)):
+        return
+    for folder, ours in ((WORK, DIGEST_NAME), (VERSIONS, VERSION_NAME)):
+        others = [name for name in list_dir(join(path, folder)) if not ours.fullmatch(name)]
+        if others:
+            raise ConfigError(
+                f"embed.path: {shown_uri(path)} has {folder}/{others[0]}, which no embedding job has made, and jobs "
+                f"clean up in {folder}/; give a folder of its own"
+            )
 
 
 def clean_up(path: str, keep_versions: int, jobs: Sequence[JobState]) -> None:

@@ -1,11 +1,12 @@
 """The items that a run's report shows: which, with what text, and who has them together.
 
-Counts are over the first `MAX_USERS` users of the store, which are in no order that matters, so a large store costs
+Counts are over `MAX_USERS` users, the first of each domain, which are in no order that matters, so a large store costs
 no more than a middling one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,13 +169,15 @@ def _user_parts(
     store: Store, with_validation: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]]:
     """Users' items as CSR, and which of the interactions are trained on, part by part."""
-    left = MAX_USERS
-    for path in store.user_paths():
-        if left <= 0:
-            return
-        part = read_part(path, INTERACTION_COLUMNS).slice(0, left)
-        left -= len(part)
-        yield trainable_interactions(part, with_validation)
+    share = min(1.0, MAX_USERS / max(1, store.meta.num_users))
+    for domain in store.domains:
+        left = math.ceil(share * domain.num_users)
+        for path in store.user_paths(domain.name):
+            if left <= 0:
+                break
+            part = read_part(path, INTERACTION_COLUMNS).slice(0, left)
+            left -= len(part)
+            yield trainable_interactions(part, with_validation)
 
 
 def _together(store: Store, chosen: NDArray[np.int32], with_validation: bool) -> sparse.csr_matrix:

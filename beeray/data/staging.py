@@ -35,10 +35,9 @@ class Staging:
         self.final = final
         self.marker = marker
         self.local = is_local(final)
-        self.path = _beside(final.rstrip("/"), "partial")
         if self.local:
-            self._final = Path(resolve(final)[1])
-            self.path = str(self._final.with_name(self.path.rstrip("/").rpartition("/")[2]))
+            self._final = Path(resolve(final)[1]).resolve()  # beside what a link names, not beside the link
+        self.path = _beside(str(self._final) if self.local else final.rstrip("/"), "partial")
 
     def __enter__(self) -> Staging:
         if self.local:

@@ -287,6 +287,20 @@ def _uri(pattern: str, inside: str, path: str) -> str:
     return pattern.partition("://")[0] + "://" + path  # of a glob
 
 
+def entries(path: str) -> list[str]:
+    """Names of what lies directly below a folder, sorted; none if it is not there."""
+    filesystem, inside = resolve(path)
+    with storage_errors(path):
+        below = filesystem.get_file_info(fs.FileSelector(inside, recursive=False, allow_not_found=True))
+    return sorted(one.base_name for one in below)
+
+
+def lies_inside(written: str, read: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    outer, inner = (f"{resolve(path)[1].rstrip('/')}/" for path in (read, written))
+    return is_local(read) == is_local(written) and inner.startswith(outer)
+
+
 def list_dir(path: str) -> list[str]:
     """Names of the folders directly below a folder, sorted; none if it is not there."""
     filesystem, inside = resolve(path)

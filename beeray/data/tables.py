@@ -230,6 +230,11 @@ class Table:
                     f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
                     f"its columns are {shown}; map the column in the config"
                 )
+            if schema.names.count(column) > 1:
+                raise DataError(
+                    f"{shown_uri(where)}: {self.label} has column {column!r} (for {name}) more than once; rename the "
+                    "others"
+                )
 
     def _text_columns(self) -> list[str]:
         typed = {column for name, column in self.columns.items() if name in self.typed}

@@ -181,7 +181,8 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     with Staging(path, META) as staging:
         _tokenise(store, staging.path, as_json, prefix, limit - len(before) - len(after), dtype, report)
         write_json(join(staging.path, META), asdict(meta))
-        staging.publish()
+        if not tokens_are_there(store, digest, vocabulary):  # another command's are the same, and may be in use
+            staging.publish()
     return path
 
 

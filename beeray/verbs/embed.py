@@ -24,9 +24,9 @@ from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
 from beeray.data.lease import Lease, leased
 from beeray.data.manifest import Manifest
-from beeray.data.publishing import JobFolder, pointed_version, pointer_digest
+from beeray.data.publishing import JobFolder, check_place, pointed_version, pointer_digest
 from beeray.data.sources import open_catalog
-from beeray.data.storage import exists, is_local, join, resolve, storage_errors, storage_options
+from beeray.data.storage import exists, is_local, join, lies_inside, resolve, storage_errors, storage_options
 from beeray.data.tokens import bare_tokenizer
 from beeray.errors import ConfigError, EmbeddingsError, RunError
 from beeray.inputs import located_encoder, open_encoder
@@ -69,6 +69,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
 def _embed(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     with storage_options(config.storage), publishing_alone(config, console) as lease:
+        check_place(config.embeddings_path)
         plan, embedder, tokenizer = plan_job(config, arguments.model, console)
         unchanged = unchanged_publication(plan)
         if unchanged is not None:
@@ -187,8 +188,7 @@ def refuse_reading_itself(config: Config, source: Any) -> None:
     """
     if not isinstance(source, str):
         return
-    read, written = (resolve(path)[1].rstrip("/") for path in (source, config.embeddings_path))
-    if is_local(source) == is_local(config.embeddings_path) and f"{written}/".startswith(f"{read}/"):
+    if lies_inside(config.embeddings_path, source):
         raise ConfigError(
             f"embed.path {config.embeddings_path!r} lies inside the catalog {redact_uri(source)!r}, which is read "
             "with it the next night; publish beside it, or name the catalog's files with a glob"

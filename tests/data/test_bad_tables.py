@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beeray.config import validate_config
-from beeray.data import table_files
+from beeray.data import preparation, table_files
 from beeray.data.preparation import ensure_store
 from beeray.data.store import Store
 from beeray.data.store_meta import SCHEMA_VERSION
@@ -97,6 +97,11 @@ def mistake_no_text_column(folder: Path) -> None:
     write(folder, without(good_catalog(), "text") | {"title": ["a"] * 10}, good_interactions())
 
 
+def mistake_a_column_twice(folder: Path) -> None:
+    table = pa.table(good_catalog())
+    pq.write_table(table.append_column("text", table["text"]), folder / "catalog.parquet")
+
+
 def mistake_truncated_parquet(folder: Path) -> None:
     path = folder / "catalog.parquet"
     path.write_bytes(path.read_bytes()[:-20])
@@ -131,6 +136,10 @@ def mistake_unknown_format(folder: Path) -> None:
             ],
         ),
         (mistake_no_text_column, ["data.catalog has no column 'text'", "its columns are item_id, title"]),
+        (
+            mistake_a_column_twice,
+            ["catalog.parquet: data.catalog has column 'text' (for text) more than once; rename the others"],
+        ),
         (mistake_truncated_parquet, ["catalog.parquet: cannot be read (", "repair"]),
         (mistake_unknown_format, ["catalog.xlsx: not a known table format; use one of .parquet"]),
     ],
@@ -398,3 +407,35 @@ def test_a_folder_without_meta_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with pytest.raises(StoreError, match=r"no meta\.json there, so no whole store; run beeray\.prepare"):
         Store.open(str(tmp_path / "store"))
+
+
+def test_interactions_of_other_items_are_shown_from_the_first_file_that_has_rows(
+    tmp_path: Path, ray_session: None
+) -> None:
+    others = pa.table(good_interactions() | {"item_id": [item + 100 for item in good_interactions()["item_id"]]})
+    write(tmp_path, good_catalog(), others)
+    (tmp_path / "interactions.parquet").unlink()
+    (tmp_path / "interactions.parquet").mkdir()
+    for name, rows in (("a", others.slice(0, 0)), ("b", others)):
+        pq.write_table(rows, tmp_path / "interactions.parquet" / f"{name}.parquet")
+    refusal(tmp_path, DataError, "share no item with the catalog", "the interactions 100, 101, 102 (int64)")
+
+
+def test_of_two_commands_that_prepare_one_store_at_once_the_later_leaves_the_earliers(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, good_catalog(), good_interactions())
+    alone, made = preparation._prepare, []
+
+    def with_another(*given: Any) -> Any:
+        prepared = alone(*given)
+        if not made:
+            made.append("begun")
+            made.append(prepare(tmp_path).path)
+            (Path(made[1]) / "tokens" / "in-use").mkdir(parents=True)
+        return prepared
+
+    monkeypatch.setattr(preparation, "_prepare", with_another)
+    store = prepare(tmp_path)
+    assert made[1] == store.path and (Path(store.path) / "tokens" / "in-use").is_dir()
+    assert [one.name for one in Path(store.path).parent.iterdir()] == [Path(store.path).name]

@@ -10,6 +10,7 @@ import datetime
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,7 @@ def interactions_with(tmp_path: Path, **changed: Any) -> None:
         ([1e300], "1000000"),
         ([-1e19], "-10000000000000000000"),
         (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        (pa.array([Decimal(10**25)], pa.decimal128(30, 2)), ""),
         (pa.array([2**62], pa.timestamp("ms")), "out of bounds"),
     ],
 )

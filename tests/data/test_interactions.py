@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_grouping_agrees_with_a_plain_account_of_the_rules(kind: str) -> None:
         (pa.array([datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)] * 2, pa.timestamp("ms", "UTC")), [1_000_000] * 2),
         (pa.array([1, 2], pa.date32()), [86_400_000_000, 172_800_000_000]),
         (pa.array([1000, 2000], pa.timestamp("ns")), [1, 2]),
+        (pa.array([Decimal("1700000000.250"), Decimal("-1.500")], pa.decimal128(13, 3)), [1_700_000_000, -1]),
     ],
 )
 def test_timestamps_of_every_type_become_whole_numbers_that_keep_their_order(

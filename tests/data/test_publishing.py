@@ -28,13 +28,14 @@ from beeray.data.publishing import (
     WORK,
     JobFolder,
     JobState,
+    check_place,
     clean_up,
     pointer_digest,
     publish,
     publish_errors,
 )
 from beeray.data.quarantine import ERROR_SCHEMA
-from beeray.errors import DataError, EmbeddingsError, RunError
+from beeray.errors import ConfigError, DataError, EmbeddingsError, RunError
 
 IDS = ["a", "b", "c", "d"]
 VECTORS = clustered(4, 8)
@@ -89,6 +90,25 @@ def test_readers_see_the_new_version_as_soon_as_it_is_published(path: Path, tmp_
     }
     assert open_embeddings(str(path), version=VERSION).table()["item_id"].to_pylist() == IDS
     assert [one for one in path.rglob("*") if "partial" in one.name] == []
+
+
+@pytest.mark.parametrize("stranger", ["work/thesis", "versions/2024"])
+def test_a_first_publication_is_not_put_where_cleaning_up_would_remove_what_is_somebodys(
+    path: Path, tmp_path: Path, stranger: str
+) -> None:
+    ours = tmp_path / "new"
+    for name in (
+        "work/0123456789abcdef",
+        "versions/20250101T000000Z-01234567",
+        "versions/20250101T000000Z.000002-01234567",
+    ):
+        (ours / name).mkdir(parents=True)
+    check_place(str(ours))
+    (ours / stranger).mkdir()
+    with pytest.raises(ConfigError, match=rf"^embed\.path: .*/new has {stranger}, which no embedding job has made"):
+        check_place(str(ours))
+    (path / stranger).mkdir(parents=True)
+    check_place(str(path))  # where something was published, jobs have cleaned up already
 
 
 def test_a_first_version_is_published_where_there_was_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from beeray.data.report_items import (
     write_items,
 )
 from beeray.data.store import Store, StoreMeta
+from beeray.data.store_meta import DomainMeta
 
 TEXTS = ["Printer.", "Toner.", "Paper. " + "White " * 100, "Desk."]
 USERS = [[0, 1], [0, 1, 2], [0, 3], [1]]
@@ -71,6 +73,19 @@ def test_only_the_first_users_are_counted_of_a_large_store(store: Store, monkeyp
     items = collect_items(store, 10, 0, with_validation=False)
     assert items.counted_users == 3
     assert items.num_users.tolist() == [3, 2, 1, 1]
+
+
+def test_of_several_domains_each_has_its_share_of_users(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (0, 1):
+        old = Path(store.path) / "users" / f"part-{part:05d}.parquet"
+        old.rename(old.with_name(f"part-{part:03d}-00000.parquet"))
+    halves = [DomainMeta(name, 4, 2, 4, {}, {}, {}, {}, first_user=2 * place) for place, name in enumerate("ab")]
+    by_domain = [dataclasses.asdict(one) for one in halves]
+    store = Store(store.path, dataclasses.replace(store.meta, domains=["a", "b"], by_domain=by_domain))
+    monkeypatch.setattr(report_items, "MAX_USERS", 2)
+    items = collect_items(store, 10, 0, with_validation=False)
+    assert items.counted_users == 2
+    assert items.num_users.tolist() == [2, 1, 0, 1]  # the first of each: {0, 1} and {0, 3}
 
 
 def test_a_long_text_is_cut(store: Store) -> None:

@@ -79,6 +79,21 @@ def test_publishing_replaces_an_older_folder_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["store"]
 
 
+def test_a_folder_that_is_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    (large / "shop").mkdir(parents=True)
+    (large / "shop" / "old.txt").write_text("old")
+    link = tmp_path / "stores" / "link"
+    link.parent.mkdir()
+    link.symlink_to(large / "shop")
+    with Staging(str(link)) as staging:
+        assert Path(staging.path).parent == large.resolve()
+        (Path(staging.path) / "meta.json").write_text("{}")
+        staging.publish()
+    assert link.is_symlink() and names(link) == ["meta.json"]
+    assert names(large) == ["shop"] and names(link.parent) == ["link"]
+
+
 def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
     final = tmp_path / "store"
     final.mkdir()

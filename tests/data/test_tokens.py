@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from in_process_ray import in_process_ray
 
+from beeray.data import tokens
 from beeray.data.catalog import content_hash
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
@@ -50,6 +51,23 @@ def tokenizer() -> Any:
     folder = Path(spec.origin).parent / "model"
     assert json.loads((folder / "tokenizer.json").read_text())["padding"]["strategy"] == {"Fixed": 128}
     return AutoTokenizer.from_pretrained(str(folder))
+
+
+@pytest.fixture
+def raced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """While a command tokenises, another one does, and is done before it; what that one made."""
+    made: list[str] = []
+    alone = tokens._tokenise
+
+    def with_another(store: Store, path: str, *given: Any) -> None:
+        alone(store, path, *given)
+        if not made:
+            made.append("")
+            made[0] = ensure_tokens(store, words(), "", 16, lambda *_: None)
+            (Path(made[0]) / "in-use").touch()
+
+    monkeypatch.setattr(tokens, "_tokenise", with_another)
+    return made
 
 
 def write_store(folder: Path, texts: list[str], parts: int = 3) -> Store:
@@ -235,3 +253,12 @@ def test_a_part_of_the_catalog_that_is_damaged_is_told_as_the_stores(tmp_path: P
         ensure_tokens(store, words(), "", 16, lambda *_: None)
     assert str(caught.value).startswith(f"{part}: cannot be read (")
     assert str(caught.value).endswith("; delete the store and prepare again")
+
+
+def test_of_two_commands_that_tokenise_at_once_the_later_leaves_the_earliers(
+    tmp_path: Path, raced: list[str], ray_session: None
+) -> None:
+    store = write_store(tmp_path / "store", HARD_TEXTS)
+    path = ensure_tokens(store, words(), "", 16, lambda *_: None)
+    assert raced == [path] and (Path(path) / "in-use").exists(), "its files may be mapped by workers"
+    assert [one.name for one in Path(path).parent.iterdir()] == [Path(path).name]

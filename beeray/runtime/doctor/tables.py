@@ -9,6 +9,7 @@ from beeray.data.preparation import check_tables, store_fingerprint
 from beeray.data.sources import open_catalog
 from beeray.data.storage import exists, join
 from beeray.data.store import META, Store
+from beeray.data.store_place import check_place, refuse_reading_itself
 from beeray.errors import OlderStoreError
 from beeray.runtime.doctor.finding import OK, WARNING, Finding
 
@@ -38,10 +39,12 @@ def check_data(config: Config) -> Finding:
 def _read_tables(config: Config) -> str:
     """Read the first rows of the raw tables; returns what was read."""
     num_files = 0
+    check_place(config.store_path)
     domains = open_domains(config)
     for domain in domains:
         with told_of(domain.name if config.data.domains else None):
             check_tables(domain)
+            refuse_reading_itself(config.store_path, domain)
             for table in (domain.raw.catalog, domain.raw.interactions):
                 fragments = table.fragments()
                 num_files += len({fragment.path for fragment in fragments})
