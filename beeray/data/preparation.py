@@ -41,14 +41,7 @@ from beeray.data.preparation_tasks import (
 )
 from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
 from beeray.data.staging import Staging
-from beeray.data.storage import (
-    exists,
-    join,
-    list_files,
-    make_dir,
-    remove_tree,
-    write_json,
-)
+from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, Store, label_counts
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
 from beeray.data.store_place import check_place, refuse_reading_itself

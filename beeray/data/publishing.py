@@ -48,7 +48,7 @@ from beeray.data.storage import (
 from beeray.errors import ConfigError, EmbeddingsError, RunError
 
 WORK, JOB, REPORTS, CHECKPOINT, PLAN = "work", "job.json", "reports", "checkpoint", "plan"
-DIGEST_NAME, VERSION_NAME = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{8}T\d{6}Z(\.\d+)?-[0-9a-f]{8}")
+DIGEST_NAME, VERSION_NAME = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}(\.\d+-[0-9a-f]{8})?")
 """What the folders of jobs and of versions are called."""
 KEPT_UNFINISHED = 2
 

@@ -15,6 +15,7 @@ from beeray.data.process_identity import TAG, is_tag_of_gone, tag_of_this_proces
 from beeray.data.storage import delete_file, is_local, join, list_files, make_dir, remove_tree, resolve, storage_errors
 
 COPIES_AT_ONCE = 8
+MAX_LINKS = 40
 
 
 class Staging:
@@ -36,7 +37,7 @@ class Staging:
         self.marker = marker
         self.local = is_local(final)
         if self.local:
-            self._final = Path(resolve(final)[1]).resolve()  # beside what a link names, not beside the link
+            self._final = _followed(Path(resolve(final)[1]))
         self.path = _beside(str(self._final) if self.local else final.rstrip("/"), "partial")
 
     def __enter__(self) -> Staging:
@@ -103,6 +104,15 @@ def staged_file(final: Path) -> Iterator[Path]:
         partial.rename(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _followed(path: Path) -> Path:
+    """What a path names if it is a link; folders above keep their names, which may be all that other nodes know."""
+    for _ in range(MAX_LINKS):
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return path
 
 
 def _beside(final: str, kind: str) -> str:

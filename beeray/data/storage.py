@@ -296,9 +296,14 @@ def entries(path: str) -> list[str]:
 
 
 def lies_inside(written: str, read: str) -> bool:
-    """Whether a path is a folder or lies in it."""
-    outer, inner = (f"{resolve(path)[1].rstrip('/')}/" for path in (read, written))
-    return is_local(read) == is_local(written) and inner.startswith(outer)
+    """Whether a path is a folder that is read, or lies in it where `list_files` looks; links are followed."""
+    outer, inner = (_real_path(path) for path in (read, written))
+    return inner == outer or (inner.startswith(f"{outer}/") and not _is_hidden(inner[len(outer) :]))
+
+
+def _real_path(path: str) -> str:
+    inside = resolve(path)[1].rstrip("/")
+    return os.path.realpath(inside) if is_local(path) else f"{path.partition('://')[0]}://{inside}"
 
 
 def list_dir(path: str) -> list[str]:

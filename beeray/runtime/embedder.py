@@ -153,7 +153,9 @@ def calibrated(config: Config, task: EmbedderTask, tokenizer: str, texts: list[s
     actor = ray.remote(**options)(Embedder).remote(task)
     try:
         vectors = ray.get(actor.embed.remote(ids, lengths))
-        return calibrate(task.format.prepare(vectors[task.format.fits(vectors)]))  # the others will be set aside
+        fits = task.format.fits(vectors)
+        kept = vectors[fits] if fits.any() else vectors  # the others will be set aside; if all are, it is the encoder
+        return calibrate(task.format.prepare(kept))
     except ray.exceptions.RayError as error:
         ours = find_cause(error)
         if ours is None:

@@ -25,7 +25,7 @@ from beeray.core.head import Head, HeadSettings, append_head, train_head, whiten
 from beeray.core.user_items import UserItems, concatenate_users
 from beeray.data.parts import read_part
 from beeray.data.store import INTERACTION_COLUMNS, Store, list_column, training_rows
-from beeray.errors import NotFiniteError
+from beeray.errors import DivergedError
 from beeray.runtime.finite_embeddings import check_finite
 from beeray.runtime.step_settings import step_settings
 from beeray.runtime.steps import scored_within, user_shares
@@ -48,8 +48,8 @@ def start_with_head(
         send: tells the driver an event, kind first.
 
     Raises:
-        NotFiniteError: embeddings of trainable items, or what the head has become, are no finite numbers; on every
-            rank.
+        NotFiniteError: embeddings of trainable items are no finite numbers; on every rank.
+        DivergedError: what the head has become is none; on every rank.
     """
     head_config = config.train.head
     assert head_config is not None
@@ -69,8 +69,8 @@ def start_with_head(
     embedded = time.perf_counter()
     losses = train_alone(head, features, items, head_config, config, store, send)
     if not all(weights.isfinite().all() for weights in head.parameters()):
-        what = f"train.head.lr {head_config.lr:g}: after {len(losses)} steps the head's weights are no finite numbers"
-        raise NotFiniteError(what, "lower it")
+        steps = f"after {len(losses)} steps the head's weights are no finite numbers"
+        raise DivergedError(f"train.head.lr {head_config.lr:g}: {steps}; lower it")
     if rank() == 0:
         send("head_done", **_summary(len(items), losses, embedded - started, time.perf_counter() - embedded))
 

@@ -23,6 +23,7 @@ from beeray.runtime.job_folder import JOB_CONFIG
 
 MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
+ASKED_AGAIN_S = 5.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
 WORKER_KEYS = ("cluster.num_workers", "cluster.cpus_per_worker")
 
@@ -115,11 +116,11 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
 
 
 def init_ray(arguments: dict[str, Any]) -> None:
-    """Ray's own, once more where what it starts takes longer than the 30 s that it waits, as on a cold disk."""
+    """Ray's own, up to `STARTS` times where what it starts takes longer than it waits (30 s), as on a cold disk."""
     import ray
 
     for start in range(1, STARTS + 1):
-        before = {one.pid for one in psutil.Process().children()}
+        before = {one.pid for one in psutil.Process().children(recursive=True)}
         try:
             with signals_kept(), _on_loopback() if arguments["address"] == "local" else nullcontext():
                 ray.init(**arguments)
@@ -214,8 +215,12 @@ def grown(cluster: ClusterConfig, keys: tuple[str, str] = WORKER_KEYS) -> Iterat
         yield lacking
         return
     with _asked_to_grow(cluster):
+        asked = time.monotonic()
         while lacking and time.monotonic() < deadline:
             time.sleep(1.0)
+            if time.monotonic() - asked > ASKED_AGAIN_S:  # Ray Data's own requests take the place of ours
+                _ask_autoscaler(wanted_bundles(cluster))
+                asked = time.monotonic()
             _, lacking = lacking_workers(cluster, keys)
         yield lacking
 
@@ -261,13 +266,17 @@ def _asked_to_grow(cluster: ClusterConfig) -> Iterator[None]:
 
     A request holds until the next one, and would keep nodes that nobody uses; from here on what runs keeps them.
     """
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=wanted_bundles(cluster))
+    _ask_autoscaler(wanted_bundles(cluster))
     try:
         yield
     finally:
-        request_resources(bundles=[])
+        _ask_autoscaler([])
+
+
+def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
 
 
 def wanted_bundles(cluster: ClusterConfig) -> list[dict[str, float]]:

@@ -29,7 +29,7 @@ from beeray.core.gather import sum_over_ranks
 from beeray.core.plan import StepPlan, StepPlanner
 from beeray.core.step import SCOPE, TrainingStep
 from beeray.data.tokens import TokenStore
-from beeray.errors import DivergedError
+from beeray.errors import DivergedError, RunError
 from beeray.runtime.adaptation import adapt
 from beeray.runtime.checkpoints import Checkpoints, Position
 from beeray.runtime.engine import build_engine
@@ -162,6 +162,11 @@ class _Training:
     def _plans(self) -> Iterator[tuple[StepPlan, float]]:
         """Plans of all steps that are to come, with the seconds that each took; runs in the planning thread."""
         position = self.start.result()
+        if position.step_in_epoch >= self.steps_per_epoch:
+            raise RunError(
+                f"the checkpoint is of step {position.step_in_epoch:,} of an epoch, which has {self.steps_per_epoch:,} "
+                "steps under this version of beeray; start over with --fresh"
+            )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # each thread has its own
         while position.step < self.num_steps:

@@ -108,7 +108,7 @@ class TrainingScores:
         return {"embeddings": embeddings, "embed_s": embed_s}
 
     def _lacks_original(self) -> bool:
-        """Whether the report has no embeddings by the original encoder yet: scoring before training leaves them."""
+        """Whether the report has no embeddings by the original encoder, which scoring before leaves. Collective."""
         missing = not (self.sample.folder / f"{ORIGINAL}.npy").is_file()
         return sum_over_ranks([float(missing)], self.device)[0] > 0
 

@@ -49,7 +49,7 @@ from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
 from beeray.runtime.sweep.resources import check_sharing, room_for_trials, shortage, threads_each, trials_at_once
-from beeray.runtime.sweep.search import Sweep, SweepSearch, point_of
+from beeray.runtime.sweep.search import Sweep, SweepSearch, num_left, point_of
 from beeray.runtime.sweep.stopping import stopping
 from beeray.runtime.sweep.table import table_lines, write_table
 from beeray.runtime.sweep.tracking import SweepTracking
@@ -132,9 +132,6 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         check_placement(demand.cluster)
         fingerprint = next(fingerprint for _, fingerprint in opened.values())
         folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
-        nodes = room.enter_context(room_for_trials(demand, console))
-        at_once = trials_at_once(nodes, demand)
-        threads = threads_each(nodes, demand, at_once)
         store, _ = prepared_store(config, console)
         check_held_out(warm, store, console)
         folder.claim()
@@ -148,6 +145,9 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
             warm,
             fingerprint,
         )
+        nodes = room.enter_context(room_for_trials(demand, num_left(config, folder.load()), console))
+        at_once = trials_at_once(nodes, demand)
+        threads = threads_each(nodes, demand, at_once)
         sweep = Sweep(config, folder, functools.partial(fitting_config, folder, threads))
         console.line(
             f"tune {config.name}: {', '.join(sweep.space)}; {sweep.num_left} of {config.tune.num_trials} trials to go, "
@@ -198,7 +198,7 @@ def _run(
     console: Console,
     placed: Callable[[], None],
 ) -> None:
-    """Run the trials that are left; `placed` is called when the first of them have their workers."""
+    """Run the trials that are left; `placed` is called at every news of one."""
     write = functools.partial(_write, sweep.config, sweep.folder, sweep.trials)
     pausing = Pausing()
     progress = SweepProgress(sweep, tracking, console, write, pausing, placed)

@@ -36,6 +36,7 @@ from beeray.data.publishing import (
 )
 from beeray.data.quarantine import ERROR_SCHEMA
 from beeray.errors import ConfigError, DataError, EmbeddingsError, RunError
+from beeray.runtime.embedding_plan import _next_name
 
 IDS = ["a", "b", "c", "d"]
 VECTORS = clustered(4, 8)
@@ -100,7 +101,7 @@ def test_a_first_publication_is_not_put_where_cleaning_up_would_remove_what_is_s
     for name in (
         "work/0123456789abcdef",
         "versions/20250101T000000Z-01234567",
-        "versions/20250101T000000Z.000002-01234567",
+        f"versions/{_next_name('20250101T000000Z-89abcdef', '01234567' * 2)}",
     ):
         (ours / name).mkdir(parents=True)
     check_place(str(ours))

@@ -29,6 +29,8 @@ def gone_pid() -> int:
 def tag_of_gone() -> str:
     """What a process of this machine that has ended put into its names."""
     place, _, started = tag_of_this_process().split("-")
+    if started == "0":
+        pytest.skip("without /proc nothing is proven, and nothing swept")
     return f"{place}-{gone_pid()}-{started}"
 
 
@@ -85,9 +87,10 @@ def test_a_folder_that_is_a_link_is_replaced_where_it_lies(tmp_path: Path) -> No
     (large / "shop" / "old.txt").write_text("old")
     link = tmp_path / "stores" / "link"
     link.parent.mkdir()
-    link.symlink_to(large / "shop")
+    (tmp_path / "mounted").symlink_to(tmp_path)  # as other nodes may know it by no other name
+    link.symlink_to(tmp_path / "mounted" / "large" / "shop")
     with Staging(str(link)) as staging:
-        assert Path(staging.path).parent == large.resolve()
+        assert Path(staging.path).parent == tmp_path / "mounted" / "large"
         (Path(staging.path) / "meta.json").write_text("{}")
         staging.publish()
     assert link.is_symlink() and names(link) == ["meta.json"]
@@ -105,8 +108,7 @@ def test_an_older_folder_survives_a_writer_that_fails(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    place, pid, started = tag_of_this_process().split("-")
-    assert int(started)
+    place, pid, _ = tag_of_this_process().split("-")
     dead = [tmp_path / f"store.partial-{tag_of_gone()}-aaaaaaaa", tmp_path / f"store.partial-{place}-{pid}-1-bbbbbbbb"]
     others = [
         tmp_path / f"store.partial-{tag_of_this_process()}-aaaaaaaa",

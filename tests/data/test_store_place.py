@@ -36,9 +36,21 @@ def test_a_store_half_a_store_and_nothing_are_replaced(tmp_path: Path) -> None:
     check_place(str(tmp_path / "store"))
 
 
-@pytest.mark.parametrize(("store", "inside"), [("items", True), ("items/store", True), ("items-store", False)])
+@pytest.mark.parametrize(
+    ("store", "inside"),
+    [
+        ("items", True),
+        ("items/store", True),
+        ("other/../items/store", True),
+        ("link/store", True),
+        ("items-store", False),
+        ("items/_store", False),  # tables are not looked for there
+        ("items/../store", False),
+    ],
+)
 def test_a_store_inside_a_tables_folder_would_be_read_as_table(tmp_path: Path, store: str, inside: bool) -> None:
     (tmp_path / "items").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "items")
     pq.write_table(pa.table({"item_id": [1], "text": ["a"]}), tmp_path / "items" / "a.parquet")
     pq.write_table(pa.table({"user_id": [1], "item_id": [1]}), tmp_path / "rows.parquet")
     tables = {

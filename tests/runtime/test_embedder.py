@@ -11,7 +11,7 @@ import ray
 
 from beeray.config import validate_config
 from beeray.data.embedding_format import EmbeddingFormat, Vectors
-from beeray.errors import EncoderError, RunError
+from beeray.errors import DataError, EncoderError, RunError
 from beeray.runtime import embedder
 
 RAYS = """The actor died unexpectedly before finishing this task.
@@ -68,4 +68,5 @@ def test_vectors_that_will_be_set_aside_do_not_count(monkeypatch: pytest.MonkeyP
     vectors = np.full((4, 3), 2.54, np.float32)
     vectors[1, 2], vectors[3, 0] = np.nan, np.inf
     assert measure(monkeypatch, vectors) == pytest.approx(0.02)
-    assert measure(monkeypatch, vectors[[1, 3]]) > 0
+    with pytest.raises(DataError, match="2 of 2 vectors hold NaN or infinity; check the encoder"):
+        measure(monkeypatch, vectors[[1, 3]])

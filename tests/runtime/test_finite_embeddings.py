@@ -109,7 +109,7 @@ def test_a_head_start_is_refused_on_such_features_and_where_it_diverges(
     start(False, 1e-4)
     with pytest.raises(NotFiniteError, match=r"embeddings of 1 of \d+ items are no finite numbers \('.x1b.31mid-17'\)"):
         start(True, 1e-4)
-    with pytest.raises(NotFiniteError, match=r"train\.head\.lr 1e\+38: after 2 steps .* no finite numbers; lower it"):
+    with pytest.raises(DivergedError, match=r"train\.head\.lr 1e\+38: after 2 steps .* no finite numbers; lower it"):
         start(False, 1e38)
 
 

@@ -13,6 +13,7 @@ import ray
 from beeray.config import ClusterConfig, Config, validate_config
 from beeray.console import Console
 from beeray.errors import ClusterError
+from beeray.runtime import session
 from beeray.runtime.session import check_placement, grown, ray_session
 from beeray.runtime.sweep.resources import room_for_trials
 
@@ -83,15 +84,24 @@ def test_a_sweep_has_a_cluster_grow_to_the_trials_that_it_may_run_at_once(monkey
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
     said = io.StringIO()
-    with room_for_trials(sweep_config(max_concurrent=3), Console(io.StringIO(), said)) as nodes:
+    with room_for_trials(sweep_config(max_concurrent=3), 8, Console(io.StringIO(), said)) as nodes:
         assert asked == [[{"CPU": 1}] * 3 + [{"CPU": 1}]], "wanted until trials have their workers"
         assert [node["CPU"] for node in nodes] == [2]
     assert asked[1:] == [[]]
     assert said.getvalue() == "waiting up to 0.1 s for the cluster to hold 3 trials at once\n"
-    for enough in (sweep_config(max_concurrent=2), sweep_config(), sweep_config(max_concurrent=9, num_trials=2)):
-        with room_for_trials(enough, Console(io.StringIO(), said)):
+    for enough, left in ((sweep_config(max_concurrent=2), 8), (sweep_config(), 8), (sweep_config(max_concurrent=9), 2)):
+        with room_for_trials(enough, left, Console(io.StringIO(), said)):
             assert len(asked) == 2
     assert len(said.getvalue().splitlines()) == 1
+
+
+def test_an_autoscaler_is_asked_again_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(session, "ASKED_AGAIN_S", 0.5)
+    with grown(ClusterConfig(num_workers=3, address="auto", placement_timeout_s=1.5)):
+        pass
+    assert len(asked) >= 3 and asked[-1] == [] and asked[-2] == asked[0]
 
 
 def sweep_config(**tune: int) -> Config:

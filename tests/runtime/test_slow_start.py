@@ -1,4 +1,4 @@
-"""A Ray that takes longer than Ray waits is started once more, and what was begun is ended."""
+"""A Ray that takes longer than Ray waits is started again, and what was begun is ended."""
 
 from __future__ import annotations
 

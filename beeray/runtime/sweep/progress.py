@@ -24,7 +24,7 @@ class SweepProgress(Callback):
     Args:
         write: what writes the sweep's files, called whenever a trial has ended.
         pausing: is told which trials run, and ends the command after a signal.
-        placed: called at every news of a trial that runs: those that began with it have their workers, too.
+        placed: called at every news of a trial that runs; most of those that began with it have their workers by then.
     """
 
     def __init__(

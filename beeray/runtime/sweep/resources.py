@@ -26,19 +26,21 @@ def check_sharing(cluster: ClusterConfig) -> None:
 
 
 @contextmanager
-def room_for_trials(config: Config, console: Console) -> Iterator[list[dict[str, float]]]:
+def room_for_trials(config: Config, num_left: int, console: Console) -> Iterator[list[dict[str, float]]]:
     """A cluster that has grown to `tune.max_concurrent` trials, as far as it does within `cluster.placement_timeout_s`.
 
-    What it has grown by is asked for until the context ends. Where `tune.max_concurrent` is unset nothing is asked for.
+    The autoscaler is asked for that until the context ends, so that it takes no node away before trials use it; a hint,
+    since it heeds its last request and Ray Data makes some, too. Where `tune.max_concurrent` is unset nothing is asked.
 
     Args:
         config: of the trial that asks for most; one such trial is known to fit.
+        num_left: trials that are to run still.
 
     Yields:
         resources of every node, for `trials_at_once`.
     """
     cluster = config.cluster
-    wanted = min(config.tune.max_concurrent or 1, config.tune.num_trials)
+    wanted = max(1, min(config.tune.max_concurrent or 1, num_left))
     wide = cluster.model_copy(update={"num_workers": wanted * cluster.num_workers})
     if cluster_address(cluster) is not None and lacking_workers(wide)[1]:
         console.line(f"waiting up to {cluster.placement_timeout_s:g} s for the cluster to hold {wanted} trials at once")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ OBJECTIVE, EPOCH = "objective", "epoch"
 """What a trial reports to Ray Tune as."""
 PROPOSALS, DRAWS = 4, 100
 """Points that are proposed, and that are then drawn at random, until one has not been tried."""
+
+
+def num_left(config: Config, trials: Sequence[Trial]) -> int:
+    """How many trials of a sweep are to be gone on with or drawn, when there are these."""
+    return sum(not trial.over for trial in trials) + max(0, config.tune.num_trials - len(trials))
 
 
 class Sweep:
@@ -62,7 +67,7 @@ class Sweep:
     @property
     def num_left(self) -> int:
         """Trials to go on with or to draw."""
-        return sum(not trial.over for trial in self.trials) + max(0, self.config.tune.num_trials - len(self.trials))
+        return num_left(self.config, self.trials)
 
     def next(self) -> tuple[Trial, Config] | None:
         """The next trial, noted in the folder, and its config; None when there are enough.
