@@ -37,7 +37,8 @@ class Staging:
         self.marker = marker
         self.local = is_local(final)
         if self.local:
-            self._final = _followed(Path(resolve(final)[1]))
+            with storage_errors(final):
+                self._final = _followed(Path(resolve(final)[1]))
         self.path = _beside(str(self._final) if self.local else final.rstrip("/"), "partial")
 
     def __enter__(self) -> Staging:
