@@ -27,6 +27,7 @@ from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, derived_buckets
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
+from beeray.data.places import check_place, refuse_reading_itself
 from beeray.data.preparation_tasks import (
     DEALT,
     Place,
@@ -44,7 +45,6 @@ from beeray.data.staging import Staging
 from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, Store, label_counts
 from beeray.data.store_meta import SCHEMA_VERSION, DomainMeta, StoreMeta
-from beeray.data.store_place import check_place, refuse_reading_itself
 from beeray.data.streaming import drain, in_tasks, set_up_ray_data
 from beeray.data.tables import located
 from beeray.data.time_windows import NUM_BINS, SortedTimes

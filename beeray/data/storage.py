@@ -255,14 +255,14 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
 
 def _below(filesystem: fs.FileSystem, folder: str, hidden: bool) -> list[fs.FileInfo]:
     below = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
-    return [one for one in below if hidden or not _is_hidden(one.path[len(folder) :])]
+    return [one for one in below if hidden or not is_hidden(one.path[len(folder) :])]
 
 
 def _folders(found: list[fs.FileInfo], pattern: str) -> list[str]:
     """Folders that a glob matches; hidden ones only where it spells the first letter of their names."""
     any_name = pattern.rstrip("/").rpartition("/")[2].startswith(tuple(WILDCARDS))
     folders = [one.path.rstrip("/") for one in found if one.type == fs.FileType.Directory]
-    return [path for path in folders if not (any_name and _is_hidden(path.rpartition("/")[2]))]
+    return [path for path in folders if not (any_name and is_hidden(path.rpartition("/")[2]))]
 
 
 def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
@@ -289,29 +289,18 @@ def _uri(pattern: str, inside: str, path: str) -> str:
 
 def entries(path: str) -> list[str]:
     """Names of what lies directly below a folder, sorted; none if it is not there."""
-    filesystem, inside = resolve(path)
-    with storage_errors(path):
-        below = filesystem.get_file_info(fs.FileSelector(inside, recursive=False, allow_not_found=True))
-    return sorted(one.base_name for one in below)
-
-
-def lies_inside(written: str, read: str) -> bool:
-    """Whether a path is a folder that is read, or lies in it where `list_files` looks; links are followed."""
-    outer, inner = (_real_path(path) for path in (read, written))
-    return inner == outer or (inner.startswith(f"{outer}/") and not _is_hidden(inner[len(outer) :]))
-
-
-def _real_path(path: str) -> str:
-    inside = resolve(path)[1].rstrip("/")
-    return os.path.realpath(inside) if is_local(path) else f"{path.partition('://')[0]}://{inside}"
+    return sorted(one.base_name for one in _directly_below(path))
 
 
 def list_dir(path: str) -> list[str]:
     """Names of the folders directly below a folder, sorted; none if it is not there."""
+    return sorted(one.base_name for one in _directly_below(path) if one.type == fs.FileType.Directory)
+
+
+def _directly_below(path: str) -> list[fs.FileInfo]:
     filesystem, inside = resolve(path)
     with storage_errors(path):
-        below = filesystem.get_file_info(fs.FileSelector(inside, recursive=False, allow_not_found=True))
-    return sorted(one.base_name for one in below if one.type == fs.FileType.Directory)
+        return list(filesystem.get_file_info(fs.FileSelector(inside, recursive=False, allow_not_found=True)))
 
 
 def read_bytes(path: str) -> bytes:
@@ -402,5 +391,6 @@ def remove_tree(path: str) -> None:
             filesystem.delete_dir(inside)
 
 
-def _is_hidden(relative: str) -> bool:
+def is_hidden(relative: str) -> bool:
+    """Whether `list_files` passes over a path below the folder that it lists."""
     return any(part.startswith(("_", ".")) for part in relative.strip("/").split("/"))

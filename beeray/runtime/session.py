@@ -23,8 +23,8 @@ from beeray.runtime.job_folder import JOB_CONFIG
 
 MAX_ACTORS_PER_NODE = 8
 DATA_CPUS = 1.0
-ASKED_AGAIN_S = 5.0
 """CPUs left to Ray Data beside the workers, so that it can always stream."""
+ASKED_AGAIN_S = 5.0
 WORKER_KEYS = ("cluster.num_workers", "cluster.cpus_per_worker")
 
 

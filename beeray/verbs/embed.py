@@ -24,9 +24,10 @@ from beeray.data.embedding_format import EmbeddingFormat
 from beeray.data.embeddings import LATEST, Embeddings, open_embeddings
 from beeray.data.lease import Lease, leased
 from beeray.data.manifest import Manifest
+from beeray.data.places import lies_inside
 from beeray.data.publishing import JobFolder, check_place, pointed_version, pointer_digest
 from beeray.data.sources import open_catalog
-from beeray.data.storage import exists, is_local, join, lies_inside, resolve, storage_errors, storage_options
+from beeray.data.storage import exists, is_local, join, resolve, storage_errors, storage_options
 from beeray.data.tokens import bare_tokenizer
 from beeray.errors import ConfigError, EmbeddingsError, RunError
 from beeray.inputs import located_encoder, open_encoder

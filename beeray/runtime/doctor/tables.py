@@ -5,11 +5,11 @@ from __future__ import annotations
 from beeray.config import Config
 from beeray.data.domains import open_domains, told_of
 from beeray.data.parts import read_part
+from beeray.data.places import check_place, refuse_reading_itself
 from beeray.data.preparation import check_tables, store_fingerprint
 from beeray.data.sources import open_catalog
 from beeray.data.storage import exists, join
 from beeray.data.store import META, Store
-from beeray.data.store_place import check_place, refuse_reading_itself
 from beeray.errors import OlderStoreError
 from beeray.runtime.doctor.finding import OK, WARNING, Finding
 

@@ -10,8 +10,8 @@ import pytest
 
 from beeray.config import validate_config
 from beeray.data.domains import open_domains
+from beeray.data.places import check_place, refuse_reading_itself
 from beeray.data.preparation import prepare_store
-from beeray.data.store_place import check_place, refuse_reading_itself
 from beeray.errors import ConfigError
 
 
