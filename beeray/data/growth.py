@@ -1,8 +1,8 @@
 """A store that has grown, compared with what an earlier run left: what it knew, and what of it was trained on.
 
-runs/<name>/items.parquet       item_id string, domain, trained: the store's items, and whether the run's encoder ever
-                                trained on them: in the run, or before it in those that it began with; then items of
-                                those runs that the store has no more
+runs/<name>/items.parquet       item_id string, domain, trained, content_hash: the store's items, and whether the run's
+                                encoder ever trained on them: in the run, or before it in those that it began with; then
+                                items of those runs that the store has no more
 runs/<name>/users.npy           in a `user` split: hashes of the domain and id of users whom it ever trained on
 runs/<name>/windows.json        in a `time` split: of each domain, the first timestamp that it never trained on
 
@@ -12,6 +12,9 @@ not left.
 
 What is held out is drawn, or cut, anew when a store grows, or when another seed or size is asked for. So some of it may
 have been trained on, which flatters its figures; it is counted here.
+
+Items are told apart by domain and id. A config may have another name for a domain (`books` beside films, `goodbooks`
+alone), so in domains that the earlier stores did not name an item is an earlier one where id and text are the same.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 
 from beeray.data.id_ranges import hash_ids
 from beeray.data.parts import REMEDY, read_part, write_part
+from beeray.data.scored import SEEN_BEFORE
 from beeray.data.splits import SPLITS, TRAIN, VALIDATION
 from beeray.data.storage import resolve, storage_errors, write_bytes
 from beeray.data.store import Store, list_column
@@ -44,6 +48,10 @@ UNKNOWN_START = {b"beeray.unknown_start": b"true"}
 """In the metadata of a list whose run, or one before it, began with an encoder of unknown history."""
 HELD_OUT = {"item": "items", "user": "users", "time": "interactions"}
 """What each kind of split holds out."""
+STRANGE = "domains_it_did_not_name"
+"""In the record of an evaluation, the store's domains that the encoder's run, and those before it, did not name."""
+HASH = "content_hash"
+LISTED = pa.schema([("item_id", pa.string()), ("domain", pa.string()), ("trained", pa.bool_()), (HASH, pa.binary(16))])
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Growth:
         known: bool (items,), whether the earlier store had the item, or one before it.
         trained: bool (items,), whether the earlier run trained on it, or one before it.
         domains: of the earlier stores.
+        strange: those of the store that the earlier ones did not name.
         gone: the earlier list's items that the store does not have, as in the list.
         users: sorted uint64 hashes of users whom the earlier run trained on, or one before it; None where not known.
         windows: by domain, the first timestamp that none of them trained on; None where not known.
@@ -64,6 +73,7 @@ class Growth:
     known: NDArray[np.bool_]
     trained: NDArray[np.bool_]
     domains: tuple[str, ...]
+    strange: tuple[str, ...]
     gone: pa.Table
     users: NDArray[np.uint64] | None = None
     windows: dict[str, int] | None = None
@@ -74,19 +84,22 @@ class Growth:
         counts: dict[str, Any] = {"old_items": int(self.known.sum()), "new_items": int((~self.known).sum())}
         trained_on = self.trained_on(store)
         if trained_on is not None:
-            counts["held_out_but_trained_on_before"] = trained_on
+            counts[SEEN_BEFORE] = trained_on
         return counts
 
     def trained_on(self, store: Store) -> dict[str, int] | None:
         """How many held-out items, users or interactions (by the kind of split) are not unseen any more, by split.
 
-        In a `time` split these are all of the window that was trained on, also those that came in later.
+        In a `time` split these are all of the window that was trained on, also those that came in later. Of strange
+        domains only items are counted, where id and text are those of one that was trained on.
 
         Returns:
-            None where the earlier run did not leave what is needed: its split was of another kind, it is too old, or
-            it began with an encoder of unknown history.
+            None where the earlier run did not leave what is needed: its split was of another kind or of strange domains
+            alone, it is too old, or it began with an encoder of unknown history.
         """
         if self.unknown_start:
+            return None
+        if store.meta.split_kind != "item" and len(self.strange) == len(store.meta.domains):
             return None
         counts = dict.fromkeys((name for name, label in SPLITS.items() if label), 0)
         if store.meta.split_kind == "item":
@@ -111,10 +124,27 @@ class Growth:
             return counts
         return None
 
+    def said_of_strange(self, kind: str) -> str:
+        """What is not known of domains that the earlier stores did not name, in words; empty where there are none.
 
-def trained_on_before(store: Store, path: str | None) -> dict[str, int] | None:
-    """As `Growth.trained_on`, by the list of an earlier run; None where it left none."""
-    return None if path is None else growth_since(store, path).trained_on(store)
+        Args:
+            kind: of split.
+        """
+        if not self.strange:
+            return ""
+        known = "is known by id and text alone" if kind == "item" else "is not known"
+        return (
+            f"it was trained on {', '.join(self.domains)}; of {HELD_OUT[kind]} of {', '.join(self.strange)} it {known} "
+            "whether they were among them under another name"
+        )
+
+
+def trained_on_before(store: Store, path: str | None) -> tuple[dict[str, int] | None, Growth | None]:
+    """As `Growth.trained_on`, by the list of an earlier run, and what that list gives; None where it left none."""
+    if path is None:
+        return None, None
+    growth = growth_since(store, path)
+    return growth.trained_on(store), growth
 
 
 def said_of(counts: Mapping[str, int], kind: str) -> str:
@@ -148,14 +178,9 @@ def write_lists(
     unknown_start |= before is not None and before.unknown_start
     trained = np.zeros(store.meta.num_items, dtype=bool) if before is None else before.trained.copy()
     trained[store.trainable_items(with_validation)] = True
-    table = store.catalog(["item_id", "domain"])
-    listed = pa.table(
-        {
-            "item_id": table["item_id"].cast(pa.string()),
-            "domain": table["domain"].cast(pa.string()),
-            "trained": pa.array(trained),
-        }
-    )
+    table = store.catalog(["item_id", "domain", HASH])
+    columns = [table["item_id"], table["domain"], pa.array(trained), table[HASH]]
+    listed = pa.table([one.cast(kind) for one, kind in zip(columns, LISTED.types, strict=True)], LISTED)
     if before is not None:
         listed = pa.concat_tables([listed, before.gone]).combine_chunks()
     write_part(listed.replace_schema_metadata(UNKNOWN_START if unknown_start else None), path)
@@ -176,19 +201,27 @@ def write_lists(
 
 def growth_since(store: Store, path: str) -> Growth:
     """A store compared with the list of items, and what lies beside it, that an earlier run left."""
-    earlier = read_part(path, ["item_id", "domain", "trained"])
-    here, listed = _keys(store.catalog(["item_id", "domain"]), "item_id"), _keys(earlier, "item_id")
+    schema = _schema(path)
+    earlier = read_part(path, LISTED.names if HASH in schema.names else LISTED.names[:-1])
+    if HASH not in schema.names:  # of an earlier version
+        earlier = earlier.append_column(HASH, pa.nulls(earlier.num_rows, pa.binary(16)))
+    earlier = earlier.cast(LISTED)
+    table = store.catalog(["item_id", "domain", HASH])
+    here, listed = _keys(table, "item_id"), _keys(earlier, "item_id")
     places = pc.index_in(here, value_set=listed)
+    domains = tuple(pc.unique(earlier["domain"]).to_pylist())
+    strange = tuple(name for name in store.meta.domains if name not in domains)
+    if strange:
+        of_text = pc.index_in(_text_keys(table), value_set=_text_keys(earlier), skip_nulls=True)
+        named = pc.is_in(table["domain"].combine_chunks(), pa.array(domains, pa.string()))
+        places = pc.if_else(named, places, of_text)
     gone = earlier.filter(pc.invert(pc.is_in(listed, value_set=here)))
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
-    of_text = pa.schema([("item_id", pa.string()), ("domain", pa.string()), ("trained", pa.bool_())])
-    domains = tuple(pc.unique(earlier["domain"]).to_pylist())
-    gone = gone.cast(of_text)
-    if has_unknown_start(path):  # what may lie beside it is of an earlier version, which did not know
-        return Growth(known, trained, domains, gone, unknown_start=True)
+    if _has_unknown_start(schema):  # what may lie beside it is of an earlier version, which did not know
+        return Growth(known, trained, domains, strange, gone, unknown_start=True)
     users, windows = (_left(Path(path).with_name(name)) for name in (USERS, WINDOWS))
-    return Growth(known, trained, domains, gone, users, windows)
+    return Growth(known, trained, domains, strange, gone, users, windows)
 
 
 def has_unknown_start(path: str) -> bool:
@@ -197,10 +230,17 @@ def has_unknown_start(path: str) -> bool:
     Raises:
         DataError: it is damaged, or not there.
     """
+    return _has_unknown_start(_schema(path))
+
+
+def _has_unknown_start(schema: pa.Schema) -> bool:
+    return (schema.metadata or {}).items() >= UNKNOWN_START.items()
+
+
+def _schema(path: str) -> pa.Schema:
     filesystem, inside = resolve(path)
     with unreadable(path, REMEDY), storage_errors(path):
-        metadata = pq.read_schema(inside, filesystem=filesystem).metadata or {}
-    return metadata.items() >= UNKNOWN_START.items()
+        return pq.read_schema(inside, filesystem=filesystem)
 
 
 def _left(path: Path) -> Any:
@@ -235,4 +275,12 @@ def _keys(table: pa.Table, column: str) -> pa.Array:
     """Of each row its domain and id, as one text."""
     domain, one = (table[name].combine_chunks().cast(pa.large_string()) for name in ("domain", column))
     keys = pc.binary_join_element_wise(domain, one, pa.scalar(BETWEEN, pa.large_string()))
+    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+
+
+def _text_keys(table: pa.Table) -> pa.Array:
+    """Of each row its id and what its text hashes to, as bytes; null where that is not known."""
+    hashes, ids = (table[name].combine_chunks() for name in (HASH, "item_id"))
+    ids = ids.cast(pa.large_string()).cast(pa.large_binary())
+    keys = pc.binary_join_element_wise(hashes.cast(pa.large_binary()), ids, pa.scalar(b"", pa.large_binary()))
     return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys

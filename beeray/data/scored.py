@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ KEYS = ("user_index", "split", "ranking", "domain")
 METRICS, SCORES, EVALUATIONS = "metrics.json", "scores.parquet", "evaluations"
 OLD_ITEMS_DIGEST, TRAINED_ON_VALIDATION = "old_items_digest", "trained_on_validation"
 """What records say of what their rankings mean, where it is known."""
+SEEN, SEEN_BEFORE = "held_out_but_trained_on", "held_out_but_trained_on_before"
+"""How much of what is held out the encoder was trained on, by split: of an evaluation, of a run's `init_from`."""
 INIT_TRAINED_ON_VALIDATION = "init_trained_on_validation"
 """The same of what a run began with, in its run.json."""
 BEFORE, BEFORE_FILES = "before", ("run.json", "scores-before.parquet")
@@ -45,6 +48,9 @@ class Scored:
         trained_on_validation: whether the system learned from validation data; None where it is not known.
         drops_once_ranked: whether `filtered` ranks the catalog and then drops items, as versions before did not; None
             where it is not known.
+        filtered_cut: how many of the catalog's ranking `filtered` leaves before it drops some; None where it is not
+            known.
+        seen: how much of what is held out the encoder was trained on in earlier runs, by split.
     """
 
     run: str
@@ -55,6 +61,8 @@ class Scored:
     old_items: str | None = None
     trained_on_validation: bool | None = None
     drops_once_ranked: bool | None = None
+    filtered_cut: int | None = None
+    seen: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,7 +122,10 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
     try:
         about = json.loads(record.read_text(encoding="utf-8"))
         fingerprint = str(about["store_fingerprint"])
-        filtered = ["kept" in one["filtered"] for one in about.get("metrics", {}).values() if "filtered" in one]
+        filtered = [one["filtered"] for one in about.get("metrics", {}).values() if "filtered" in one]
+        drops = all("kept" in one for one in filtered) if filtered else None
+        cut = max((one["cut"] for one in filtered if "cut" in one), default=None)
+        seen = {**(about.get(SEEN) or (about.get("init_from") or {}).get(SEEN_BEFORE) or {})}
         table = read_part(str(scores.absolute()))
         missing_columns = {"user_index", "split", "ranking"} - set(table.column_names)
         if missing_columns:
@@ -126,8 +137,7 @@ def _opened(folder: Path, run: str, label: str, files: tuple[str, str] = (METRIC
         ) from None
     _refuse_no_numbers(table, scores)
     learned = about.get(INIT_TRAINED_ON_VALIDATION if label == BEFORE else TRAINED_ON_VALIDATION)
-    drops = all(filtered) if filtered else None
-    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned, drops)
+    return Scored(run, label, folder, fingerprint, table, about.get(OLD_ITEMS_DIGEST), learned, drops, cut, seen)
 
 
 def _refuse_no_numbers(table: pa.Table, path: Path) -> None:

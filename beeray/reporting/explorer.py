@@ -16,7 +16,7 @@ NUM_NEIGHBOURS = 10
 
 
 def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | None:
-    """All of it, as plain lists; None where the run kept no items.
+    """All of it, as plain lists; None where the run kept no items, or no encoder's embeddings of them.
 
     Args:
         folder: the run's `report/`.
@@ -27,7 +27,6 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
         return None
     encoders: dict[str, Any] = {}
     layout_before: NDArray[np.float32] | None = None
-    grouped: NDArray[np.float32] | None = None
     for name in (ORIGINAL, TRAINED):
         embeddings = read_embeddings(folder, name, len(items))
         if embeddings is None:
@@ -43,7 +42,9 @@ def explorer_data(folder: Path, *, layout: str, seed: int) -> dict[str, Any] | N
             "x": np.round(places_on_map[:, 0].astype(np.float64), 3).tolist(),
             "y": np.round(places_on_map[:, 1].astype(np.float64), 3).tolist(),
         }
-    groups = group(grouped, seed).tolist() if grouped is not None else [0] * len(items)
+    if not encoders:
+        return None
+    groups = group(grouped, seed).tolist()
     return {"items": _columns(items) | {"group": groups}, "encoders": encoders, "counted_users": items.counted_users}
 
 

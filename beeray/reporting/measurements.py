@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from beeray.data.scored import EVALUATIONS, METRICS
+from beeray.data.scored import EVALUATIONS, METRICS, TRAINED_ON_VALIDATION
 
 Record = dict[str, Any]
 
@@ -51,12 +51,14 @@ class Measurement:
         name: for people.
         kind: one of `KINDS`.
         metrics: `{split: {ranking: record}}`.
+        learned_validation: whether it learned from validation data; None where that is not known.
     """
 
     label: str
     name: str
     kind: str
     metrics: Record
+    learned_validation: bool | None = None
 
 
 def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Measurement], list[str]]:
@@ -69,16 +71,26 @@ def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Meas
     found: list[Measurement] = []
     notes: list[str] = []
     if record is not None:
-        found.append(Measurement("trained", "Trained", "trained", record.get("metrics", {})))
+        learned = record.get(TRAINED_ON_VALIDATION)
+        found.append(Measurement("trained", "Trained", "trained", record.get("metrics", {}), learned))
         if "metrics_before" in record:
             name = "After the head start" if "head" in record else "Before training"
             found.append(Measurement("before", name, "before", record["metrics_before"]))
+    evaluations: list[tuple[str, float, Record]] = []
     for path in sorted((folder / EVALUATIONS).glob(f"*/{METRICS}")):
         try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            measurement = _evaluation(path.parent.name, other, record)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            evaluations.append((path.parent.name, path.stat().st_mtime, {**json.loads(path.read_bytes())}))
+        except (ValueError, TypeError):
             notes.append(f"{path.parent.name}: its {METRICS} cannot be read")
+    newest = max(evaluations, key=lambda one: one[1], default=("", 0.0, {}))[2]
+    store = (newest if record is None else record).get("store_fingerprint")
+    for label, _, other in evaluations:
+        try:
+            measurement = _evaluation(label, other, record, store)
+            if not isinstance(measurement, str):
+                measurement = replace(measurement, learned_validation=other.get(TRAINED_ON_VALIDATION))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            notes.append(f"{label}: its {METRICS} cannot be read")
             continue
         if isinstance(measurement, str):
             notes.append(measurement)
@@ -87,7 +99,7 @@ def collect_measurements(folder: Path, record: Record | None) -> tuple[list[Meas
     known = list(BASELINES)
     places = {label: place for place, label in enumerate(known)}
     found.sort(key=lambda one: (KINDS.index(one.kind), places.get(one.label, len(known)), one.name))
-    return found, notes
+    return found, sorted(notes)
 
 
 def _add(found: list[Measurement], one: Measurement) -> None:
@@ -101,7 +113,7 @@ def _add(found: list[Measurement], one: Measurement) -> None:
 
 def _merged(ours: Record, theirs: Record) -> Record:
     """Ours, and what theirs has beyond it; nothing of theirs where the two are of other users or lists."""
-    if any(ours.get(of) != theirs.get(of) for of in ("users", "kept")):
+    if any(ours.get(of) != theirs.get(of) for of in ("users", "kept", "cut")):
         return ours
     both = {
         name: _merged(value, theirs[name])
@@ -111,9 +123,13 @@ def _merged(ours: Record, theirs: Record) -> Record:
     return {**ours, **both, **{name: value for name, value in theirs.items() if name not in ours}}
 
 
-def _evaluation(label: str, other: Record, record: Record | None) -> Measurement | str:
-    """An evaluation, under a label of `OWN` where the run's record tells of the same; a note if it is of other data."""
-    ours, theirs = (record or {}).get("store_fingerprint"), other.get("store_fingerprint")
+def _evaluation(label: str, other: Record, record: Record | None, ours: str | None) -> Measurement | str:
+    """An evaluation, under a label of `OWN` where the run's record tells of the same; a note if it is of other data.
+
+    Args:
+        ours: fingerprint of the store whose figures are shown.
+    """
+    theirs = other.get("store_fingerprint")
     if ours and theirs and ours != theirs:
         return f"{label}: measured on another store ({theirs}), so it is not shown"
     length = other.get("text_length")
@@ -145,9 +161,10 @@ def rows(measurements: list[Measurement]) -> list[Record]:
     """One row a model, split, ranking and domain (`""`: all users).
 
     Returns:
-        `{name, kind, split, ranking, domain, users, candidates, metrics: {name: [mean, low, high]},
-        shown: {k, coverage, gini, popularity, target_popularity}}`, and `kept` where candidates were dropped once
-        ranked; test before validation.
+        `{key, name, kind, split, ranking, domain, of, users, candidates, metrics: {name: [mean, low, high]},
+        shown: {k, coverage, gini, popularity, target_popularity}, learned_validation}`, and `kept` and `cut` where
+        candidates were dropped once ranked; test before validation. Rows of one `key` may be held against each other:
+        `of` tells those apart that are of the users of other domains, or whose rankings were cut at another length.
     """
     flat: list[Record] = []
     for one in measurements:
@@ -157,7 +174,15 @@ def rows(measurements: list[Measurement]) -> list[Record]:
                     ranking = "window"  # of a version that ranked these alone and named it so
                 for domain, part in {"": record, **record.get("domains", {})}.items():
                     flat.append({"name": one.name, "kind": one.kind, "split": split, "ranking": ranking})
-                    flat[-1] |= {"domain": domain, **_figures(part)}
+                    flat[-1] |= {"domain": domain, "domains": sorted(record.get("domains", ())) if not domain else []}
+                    flat[-1] |= {"learned_validation": one.learned_validation, **_figures(part)}
+    for row in flat:
+        alike = [other for other in flat if all(other[key] == row[key] for key in ("split", "ranking", "domain"))]
+        domains = ", ".join(row["domains"]) if any(other["domains"] != row["domains"] for other in alike) else ""
+        cuts = {other.get("cut") for other in alike}
+        cut = f"first {row['cut']}" if len(cuts) > 1 and "cut" in row else ""
+        row["of"] = ", ".join(filter(None, (domains, cut)))
+        row["key"] = "|".join([row["split"], row["ranking"], row["domain"], *([row["of"]] if row["of"] else [])])
     return sorted(flat, key=lambda row: (row["split"] != "test", row["split"]))  # stable: models stay in order
 
 
@@ -175,7 +200,7 @@ def _figures(record: Record) -> Record:
     return {
         "users": record.get("users", 0),
         "candidates": record.get("candidates", 0),
-        **({"kept": record["kept"]} if "kept" in record else {}),
+        **{name: record[name] for name in ("kept", "cut") if name in record},
         "metrics": metrics,
         "shown": shown,
     }

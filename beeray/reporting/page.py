@@ -18,8 +18,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from beeray.config import Config
+from beeray.config import Config, load_config
 from beeray.data.report_items import REPORT_FOLDER
+from beeray.errors import ConfigError
 from beeray.reporting.curves import training_curves, validation_curves
 from beeray.reporting.explorer import explorer_data
 from beeray.reporting.measurements import RANKINGS, Record, collect_measurements, described, rows
@@ -41,6 +42,7 @@ def report_page(
     """
     measurements, notes = collect_measurements(folder, record)
     measured = rows(measurements)
+    tables = _tables(measured)
     explorer = explorer_data(folder / REPORT_FOLDER, layout=config.report.layout, seed=config.seed)
     data = {
         "rows": measured,
@@ -64,8 +66,9 @@ def report_page(
         scripts=[Markup(script) for script in scripts],
         data=embedded_json(data),
         tiles=tiles(measured),
-        facts=facts(config, record),
-        tables=_tables(measured, trained_on_validation=config.trains_on_validation),
+        tiles_of=next((table for table in tables if any(row["kind"] == "trained" for row in table["rows"])), None),
+        facts=facts(_config_of(folder) or config, record),
+        tables=tables,
         kept=(record or {}).get("neighbours_kept"),
         notes=notes,
         curves=bool(steps),
@@ -103,26 +106,37 @@ def _page_file(name: str) -> str:
     return resources.files("beeray.reporting").joinpath("page", name).read_text(encoding="utf-8")
 
 
+def _config_of(folder: Path) -> Config | None:
+    """The config that the run was trained with; None where it was only evaluated, or is of another version."""
+    path = folder / "config.yaml"
+    try:
+        return load_config(str(path)) if path.is_file() else None
+    except ConfigError:
+        return None
+
+
 def _config_text(folder: Path) -> str:
     path = folder / "config.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _tables(measured: list[Record], *, trained_on_validation: bool) -> list[dict[str, Any]]:
-    """Rows by split, ranking and domain, with the columns that any of them has."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+def _tables(measured: list[Record]) -> list[dict[str, Any]]:
+    """Rows that may be held against each other, with the columns that any of them has."""
+    groups: dict[str, list[Record]] = {}
     for row in measured:
-        groups.setdefault((row["split"], row["ranking"], row["domain"]), []).append(row)
+        groups.setdefault(row["key"], []).append(row)
     tables = []
-    for (split, ranking, domain), members in groups.items():
+    for key, members in groups.items():
+        split, ranking, domain, of = (members[0][name] for name in ("split", "ranking", "domain", "of"))
         names = list(dict.fromkeys(name for row in members for name in row["metrics"]))
-        seen = " (trained on)" if split == "validation" and trained_on_validation else ""
-        title = f"{split}{seen} · {described(ranking)}{' · ' + domain if domain else ''}"
+        learned = split == "validation" and any(row["learned_validation"] for row in members)
+        more = "".join(f" · {part}" for part in (domain, of) if part)
+        title = f"{split}{' (trained on)' if learned else ''} · {described(ranking)}{more}"
         best = {name: max(row["metrics"].get(name, [-1.0])[0] for row in members) for name in names}
-        lengths = {row["shown"]["k"] for row in members if "k" in row["shown"]}
+        lengths = [row["shown"]["k"] for row in reversed(members) if "k" in row["shown"]]
         tables.append(
             {
-                "key": "|".join((split, ranking, domain)),
+                "key": key,
                 "title": title,
                 "names": names,
                 "rows": members,
@@ -130,7 +144,8 @@ def _tables(measured: list[Record], *, trained_on_validation: bool) -> list[dict
                 "users": max(row["users"] for row in members),
                 "candidates": max(row["candidates"] for row in members),
                 "kept": max(row.get("kept", 0) for row in members),
-                "k": min(lengths) if lengths else None,
+                "k": lengths[0] if lengths else None,
+                "other_k": len(set(lengths)) > 1,
             }
         )
     return tables

@@ -11,18 +11,15 @@ MEBIBYTE = 2**20
 
 
 def tiles(measured: list[Record]) -> list[dict[str, str]]:
-    """The first test ranking's metrics, before → trained, and the best baseline beside it.
+    """The trained encoder's metrics in its first test ranking, what they were before, and the best baseline beside.
 
     Args:
         measured: rows of `measurements.rows`.
     """
-    if not measured:
+    after = next((row for row in measured if row["kind"] == "trained"), None)
+    if after is None or after["split"] != measured[0]["split"]:
         return []
-    first = measured[0]
-    here = [row for row in measured if all(row[key] == first[key] for key in ("split", "ranking", "domain"))]
-    after = next((row for row in here if row["kind"] == "trained"), None)
-    if after is None:
-        return []
+    here = [row for row in measured if row["key"] == after["key"]]
     before = next((row for row in here if row["kind"] == "before"), None)
     shown = []
     for name, (mean, low, high) in after["metrics"].items():

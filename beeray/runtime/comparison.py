@@ -63,7 +63,7 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
         metric a row a system: `mean`, `low`, `high` and, but for the reference, `difference` (mean, low, high),
         `relative`, `p`, `p_holm` and `verdict`; `hypotheses`, how many Holm's correction is over; `num_bootstrap`,
         and `num_bootstrap_asked` where that was too few; `not_alike`, why groups that all
-        systems have were left out, if any were.
+        systems have were left out, if any were; `warnings`, what flatters a system, if anything is known to.
 
     Raises:
         RunError: other stores, no user, ranking or metric in common, too many questions, or what was asked for measures
@@ -78,6 +78,7 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
     tables = [
         _table([one.table for one in systems], group, metrics, names, settings, domains) for group, domains in groups
     ]
+    flattered = _flattered(systems, names, {split for (split, _, _), _ in groups})
     rows = [row for table in tables for rows in table["metrics"].values() for row in rows[1:]]
     for row, adjusted in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
         row["p_holm"] = float(adjusted)
@@ -95,8 +96,19 @@ def compare(systems: Sequence[Scored], choice: Choice = EVERYTHING, settings: Se
         **({"num_bootstrap_asked": asked} if asked < settings.num_bootstrap else {}),
         "seed": settings.seed,
         **({"not_alike": unlike} if unlike else {}),
+        **({"warnings": flattered} if flattered else {}),
         "tables": tables,
     }
+
+
+def _flattered(systems: Sequence[Scored], names: Sequence[str], splits: set[str]) -> list[str]:
+    """What is known to flatter systems on these splits: that some of what is held out was trained on before."""
+    lines = []
+    for name, one in zip(names, systems, strict=True):
+        seen = ", ".join(f"{number:,} of {split}" for split, number in one.seen.items() if number and split in splits)
+        if seen:
+            lines.append(f"{name} was trained on some of what is held out ({seen}), which flatters its figures")
+    return lines
 
 
 def _enough_bootstrap(hypotheses: int, settings: Settings) -> int:
@@ -165,6 +177,8 @@ def _common_groups(systems: Sequence[Scored], choice: Choice) -> tuple[list[tupl
         )
         raise RunError(f"no ranking was scored of all systems ({shown})")
     unlike = {name: why for name, why in _unlike(systems).items() if any(name in group[:2] for group in common)}
+    if "validation" not in choice.splits and any(group[0] != "validation" for group in common):
+        unlike |= _learned_by_all(systems, common)
     alike = [group for group in common if not unlike.keys() & set(group[:2])]
     asked = [why for name, why in unlike.items() if name in (*choice.splits, *choice.rankings)]
     if asked or not alike:
@@ -188,13 +202,18 @@ def _with_all_domains(groups: Sequence[Group]) -> Iterator[tuple[Group, list[str
 
 
 def _unlike(systems: Sequence[Scored]) -> dict[str, str]:
-    """Splits and rankings that measure different things of the systems, and why; what is unknown counts as alike."""
+    """Splits and rankings that measure different things of the systems, and why; what is unknown counts as alike.
+
+    But for validation: beside a system that was trained on it one of which nothing is known was most likely not, as an
+    encoder that no run trained.
+    """
     unlike: dict[str, str] = {}
-    trained = {one.trained_on_validation: one.name for one in systems if one.trained_on_validation is not None}
-    if len(trained) > 1:
+    trained = {one.trained_on_validation: one.name for one in reversed(systems)}
+    if True in trained and len(trained) > 1:
+        was_not = f"{trained[False]} was not" if False in trained else f"of {trained[None]} that is not known"
         unlike["validation"] = (
-            f"validation is not compared: {trained[True]} was trained on validation data and {trained[False]} was not; "
-            "compare them by test"
+            f"validation is not compared: {trained[True]} was trained on validation data and {was_not}; compare them "
+            "by test"
         )
     lists = {one.old_items: one.name for one in reversed(systems) if one.old_items is not None}
     if len(lists) > 1:
@@ -210,7 +229,20 @@ def _unlike(systems: Sequence[Scored]) -> dict[str, str]:
             f"filtered is not compared: {drops[False]} was scored by a version that ranked the window's items alone; "
             "score it again"
         )
+    cuts = {one.filtered_cut: one.name for one in reversed(systems) if one.filtered_cut is not None}
+    if len(cuts) > 1 and "filtered" not in unlike:
+        short, long, *_ = sorted(cuts)
+        unlike["filtered"] = (
+            f"filtered is not compared: of {cuts[short]} the first {short} of the catalog's ranking were filtered, of "
+            f"{cuts[long]} the first {long}; score both with the same evaluate.recall_at and evaluate.ndcg_at"
+        )
     return unlike
+
+
+def _learned_by_all(systems: Sequence[Scored], groups: Sequence[Group]) -> dict[str, str]:
+    if not any(group[0] == "validation" for group in groups) or not all(one.trained_on_validation for one in systems):
+        return {}
+    return {"validation": "validation is left out: all were trained on it; --split validation compares them there"}
 
 
 def _asked(common: Sequence[str], asked: Sequence[str], what: str) -> list[str]:

@@ -44,7 +44,9 @@ def _p_text(p: float, smallest: float) -> str:
 
 
 def _method(record: dict[str, Any]) -> list[str]:
-    number, unlike = record["hypotheses"], [f"{why}." for why in record.get("not_alike", ())]
+    number = record["hypotheses"]
+    unlike = [f"{why}." for why in record.get("not_alike", ())]
+    unlike += [f"Warning: {what}." for what in record.get("warnings", ())]
     if not number:
         return unlike
     over = f"the {number} hypotheses of this table" if number > 1 else "the one hypothesis of this table"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from beeray.console import Console, Progress
 from beeray.errors import RunError
-from beeray.runtime.results import merge_ranks
+from beeray.runtime.results import NOBODY, merge_ranks
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.startup import Startup
 from beeray.runtime.tracking import Tracker
@@ -172,9 +172,10 @@ class EventHandler:
     def _on_epoch(self, event: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.log_validation({"epoch": event["epoch"], "step": event["step"], **event["metrics"]})
-        shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in event["metrics"].items())
+        metrics = event["metrics"]
+        shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in metrics.items())
         self.close()
-        self.console.line(f"epoch {event['epoch']}, step {event['step']:,}: validation {shown}")
+        self.console.line(f"epoch {event['epoch']}, step {event['step']:,}: validation {shown or NOBODY}")
         if self.tracker is not None:
             self.tracker.log_metrics(event["metrics"], event["step"])
 

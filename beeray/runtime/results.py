@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from beeray.runtime.split_scores import SplitScores
 
 Record = dict[str, Any]
+NOBODY = "no user has a target"
 CANDIDATES = {
     "held_out": "held-out items",
     "catalog": "items of the whole catalog",
@@ -49,7 +50,7 @@ def summarise_scores(scores: Iterable[SplitScores], evaluate: EvaluateConfig) ->
 
     Of several domains that is over the users of all of them, and `domains` holds the same of each; `candidates` are
     then those of all domains together, of which a user has its own domain's. `kept`, where some are dropped from users'
-    lists once they are ranked, is the number of the others.
+    lists once they are ranked, is the number of the others, and `cut` how many of a user's ranking there were before.
     """
     grouped: dict[tuple[str, str], list[SplitScores]] = defaultdict(list)
     for one in scores:
@@ -67,6 +68,7 @@ def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
     record: Record = {"users": len(scores), "candidates": sum(part.num_candidates for part in parts)}
     if parts[0].num_kept is not None:
         record["kept"] = sum(part.num_kept or 0 for part in parts)
+        record["cut"] = max(*evaluate.recall_at, *evaluate.ndcg_at)
     for place, name in enumerate(parts[0].metrics if len(scores) else ()):
         interval = bootstrap_interval(scores[:, place], num_bootstrap=evaluate.num_bootstrap)
         record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
@@ -138,8 +140,12 @@ def summarise_workers(workers: list[Record]) -> Record:
     }
 
 
-def headline(summary: dict[str, Any], config: Config) -> list[str]:
-    """A line per split, ranking and domain: mean and interval of every metric."""
+def headline(summary: dict[str, Any], config: Config, learned_validation: bool | None) -> list[str]:
+    """A line per split, ranking and domain: mean and interval of every metric.
+
+    Args:
+        learned_validation: whether what was scored learned from validation data; None where that is not known.
+    """
     lines: list[str] = []
     for split, ranking, domain, record in _by_domain(summary, config.evaluate.splits):
         shown = [
@@ -149,8 +155,8 @@ def headline(summary: dict[str, Any], config: Config) -> list[str]:
         where = _described(ranking)
         where += f", {record['kept']:,} of its window kept once ranked" if "kept" in record else ""
         where += f" of {len(record['domains'])} domains" if "domains" in record else ""
-        said = "  ".join(shown) or "no user has a target"
-        trained_on = " (trained on)" if split == "validation" and config.trains_on_validation else ""
+        said = "  ".join(shown) or NOBODY
+        trained_on = " (trained on)" if split == "validation" and learned_validation else ""
         whose = f"{split}{trained_on}{f', {domain}' if domain else ''}"
         lines.append(f"{whose}, {record['users']:,} users, {record['candidates']:,} {where}: {said}")
     return lines

@@ -11,6 +11,7 @@ import numpy as np
 from beeray.config import Config
 from beeray.console import Console
 from beeray.data.growth import Growth, growth_since, said_of, said_without_note, write_lists
+from beeray.data.scored import SEEN_BEFORE
 from beeray.data.storage import write_bytes
 from beeray.data.store import Store
 from beeray.inputs import located_encoder, open_encoder
@@ -121,15 +122,14 @@ def _compare(
     write_bytes(str(folder.old_items), known.getvalue())
     record = growth.record(store)
     console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
-    if not record["old_items"]:
-        console.line(
-            f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
-            f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
-        )
     kind = store.meta.split_kind
-    counts = record.get("held_out_but_trained_on_before")
-    if counts is None:
+    if growth.strange:
+        console.line(
+            f"{'' if record['old_items'] else 'warning: it knew none of them: '}{growth.said_of_strange(kind)}"
+        )
+    counts = record.get(SEEN_BEFORE)
+    if counts is None and not growth.strange:
         console.line(f"it {said_without_note(kind)}")
-    elif seen := said_of(counts, kind):
+    elif seen := said_of(counts or {}, kind):
         console.line(f"warning: {seen}, which flatters all rankings but new_items")
     return record

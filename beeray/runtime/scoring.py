@@ -222,6 +222,8 @@ def score_ranking(
 def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict[str, float]:
     """Mean metrics over all ranks' users, e.g. `{"ndcg@100": 0.31}`, and of each domain. Every rank must call.
 
+    Nothing of no users: 0 would be a figure.
+
     Args:
         scores: of one split and ranking, one a domain; the same domains on every rank.
     """
@@ -231,8 +233,9 @@ def mean_over_ranks(scores: Sequence[SplitScores], device: torch.device) -> dict
     labelled = [("", sums.sum(axis=0))]
     labelled += [(f"{one.domain}/", row) for one, row in zip(scores, sums, strict=True) if one.domain is not None]
     return {
-        f"{label}{name}": float(value / max(1.0, row[0]))
+        f"{label}{name}": float(value / row[0])
         for label, row in labelled
+        if row[0]
         for name, value in zip(scores[0].metrics, row[1:], strict=True)
     }
 

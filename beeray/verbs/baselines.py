@@ -14,7 +14,7 @@ from typing import Any
 from beeray.config import BASELINES, WITHOUT_TEXT, Baseline, Config, config_digest
 from beeray.console import Console
 from beeray.data.preparation import store_fingerprint
-from beeray.data.scored import METRICS, SCORES, Scored, open_scored
+from beeray.data.scored import METRICS, SCORES, TRAINED_ON_VALIDATION, Scored, open_scored
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
@@ -219,7 +219,7 @@ def _keep(name: Baseline, config: Config, store: Store, scores: Any, about: dict
         "metrics": metrics,
     }
     RunFolder(config).keep_evaluation(_label(name), scores_table(scores), record)
-    for line in headline(metrics, config):
+    for line in headline(metrics, config, record.get(TRAINED_ON_VALIDATION)):
         console.line(f"{name}: {line}")
 
 
@@ -240,9 +240,10 @@ def compared(config: Config, which: list[Baseline], first: list[Scored], console
 
 def _alike(systems: list[Scored], config: Config, console: Console) -> list[Scored]:
     """Those that fit into one table: where it is of validation alone, those trained on it as the baselines were."""
-    if "test" in compared_splits(config) or len({one.trained_on_validation for one in systems} - {None}) < 2:
+    if "test" in compared_splits(config) or len({bool(one.trained_on_validation) for one in systems}) < 2:
         return systems
-    like_baselines = [one.trained_on_validation in (None, config.trains_on_validation) for one in systems]
+    like = {True} if config.trains_on_validation else {False, None}
+    like_baselines = [one.trained_on_validation in like for one in systems]
     was, were = ("was not", "were") if config.trains_on_validation else ("was", "were not")
     for one, alike in zip(systems, like_baselines, strict=True):
         if not alike:

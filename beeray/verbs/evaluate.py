@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from beeray.config import Config, EncoderConfig
 from beeray.console import Console
 from beeray.core.encoder_files import encoder_source
-from beeray.data.growth import said_of, said_without_note, trained_on_before
+from beeray.data.growth import STRANGE, said_of, said_without_note, trained_on_before
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import ORIGINAL, REPORT_FOLDER, TRAINED
+from beeray.data.scored import SEEN, TRAINED_ON_VALIDATION
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import ConfigError, RunError
@@ -141,7 +142,7 @@ def _tell(config: Config, label: str, record: dict[str, Any], console: Console) 
     trouble = track_evaluation(config, label, Path(record["scores"]).parent, flat_means(metrics), "evaluation")
     if trouble is not None:
         console.line(f"warning: {trouble}")
-    for line in headline(metrics, config):
+    for line in headline(metrics, config, record.get(TRAINED_ON_VALIDATION)):
         console.line(line)
     if "neighbours_kept" in record:
         console.line(neighbours_line(record["neighbours_kept"]))
@@ -156,25 +157,34 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     if run is None:
         return {}
     items, kind = run / ITEMS, store.meta.split_kind
-    counts = trained_on_before(store, str(items) if items.is_file() else None)
+    counts, growth = trained_on_before(store, str(items) if items.is_file() else None)
+    strange = growth.said_of_strange(kind) if growth is not None else ""
+    if strange:
+        console.line(f"{run}: {strange}")
     if counts is None:
-        console.line(f"{run} {said_without_note(kind)}")
+        if not strange:
+            console.line(f"{run} {said_without_note(kind)}")
         return {}
     counts = {split: number for split, number in counts.items() if split in config.evaluate.splits}
     seen = said_of(counts, kind)
     if seen:
         console.line(f"warning: {seen}, which flatters its figures")
-    return {"held_out_but_trained_on": counts}
+    told = {STRANGE: list(growth.strange)} if growth is not None and growth.strange else {}
+    return {SEEN: counts, **told}
 
 
 def _learned_validation(model: str, trained_on: dict[str, Any]) -> bool | None:
     """As `learned_validation`, of the store that is scored on: a run on another may have learned from that one's alone.
 
+    Not known where the run's store named other domains, in which an item may have had another text.
+
     Args:
         trained_on: what `held_out_but_trained_on` found.
     """
-    known = trained_on.get("held_out_but_trained_on", {})
-    return False if known.get("validation") == 0 else learned_validation(model)
+    known = trained_on.get(SEEN, {})
+    if known.get("validation") == 0:
+        return None if STRANGE in trained_on else False
+    return learned_validation(model)
 
 
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:

@@ -18,6 +18,7 @@ from beeray.config import Config
 from beeray.console import Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.report_items import REPORT_FOLDER
+from beeray.data.scored import TRAINED_ON_VALIDATION
 from beeray.data.storage import storage_options
 from beeray.data.store import Store
 from beeray.errors import DivergedError, LostWorkersError, NotFiniteError, RunError
@@ -274,7 +275,7 @@ def _report_and_track(
 
 
 def _show(console: Console, record: dict[str, Any], config: Config) -> None:
-    for line in headline(record["metrics"], config):
+    for line in headline(record["metrics"], config, record.get(TRAINED_ON_VALIDATION)):
         console.line(line)
     if "neighbours_kept" in record:
         console.line(neighbours_line(record["neighbours_kept"]))

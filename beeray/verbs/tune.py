@@ -44,7 +44,7 @@ from beeray.runtime.startup import Startup
 from beeray.runtime.sweep.best import write_best
 from beeray.runtime.sweep.demand import largest_demand, token_variants
 from beeray.runtime.sweep.folder import FAILED, STATUSES, SweepFolder, Trial, best_of
-from beeray.runtime.sweep.measurable import check_held_out, check_searched_head, measurable
+from beeray.runtime.sweep.measurable import check_held_out, check_searched_head, check_validation_users, measurable
 from beeray.runtime.sweep.page import write_page
 from beeray.runtime.sweep.pausing import Pausing, TrialWishes
 from beeray.runtime.sweep.progress import SweepProgress
@@ -133,6 +133,7 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         fingerprint = next(fingerprint for _, fingerprint in opened.values())
         folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
         store, _ = prepared_store(config, console)
+        check_validation_users(store)
         check_held_out(warm, store, console)
         folder.claim()
         inputs = SweepInputs(
@@ -285,6 +286,7 @@ def _run_trial(
     trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console, wishes: TrialWishes
 ) -> None:
     with patiently_locked(folder):
+        folder.check_config()
         store = inputs.store
         store.check_unchanged()
         tokens = inputs.tokens[trial.encoder.name, trial.encoder.prefix]

@@ -15,11 +15,24 @@ from beeray.data.store import Store, StoreMeta
 from beeray.errors import DataError
 
 
-def a_store(folder: Path, ids: list[str] | list[int], domains: list[str], labels: list[int], kind: str) -> Store:
+def texts_hash(item: str | int, text: str | None) -> bytes:
+    return (text or f"text of {item}").encode().ljust(16, b".")[:16]
+
+
+def a_store(
+    folder: Path,
+    ids: list[str] | list[int],
+    domains: list[str],
+    labels: list[int],
+    kind: str,
+    texts: dict[str, str] | None = None,
+) -> Store:
+    """A store of these items; each has its own text unless told."""
     (folder / "catalog").mkdir(parents=True)
-    table = pa.table({"item_id": ids, "domain": domains, "split": pa.array(labels, pa.int8())})
+    hashes = pa.array([texts_hash(one, (texts or {}).get(one)) for one in ids], pa.binary(16))
+    table = pa.table({"item_id": ids, "domain": domains, "split": pa.array(labels, pa.int8()), "content_hash": hashes})
     write_part(table, str(folder / "catalog" / "part-00000.parquet"))
-    return Store(str(folder), StoreMeta("0", kind, ["a", "b"], len(ids), 0, 0, {}, {}, {}, {}))
+    return Store(str(folder), StoreMeta("0", kind, sorted(set(domains)), len(ids), 0, 0, {}, {}, {}, {}))
 
 
 def test_items_are_known_by_id_and_domain_and_trained_on_unless_they_were_held_out(tmp_path: Path) -> None:
@@ -28,7 +41,12 @@ def test_items_are_known_by_id_and_domain_and_trained_on_unless_they_were_held_o
     today = a_store(tmp_path / "t", ["3", "1", "9", "3", "2"], ["a", "a", "a", "b", "a"], [0, 2, 2, 1, 1], "item")
     path = str(tmp_path / "items.parquet")
     write_lists(yesterday, False, path)
-    assert pq.read_table(path).to_pylist()[1] == {"item_id": "2", "domain": "a", "trained": False}
+    assert pq.read_table(path).to_pylist()[1] == {
+        "item_id": "2",
+        "domain": "a",
+        "trained": False,
+        "content_hash": b"text of 2.......",
+    }
     growth = growth_since(today, path)
     assert growth.known.tolist() == [False, True, False, True, True]
     assert growth.trained.tolist() == [False, True, False, True, False]
@@ -175,4 +193,47 @@ def test_what_earlier_runs_of_a_chain_trained_on_and_knew_is_not_forgotten(tmp_p
         "new_items": 0,
         "held_out_but_trained_on_before": {"validation": 1, "test": 2},
     }
-    assert growth.gone.to_pylist() == [{"item_id": "3", "domain": "a", "trained": True}]
+    assert growth.gone.drop_columns(["content_hash"]).to_pylist() == [{"item_id": "3", "domain": "a", "trained": True}]
+
+
+def test_in_a_domain_of_another_name_items_are_known_by_id_and_text(tmp_path: Path) -> None:
+    """Of books beside films (`a`), then alone under another name: one text has changed, and a film has a book's id."""
+    both = a_store(tmp_path / "y", ["1", "2", "3", "9"], ["a", "a", "a", "b"], [0, 0, 2, 0], "item", {"9": "a film"})
+    alone = a_store(tmp_path / "t", [1, 2, 3, 9], ["books"] * 4, [1, 2, 2, 2], "item", {2: "another text"})
+    path = str(tmp_path / "items.parquet")
+    write_lists(both, False, path)
+    growth = growth_since(alone, path)
+    assert (growth.strange, growth.domains) == (("books",), ("a", "b"))
+    assert growth.known.tolist() == [True, False, True, False]
+    assert growth.trained_on(alone) == {"validation": 1, "test": 0}
+    assert growth.said_of_strange("item") == (
+        "it was trained on a, b; of items of books it is known by id and text alone whether they were among them under "
+        "another name"
+    )
+    write_lists(alone, False, path, growth)
+    later = growth_since(alone, path)
+    assert (later.strange, later.said_of_strange("item")) == ((), "")
+    assert later.trained_on(alone) == {"validation": 1, "test": 0}, "also a day later"
+    assert growth_since(both, path).trained.tolist() == [True, True, False, True], "nothing is forgotten"
+
+
+def test_lists_of_an_earlier_version_name_no_texts(tmp_path: Path) -> None:
+    path = str(tmp_path / "items.parquet")
+    write_lists(a_store(tmp_path / "y", ["1", "2"], ["a", "a"], [0, 2], "item"), False, path)
+    write_part(pq.read_table(path).drop_columns(["content_hash"]), path)
+    same = a_store(tmp_path / "t", ["1", "2"], ["a", "a"], [2, 2], "item")
+    assert growth_since(same, path).trained.tolist() == [True, False]
+    assert not growth_since(a_store(tmp_path / "o", ["1"], ["books"], [2], "item"), path).known.any()
+
+
+@pytest.mark.parametrize("kind", ["user", "time"])
+def test_of_users_and_times_of_a_domain_of_another_name_nothing_is_known(tmp_path: Path, kind: str) -> None:
+    path = str(tmp_path / "items.parquet")
+    store = (
+        a_user_store(tmp_path / "m", {"1": 0, "2": 2}) if kind == "user" else a_time_store(tmp_path / "m", (5, 8), [1])
+    )
+    write_lists(store, False, path)
+    other = Store(store.path, replace(store.meta, domains=["books"]))
+    growth = growth_since(other, path)
+    assert growth.trained_on(store) is None and growth_since(store, path).trained_on(store) is not None
+    assert "of books it is not known whether" in growth.said_of_strange(kind)

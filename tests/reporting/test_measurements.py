@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from beeray.config import validate_config
 from beeray.reporting.measurements import collect_measurements, described, rows
+from beeray.reporting.page import _tables
 from beeray.reporting.summary import facts, tiles
 
 
@@ -158,3 +160,56 @@ def test_rankings_by_a_prefix_and_of_new_items_are_told_in_words() -> None:
     assert described("held_out@64") == "held-out items, first 64 numbers of the embeddings"
     assert described("new_items") == "only new items asked for"
     assert described("own_idea") == "own_idea"
+
+
+def test_rows_of_other_users_or_another_cut_are_held_against_nobody(tmp_path: Path) -> None:
+    """A run over films and books, baselines of books alone, and an evaluation whose rankings were cut at 20."""
+    one = metrics(0.5)["test"]["held_out"]
+    evaluation(tmp_path, "baseline-ease", 0.9, label="baseline-ease")
+    evaluation(tmp_path, "other-1a2b3c4d-16", 0.9, text_length=16)
+    own = {"held_out": one | {"domains": {"books": one, "films": one}}, "filtered": one | {"kept": 3, "cut": 100}}
+    for name, record in (
+        ("baseline-ease", {"held_out": one | {"domains": {"books": one}}}),
+        ("other-1a2b3c4d-16", {"filtered": one | {"kept": 3, "cut": 20}}),
+    ):
+        path = tmp_path / "evaluations" / name / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"test": record}}))
+    found = rows(collect_measurements(tmp_path, {**RECORD, "metrics": {"test": own}, "metrics_before": {}})[0])
+    assert {(row["name"], row["key"]) for row in found} == {
+        ("EASE", "test|held_out||books"),
+        ("EASE", "test|held_out|books"),
+        ("Trained", "test|held_out||books, films"),
+        ("Trained", "test|held_out|books"),
+        ("Trained", "test|held_out|films"),
+        ("Trained", "test|filtered||first 100"),
+        ("other-1a2b3c4d", "test|filtered||first 20"),
+    }
+    (tile,) = tiles(found)
+    assert tile["rival"] == "", "EASE was not measured on the users of both"
+
+
+def test_what_was_evaluated_under_a_name_that_was_never_trained_is_of_one_store(tmp_path: Path) -> None:
+    evaluation(tmp_path, "untouched-16", 0.1, text_length=16, store_fingerprint="older")
+    evaluation(tmp_path, "baseline-ease", 0.4, label="baseline-ease", store_fingerprint="newer")
+    os.utime(tmp_path / "evaluations" / "untouched-16" / "metrics.json", (1, 1))
+    found, notes = collect_measurements(tmp_path, None)
+    assert [one.name for one in found] == ["EASE"]
+    assert notes == ["untouched-16: measured on another store (older), so it is not shown"]
+
+
+def test_validation_is_marked_where_what_was_scored_there_was_trained_on_it(tmp_path: Path) -> None:
+    """By the records: the config may be another one by now."""
+    of_validation = {"metrics": {"validation": metrics(0.5)["test"]}}
+    for learned, title in ((True, "validation (trained on) · held-out items"), (False, "validation · held-out items")):
+        record = RECORD | of_validation | {"metrics_before": {}, "trained_on_validation": learned}
+        (table,) = _tables(rows(collect_measurements(tmp_path, record)[0]))
+        assert table["title"] == title
+
+
+def test_coverage_is_shown_beside_coverage_of_as_many_places(tmp_path: Path) -> None:
+    evaluation(tmp_path, "baseline-ease", 0.4)
+    path = tmp_path / "evaluations" / "baseline-ease" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": metrics(0.4, **{"coverage@10": 0.2})}))
+    record = {**RECORD, "metrics": metrics(0.5, **{"coverage@50": 0.5}), "metrics_before": {}}
+    (table,) = _tables(rows(collect_measurements(tmp_path, record)[0]))
+    assert (table["k"], table["other_k"]) == (50, True)

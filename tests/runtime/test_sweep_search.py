@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def test_a_sweep_that_was_killed_draws_what_it_would_have_drawn(tmp_path: Path) 
     assert a_sweep(config).num_left == 5
     assert run(a_sweep(config), 12) == whole
     assert a_sweep(config).next() is None
+
+
+def test_a_trial_whose_folder_was_removed_is_drawn_again_under_its_own_number(tmp_path: Path) -> None:
+    config = a_config(tmp_path, num_trials=6, random_trials=6)
+    whole = run(a_sweep(config), 6)
+    shutil.rmtree(tmp_path / "s" / "trials" / "trial-002")
+    assert [trial.number for trial in a_sweep(config).trials] == [0, 1, 3, 4, 5]
+    assert run(a_sweep(config), 1) == whole
+    assert [trial.number for trial in a_sweep(config).trials] == list(range(6))
 
 
 def test_trials_differ_and_gather_where_it_is_better(tmp_path: Path) -> None:
@@ -310,7 +320,7 @@ def decision(scheduler: TrialScheduler, epoch: int, metric: float, number: int =
 
 
 def test_early_stopping_is_told_again_of_trials_that_have_ended(tmp_path: Path) -> None:
-    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number, 2: 0.2 * number}) for number in range(1, 5)]
+    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number, 2: 0.2 * number, 3: 9.0}) for number in range(1, 5)]
     config = a_config(tmp_path, asha={"grace_epochs": 1, "reduction_factor": 2})
     # the median of 0.1, 0.2, 0.3, 0.4 after epoch 1 is 0.25, of twice that after epoch 2 is 0.5
     assert decision(stopping(config, trials), 1, 0.24) == TrialScheduler.STOP
@@ -321,8 +331,17 @@ def test_early_stopping_is_told_again_of_trials_that_have_ended(tmp_path: Path) 
     assert decision(stopping(config, []), 1, 0.0) == TrialScheduler.CONTINUE, "there is nothing to compare with"
 
 
+def test_the_last_epoch_of_a_trial_that_ran_to_its_end_judges_nobody_killed_or_not(tmp_path: Path) -> None:
+    """It was never judged itself: a short trial's last epoch, after a whole schedule, would stop all longer ones."""
+    config = a_config(tmp_path, asha={"grace_epochs": 1, "reduction_factor": 2})
+    short = [Trial(number, {}, COMPLETE, {1: 0.1, 2: 0.3}) for number in range(3)]
+    stopped = [Trial(3, {}, STOPPED, {1: 0.1, 2: 0.3})]
+    assert decision(stopping(config, short), 2, 0.22) == TrialScheduler.CONTINUE
+    assert decision(stopping(config, stopped), 2, 0.22) == TrialScheduler.STOP, "that one was judged"
+
+
 def test_smaller_is_better_where_the_mode_says_so_and_null_stops_nothing(tmp_path: Path) -> None:
-    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number}) for number in range(1, 5)]
+    trials = [Trial(number, {}, COMPLETE, {1: 0.1 * number, 2: 9.0}) for number in range(1, 5)]
     assert decision(stopping(a_config(tmp_path, mode="min"), trials), 1, 0.26) == TrialScheduler.STOP
     assert decision(stopping(a_config(tmp_path, mode="min"), trials), 1, 0.24) == TrialScheduler.CONTINUE
     assert isinstance(stopping(a_config(tmp_path, asha=None), trials), FIFOScheduler)
@@ -330,13 +349,13 @@ def test_smaller_is_better_where_the_mode_says_so_and_null_stops_nothing(tmp_pat
 
 def test_no_trial_is_stopped_before_the_grace_epochs(tmp_path: Path) -> None:
     config = a_config(tmp_path, asha={"grace_epochs": 3})
-    trials = [Trial(0, {}, COMPLETE, {1: 0.9, 2: 0.9, 3: 0.9})]
+    trials = [Trial(0, {}, COMPLETE, {1: 0.9, 2: 0.9, 3: 0.9, 4: 9.0})]
     assert decision(stopping(config, trials), 2, 0.0) == TrialScheduler.CONTINUE
     assert decision(stopping(config, trials), 3, 0.89) == TrialScheduler.STOP
 
 
 def test_a_trial_that_goes_on_is_not_judged_again_by_epochs_that_it_has_passed(tmp_path: Path) -> None:
-    trials = [Trial(number, {}, COMPLETE, {1: 0.8, 2: 0.9}) for number in range(4)]
+    trials = [Trial(number, {}, COMPLETE, {1: 0.8, 2: 0.9, 3: 9.0}) for number in range(4)]
     trials.append(Trial(4, {}, RUNNING, {1: 0.5, 2: 0.6}))
     scheduler = stopping(a_config(tmp_path), trials)
     assert decision(scheduler, 1, 0.5, number=5) == TrialScheduler.STOP, "a new one as good as this would be stopped"

@@ -20,7 +20,7 @@ from beeray.errors import ConfigError
 from beeray.runtime.lineage import learned_validation
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.run_start import begin_run
-from beeray.runtime.sweep.measurable import check_held_out
+from beeray.runtime.sweep.measurable import check_held_out, check_validation_users
 from beeray.runtime.warm_start import find_warm_start
 from beeray.verbs import evaluate
 from beeray.verbs.evaluate import held_out_but_trained_on
@@ -31,13 +31,20 @@ def a_config(folder: Path, name: str, splits: tuple[str, ...] = ("test",), **tra
     return validate_config(tree | {"train": train, "evaluate": {"splits": list(splits)}})
 
 
-def a_store(folder: Path, labels: list[int], kind: str = "item") -> Store:
+def a_store(folder: Path, labels: list[int], kind: str = "item", domain: str = "a", text: str = "text") -> Store:
     (folder / "catalog").mkdir(parents=True)
     ids = [str(number) for number in range(len(labels))]
-    table = pa.table({"item_id": ids, "domain": ["a"] * len(ids), "split": pa.array(labels, pa.int8())})
+    table = pa.table(
+        {
+            "item_id": ids,
+            "domain": [domain] * len(ids),
+            "split": pa.array(labels, pa.int8()),
+            "content_hash": pa.array([f"{text} {one}".encode().ljust(16)[:16] for one in ids], pa.binary(16)),
+        }
+    )
     write_part(table, str(folder / "catalog" / "part-00000.parquet"))
     users = {"train": 4, "train+validation": 4}
-    return Store(str(folder), StoreMeta("0", kind, ["a"], len(ids), 4, 0, {}, {}, {}, users))
+    return Store(str(folder), StoreMeta("0", kind, [domain], len(ids), 4, 0, {}, {}, {}, users))
 
 
 def a_run(config: Config, store: Store, listed: bool = True) -> str:
@@ -190,3 +197,53 @@ def test_the_untouched_encoder_is_not_kept_as_the_one_that_a_run_began_with_else
 def test_before_a_run_the_config_says_what_it_begins_with(tmp_path: Path) -> None:
     assert evaluate._kept_as(a_config(tmp_path, "mine"), "untouched") == "original"
     assert evaluate._kept_as(a_config(tmp_path, "mine", init_from="runs/yesterday"), "untouched") == ""
+
+
+def test_a_domain_of_another_name_hides_nothing_that_was_trained_on(tmp_path: Path) -> None:
+    """`goodlens` calls `books` what is `goodbooks` alone."""
+    theirs = a_config(tmp_path, "theirs", with_validation=True)
+    run = a_run(theirs, a_store(tmp_path / "books", [0, 0, 1, 2], domain="books"))
+    goodbooks = a_store(tmp_path / "goodbooks", [0, 0, 1, 2], domain="goodbooks")
+    with pytest.raises(ConfigError, match=r"trained on items that are held out now \(1 of validation\)"):
+        check_held_out(find_warm_start(a_config(tmp_path, "s", init_from=run)), goodbooks, Console())
+    both = a_config(tmp_path, "mine", ("validation", "test"))
+    counts, said = shown(held_out_but_trained_on, both, f"{run}/model", goodbooks)
+    assert counts == {
+        "held_out_but_trained_on": {"validation": 1, "test": 0},
+        "domains_it_did_not_name": ["goodbooks"],
+    }
+    assert said.splitlines()[0] == (
+        f"{run}: it was trained on books; of items of goodbooks it is known by id and text alone whether they were "
+        "among them under another name"
+    )
+    assert evaluate._learned_validation(f"{run}/model", counts) is True
+    films = a_store(tmp_path / "films", [0, 0, 1, 2], domain="films", text="film")
+    counts, _ = shown(held_out_but_trained_on, both, f"{run}/model", films)
+    assert counts["held_out_but_trained_on"] == {"validation": 0, "test": 0}
+    assert evaluate._learned_validation(f"{run}/model", counts) is None, "they may have had another text"
+    users = a_store(tmp_path / "users", [0, 0, 1, 2], "user", domain="films")
+    counts, said = shown(held_out_but_trained_on, both, f"{run}/model", users)
+    assert counts == {} and said.count("\n") == 1 and "of users of films it is not known" in said
+    assert shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=run)), users)[1].count("\n") == 1
+
+
+def test_a_sweep_of_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a `time` split where no user comes back, every trial would score 0."""
+    store = a_store(tmp_path / "store", [0, 0], "time")
+    (tmp_path / "store" / "users").mkdir()
+
+    def with_users(splits: list[list[int]]) -> None:
+        rows = {
+            "user_index": pa.array(range(len(splits)), pa.int32()),
+            "split": pa.array([0] * len(splits), pa.int8()),
+            "item_indices": pa.array([[0, 1]] * len(splits), pa.list_(pa.int32())),
+            "splits": pa.array(splits, pa.list_(pa.int8())),
+        }
+        write_part(pa.table(rows), str(tmp_path / "store" / "users" / "part-00000.parquet"))
+
+    monkeypatch.setattr(Store, "check_unchanged", lambda self: None)
+    with_users([[0, 0], [1, 1], [2, 2]])
+    with pytest.raises(ConfigError, match=r"^tune: no user of store .* has a history and a target in validation, so"):
+        check_validation_users(store)
+    with_users([[0, 0], [0, 1]])
+    check_validation_users(store)

@@ -200,10 +200,49 @@ def test_what_measures_different_things_is_left_out_and_told(tmp_path: Path, mon
     assert found == {("test", "held_out")}
     assert "validation is not compared: one was trained on validation data and two was not; compare them" in said
     assert "old_items and new_items are not compared: one and two began with runs that knew different items" in said
-    assert groups("alike")[0] == groups("older")[0] == everything
+    found, said = groups("alike")
+    assert (
+        found == {("test", ranking) for ranking in rankings} and "validation is left out: all were trained on" in said
+    )
+    assert groups("alike", "--split", "validation")[0] == everything - found
+    found, said = groups("older")
+    assert found == {("test", ranking) for ranking in rankings} and "and of older that is not known" in said
     found, said = groups("two", "--ranking", "new_items")
     assert not found and "old_items and new_items are not compared" in said
     assert not groups("two", "--split", "validation")[0]
+
+
+def test_filtered_that_was_cut_at_another_length_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first 20 of the catalog's ranking, or of the first 100, the rest dropped: recall@20 means two things."""
+    for name, cut in (("one", 100), ("two", 20), ("alike", 100), ("older", None)):
+        filtered = {"kept": 5} | ({} if cut is None else {"cut": cut})
+        about = {"metrics": {"test": {"catalog": {}, "filtered": filtered}}}
+        write(tmp_path / "runs" / name, a_table(0.1, rankings=("catalog", "filtered")), **about)
+
+    def compared(*arguments: str) -> tuple[list[str], str]:
+        code, out, err = execute(tmp_path, *arguments, monkeypatch=monkeypatch)
+        tables = json.loads(out.splitlines()[-1])["tables"] if code == 0 else []
+        return [table["ranking"] for table in tables], out + err
+
+    found, said = compared("one", "two")
+    assert found == ["catalog"]
+    assert "filtered is not compared: of two the first 20 of the catalog's ranking were filtered, of one the" in said
+    assert compared("one", "alike")[0] == compared("one", "older")[0] == ["catalog", "filtered"]
+
+
+def test_what_was_trained_on_before_it_was_held_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, about in (
+        ("clean", {"held_out_but_trained_on": {"validation": 3, "test": 0}}),
+        ("scored", {"held_out_but_trained_on": {"validation": 0, "test": 1500}}),
+        ("begun", {"init_from": {"held_out_but_trained_on_before": {"test": 7}}}),
+    ):
+        write(tmp_path / "runs" / name, a_table(0.1), **about)
+    code, out, _ = execute(tmp_path, "clean", "scored", "begun", monkeypatch=monkeypatch)
+    assert code == 0 and json.loads(out.splitlines()[-1])["warnings"] == [
+        "scored was trained on some of what is held out (1,500 of test), which flatters its figures",
+        "begun was trained on some of what is held out (7 of test), which flatters its figures",
+    ]
+    assert "Warning: begun was trained on some of what is held out (7 of test), which flatters its figures." in out
 
 
 def test_filtered_of_a_version_that_ranked_the_window_alone_is_left_out(

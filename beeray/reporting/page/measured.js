@@ -1,8 +1,7 @@
 function chosenRows() {
   const select = element('ranking');
   if (!select) return [];
-  const [split, ranking, domain] = select.value.split('|');
-  return data.rows.filter((row) => row.split === split && row.ranking === ranking && row.domain === domain);
+  return data.rows.filter((row) => row.key === select.value);
 }
 
 /** Dots, one a model; names get a running number of spaces where two are alike, or plotly would merge them. */
@@ -43,9 +42,9 @@ function metricPlots(rows) {
 }
 
 function exposurePlots(rows) {
-  const here = rows.filter((row) => row.shown.k !== undefined);
-  if (!here.length) return [];
-  const k = Math.min(...here.map((row) => row.shown.k));
+  const k = rows.findLast((row) => row.shown.k !== undefined)?.shown.k;
+  const here = rows.filter((row) => row.shown.k === k);
+  if (k === undefined) return [];
   const plot = (figure, text, label, more = {}) => ({
     label: `${label} of every model; the table below has the figures`,
     traces: [dots(here, (row) => row.shown[figure], { hovertemplate: '%{y}: %{x:.3f}<extra></extra>' })],

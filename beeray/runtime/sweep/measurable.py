@@ -14,6 +14,7 @@ from beeray.runtime.sweep.demand import token_variants
 from beeray.runtime.sweep.stopping import longest_epochs
 from beeray.runtime.warm_start import WarmStart
 
+USERS_AT_ONCE = 4096
 HEAD, UNITS = "train.head", "train.head.units"
 
 
@@ -83,6 +84,19 @@ def check_searched_head(config: Config, warm: WarmStart | None) -> None:
         )
 
 
+def check_validation_users(store: Store) -> None:
+    """Refuse to rank trials by the figures of nobody.
+
+    Raises:
+        ConfigError: no user has something to go by and a target in validation.
+    """
+    if next(store.evaluation_users("validation", USERS_AT_ONCE), None) is None:
+        raise ConfigError(
+            f"tune: no user of store {store.path!r} has a history and a target in validation, so trials cannot be told "
+            f"apart (split.kind {store.meta.split_kind!r}, split.validation); hold out more, or split by something else"
+        )
+
+
 def check_held_out(warm: WarmStart | None, store: Store, console: Console) -> None:
     """Refuse to rank trials by what the encoder that they begin with was trained on; says so where that is not known.
 
@@ -95,7 +109,11 @@ def check_held_out(warm: WarmStart | None, store: Store, console: Console) -> No
     if warm is None:
         return
     kind = store.meta.split_kind
-    counts = trained_on_before(store, warm.items)
+    counts, growth = trained_on_before(store, warm.items)
+    if growth is not None and growth.strange:
+        console.line(f"train.init_from {warm.given}: {growth.said_of_strange(kind)}")
+        if counts is None:
+            return
     if counts is None:
         console.line(
             f"train.init_from {warm.given}: it {said_without_note(kind)}, and a sweep would be measured on those of "

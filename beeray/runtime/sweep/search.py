@@ -7,9 +7,11 @@ repeat them. Here the study is made from the folder at each start, and the sampl
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -98,7 +100,8 @@ class Sweep:
         self._study.tell(asked, value, state=state)
 
     def _draw(self) -> Trial:
-        number = len(self.trials)
+        taken = {trial.number for trial in self.trials}
+        number = next(number for number in itertools.count() if number not in taken)  # a trial's folder may be removed
         point = own_point(self.config, self.space) if number == 0 else None  # so that no sweep ends worse than it began
         if point is None and self._spreads():
             point = quasi_random_point(self.space, self._seed, number)
@@ -115,6 +118,7 @@ class Sweep:
         trial = Trial(number, values)
         self._asked[number] = asked
         self.trials.append(trial)
+        self.trials.sort(key=attrgetter("number"))
         return trial
 
     def _spreads(self) -> bool:

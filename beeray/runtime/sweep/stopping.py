@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from beeray.config import Config, Dimension, search_space
-from beeray.runtime.sweep.folder import Trial
+from beeray.runtime.sweep.folder import COMPLETE, Trial
 from beeray.runtime.sweep.search import EPOCH, OBJECTIVE
 
 
@@ -70,6 +70,7 @@ def stopping(config: Config, trials: Iterable[Trial]) -> TrialScheduler:
     )
     for trial in trials:
         epochs = sorted(trial.epochs.items())
-        # one that goes on reports its epochs again: only of its last one it may not be known how it was judged
-        scheduler.tell(trial.number, epochs if trial.over else epochs[:-1])
+        # one that goes on reports its epochs again: only of its last one it may not be known how it was judged; the
+        # last one of a trial that ran to its end was not
+        scheduler.tell(trial.number, epochs if trial.over and trial.status != COMPLETE else epochs[:-1])
     return scheduler
