@@ -102,7 +102,7 @@ class DomainConfig(SourceConfig):
     """One of several data sets that are mixed: its source, its rules and its share of the training."""
 
     weight: float = Field(1.0, gt=0, le=100)
-    """How often each of its users comes in an epoch, on average: 0.5 takes half of them, others every epoch."""
+    """How often each of its users comes in an epoch, on average: 0.5 takes half of them, drawn anew every epoch."""
     split: DomainSplitConfig = DomainSplitConfig()
 
 

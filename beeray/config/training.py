@@ -108,7 +108,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop after so many steps; the schedule is laid over them."""
     batch_size: int = Field(1024, ge=1)
-    """Users a step, over all workers."""
+    """Users a step, over all workers; an epoch is cut into equal steps, each of up to half more."""
     items: Literal["bounded", "all_positives", "catalog"] = "bounded"
     """Which items a step encodes: `bounded`: `max_output` of them, the users' own first; `all_positives`: all of the
     users' own, even if they are more; `catalog`: as `bounded`, and users are described by all of their items."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,12 @@ IDLE_SETTINGS = {
     "use_cache",
 }
 """Settings of a network that move no vector, beside those of dropout."""
+OWN_CODE = "transformers_modules"
+"""Package in which transformers puts the code that an encoder brings along."""
 
 
 def model_fingerprint(model: SentenceTransformer) -> str:
-    """Digest of an encoder's weights, modules, settings of its network and tokenizer: 16 hex digits.
+    """Digest of an encoder's weights, modules, settings of its network, tokenizer and own code: 16 hex digits.
 
     Two folders with the same content have the same one; a changed weight, activation, pooling or vocabulary
     changes it.
@@ -38,6 +42,8 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         settings.pop("max_seq_length", None)
         settings["network"] = _network_settings(getattr(module, "config", None))
         digest.update(f"{type(module).__name__}|{json.dumps(settings, sort_keys=True, default=str)}|".encode())
+    for name, source in _own_code(model):
+        digest.update(f"{name}|{hashlib.sha256(source).hexdigest()}|".encode())
     tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
     if tokenizer is not None:
         rules = json.loads(tokenizer.to_str())
@@ -45,6 +51,14 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         rules.pop("truncation", None)
         digest.update(json.dumps(rules, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _own_code(model: SentenceTransformer) -> list[tuple[str, bytes]]:
+    """Name and content of the Python files that an encoder brought along (`trust_remote_code`), sorted."""
+    classes = {type(module) for module in model.modules()}
+    brought = {inspect.getsourcefile(one) for one in classes if one.__module__.partition(".")[0] == OWN_CODE}
+    folders = {Path(file).parent for file in brought if file}
+    return sorted((file.name, file.read_bytes()) for folder in folders for file in folder.glob("*.py"))
 
 
 def _network_settings(config: Any) -> Any:

@@ -98,6 +98,20 @@ def transformer_layers(model: SentenceTransformer) -> nn.ModuleList:
     return found[0]
 
 
+@contextmanager
+def _attention_of_any_kind(network: Any) -> Iterator[None]:
+    """Attend with a kernel for any device and precision; flash attention's is for half precision on GPUs alone."""
+    chosen = getattr(network.config, "_attn_implementation", None) or ""
+    if not chosen.startswith("flash"):
+        yield
+        return
+    network.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(chosen)
+
+
 def _needed_by(model: SentenceTransformer, last: nn.Module) -> list[nn.Parameter]:
     """Trainable parameters that a layer's output depends on; dropout is taken out of all that runs up to it."""
     done: list[nn.Module] = []
@@ -111,7 +125,7 @@ def _needed_by(model: SentenceTransformer, last: nn.Module) -> list[nn.Parameter
 
     hooks = [module.register_forward_hook(finished) for module in model[0].modules()]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _attention_of_any_kind(model[0].model):
             ones = torch.ones((1, 2), dtype=torch.int64, device=model.device)
             model[0]({"input_ids": ones, "attention_mask": ones})
     finally:

@@ -34,7 +34,7 @@ from beeray.data.embeddings import Embeddings, sha256_of
 from beeray.data.index_recall import RowSample, measure_recall, median_query_ms
 from beeray.data.manifest import MANIFEST
 from beeray.data.staging import Staging
-from beeray.data.storage import exists, is_local, join, resolve, storage_errors
+from beeray.data.storage import entries, exists, is_local, join, resolve, storage_errors
 from beeray.errors import ConfigError, DataError, EmbeddingsError
 
 INDEX, IDS, INFO = "index.faiss", "ids.parquet", "index.json"
@@ -318,7 +318,12 @@ def _described(published: Embeddings) -> dict[str, Any]:
 
 
 def _check_free(path: str) -> None:
-    if exists(path) and not exists(join(path, INFO)):
+    """Refuse to replace what is no index; one that was interrupted while it was put there is part of one.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    if exists(path) and not exists(join(path, INFO)) and not set(entries(path)) <= {INDEX, IDS}:
         raise ConfigError(f"index.path: {path} is there and is no index (it has no {INFO}); give a path that is free")
 
 

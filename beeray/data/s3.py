@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import s3fs
 from botocore import exceptions as boto
 from fsspec.config import conf
+from fsspec.core import has_magic
 from pyarrow import PythonFile, fs
 
 from beeray.errors import DataError
@@ -117,7 +118,11 @@ class S3Handler(fs.FSSpecHandler):
         if "/" not in path:
             raise DataError(f"s3://{path}: is a whole bucket, which is never removed; give a folder in it")
         with s3_errors(path):
-            self.fs.rm(path, recursive=True)
+            if has_magic(path):  # `rm` would take it for a pattern, and remove what is beside it
+                for key in self.fs.find(path):
+                    self.fs.rm_file(key)
+            else:
+                self.fs.rm(path, recursive=True)
             left = self.fs.find(path)
         if left:
             raise DataError(f"s3://{left[0]}: access denied: it cannot be deleted; {_RIGHTS}")

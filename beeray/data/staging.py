@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,23 @@ from types import TracebackType
 from uuid import uuid4
 
 from beeray.data.process_identity import TAG, is_tag_of_gone, tag_of_this_process
-from beeray.data.storage import delete_file, is_local, join, list_files, make_dir, remove_tree, resolve, storage_errors
+from beeray.data.storage import (
+    delete_file,
+    is_local,
+    join,
+    list_dir,
+    list_files,
+    make_dir,
+    remove_tree,
+    resolve,
+    storage_errors,
+)
+from beeray.errors import DataError
 
 COPIES_AT_ONCE = 8
 MAX_LINKS = 40
+LEFT_FOR_S = 7 * 24 * 3600
+"""How long what another machine writes to an object store may lie untouched before it counts as left behind."""
 
 
 class Staging:
@@ -45,6 +59,8 @@ class Staging:
         if self.local:
             with storage_errors(self.final):
                 _sweep(self._final)
+        else:
+            _sweep_store(self.final.rstrip("/"))
         make_dir(self.path)
         return self
 
@@ -118,6 +134,21 @@ def _followed(path: Path) -> Path:
 
 def _beside(final: str, kind: str) -> str:
     return f"{final}.{kind}-{tag_of_this_process()}-{uuid4().hex[:8]}"
+
+
+def _sweep_store(final: str) -> None:
+    """Remove what was left half-written beside a folder of an object store: provably, or nothing was added for days.
+
+    What cannot be listed or removed is left: it is not what this command is for.
+    """
+    parent, _, name = final.rpartition("/")
+    theirs = re.compile(rf"{re.escape(name)}\.partial-({TAG})-[0-9a-f]{{8}}")
+    with contextlib.suppress(DataError):
+        for left, match in [(one, match) for one in list_dir(parent) if (match := theirs.fullmatch(one))]:
+            files = list_files(join(parent, left), may_be_empty=True, hidden=True)
+            newest = max((file.modified_ns for file in files), default=0) / 1e9
+            if is_tag_of_gone(match[1]) or time.time() - newest > LEFT_FOR_S:
+                remove_tree(join(parent, left))
 
 
 def _sweep(final: Path) -> None:

@@ -28,6 +28,7 @@ from pyarrow import fs
 from beeray.config import StorageConfig
 from beeray.config.credentials import holds_password, redact_uri
 from beeray.config.paths import found, mistyped
+from beeray.data.file_tags import etags_of
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
@@ -36,7 +37,10 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class FileStat:
-    """A file (path or URI) and what tells whether it changed: of S3 its ETag too, since times are whole seconds."""
+    """A file (path or URI) and what tells whether it changed: of an object store or a server its ETag or the like, too.
+
+    S3's times are whole seconds, and of what fsspec reads pyarrow knows no time but `mtime`.
+    """
 
     path: str
     size: int
@@ -242,12 +246,12 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
             found = list({one.path: one for one in found}.values())
         else:
             found = [info]
-    etags = getattr(getattr(filesystem, "handler", None), "etags", {})
-    files = [
-        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etags.get(one.path, ""))
-        for one in found
-        if one.type == fs.FileType.File
-    ]
+        etag_of = etags_of(filesystem)
+        files = [
+            FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etag_of(one.path))
+            for one in found
+            if one.type == fs.FileType.File
+        ]
     if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)

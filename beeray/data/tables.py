@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,8 +22,9 @@ from pyarrow import fs
 
 from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange, csv_ranges
+from beeray.data.file_tags import UNPACKED
 from beeray.data.fragments import FRAGMENT_SHIFT, IDS, ROW, Fragment
-from beeray.data.storage import FileStat, is_local, list_files, resolve
+from beeray.data.storage import FileStat, is_local, list_files, local_path, resolve, storage_errors
 from beeray.data.table_files import (
     PARSE_CSV,
     estimated_csv_rows,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
 OPEN_AT_ONCE = 16
+DIGEST_BYTES = 1 << 22
 SHOWN_NAMES = 500
 T = TypeVar("T")
 R = TypeVar("R")
@@ -207,8 +210,7 @@ class Table:
             digest.update(sink.getvalue())
         else:
             for file in next(iter(self._opened), ()) if as_opened else list_files(self.source):
-                etag = f"|{file.etag}" if file.etag else ""
-                digest.update(f"{file.path}|{file.size}|{file.modified_ns}{etag}".encode())
+                digest.update(_identity(file).encode())
         return digest.hexdigest()[:16]
 
     def _standard(self, schema: pa.Schema) -> pa.Schema:
@@ -313,6 +315,31 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
         return [work(one) for one in inputs]
     with ThreadPoolExecutor(min(OPEN_AT_ONCE, len(inputs))) as pool:
         return list(pool.map(work, inputs))
+
+
+def _identity(file: FileStat) -> str:
+    """What changes with a file's content.
+
+    What a submitted job brings along lies in a folder that is named anew whenever anything in it changes, and is as old
+    there as the node's copy: such a file is known by its place in that folder and by its content. So is one of whose
+    content its filesystem tells nothing but the size.
+    """
+    place = Path(local_path(file.path)).parts if is_local(file.path) else ()
+    if UNPACKED in place:
+        inside = "/".join(place[place.index(UNPACKED) + 2 :])  # behind `_ray_pkg_<hash>`
+        return f"{inside}|{file.size}|{_digest(file.path)}"
+    if file.etag or file.modified_ns:
+        return f"{file.path}|{file.size}|{file.modified_ns}{f'|{file.etag}' if file.etag else ''}"
+    return f"{file.path}|{file.size}|{_digest(file.path)}"
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    filesystem, inside = resolve(path)
+    with storage_errors(path), filesystem.open_input_stream(inside) as stream:
+        while block := stream.read(DIGEST_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _open(

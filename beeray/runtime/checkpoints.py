@@ -42,11 +42,13 @@ class Position:
         epoch: epoch that the next step belongs to, from 0.
         step_in_epoch: next step inside it.
         step: steps done in the whole run.
+        unvalidated: the epoch that has just ended is still to be validated, as where there was no time for that.
     """
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
+    unvalidated: bool = False
 
     def after(self, steps_per_epoch: int) -> Position:
         """The position when one more step is done."""
@@ -73,7 +75,9 @@ class Checkpoints:
         if checkpoint is None:
             return Position()
         with checkpoint.as_directory() as folder:
-            position = Position(**read_state(self.engine, Path(folder)))
+            record = read_state(self.engine, Path(folder))
+        unvalidated = bool(record.pop("unvalidated", 0))
+        position = Position(**record, unvalidated=unvalidated)
         go_on_at(self.engine, position.step)
         return position
 

@@ -22,6 +22,7 @@ from beeray.data.publishing import CHECKPOINT, PLAN, REPORTS
 from beeray.data.storage import join, make_dir, remove_tree, resolve
 from beeray.data.streaming import error_kind, find_cause, set_up_ray_data, what_it_says
 from beeray.runtime.embedder import Embedder, EmbedderTask
+from beeray.runtime.session import live_nodes
 
 TASK_CPUS = 0.25
 """CPUs reserved by a task that reads, tokenises or writes."""
@@ -120,7 +121,7 @@ class Pipeline:
     def _checkpoint(self, config: Config) -> CheckpointConfig:
         path = join(self.work, CHECKPOINT)
         reserved = self.embedder.num_actors * config.embed.cpus_per_actor + FILTER_CPUS + 2 * TASK_CPUS
-        if reserved > ray.cluster_resources().get("CPU", 0.0):
+        if reserved > sum(node.get("CPU", 0.0) for node in live_nodes()):
             remove_tree(path)  # its filter would wait for a CPU for ever; finished units are not in the plan anyway
         make_dir(path)
         filesystem, inside = resolve(path)

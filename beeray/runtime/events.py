@@ -98,6 +98,7 @@ class EventHandler:
         self._bar: Progress | None = None
         self._bar_label = ""
         self._num_steps = 0
+        self._told_of_nobody = False
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Handle one event."""
@@ -167,6 +168,13 @@ class EventHandler:
         if self.folder is not None:
             self.folder.log_step(event)
         self._show("train", event["step"] + 1, self._num_steps, "step", note)
+        if not event["users"] and not self._told_of_nobody:
+            self._told_of_nobody = True
+            self.close()
+            self.console.line(
+                f"warning: step {event['step'] + 1:,} had no user with enough of the items that were drawn, so nothing "
+                "was learned from it; raise train.max_output, or lower train.batch_size"
+            )
         self.track([event])
 
     def _on_epoch(self, event: dict[str, Any]) -> None:

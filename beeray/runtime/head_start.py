@@ -40,12 +40,15 @@ def start_with_head(
     store: Store,
     tokens: Tokens,
     send: Callable[..., None],
+    *,
+    num_shards: int | None = None,
 ) -> None:
     """Append the head that `train.head` describes and train it. Every rank must call.
 
     Args:
         model: the encoder before training; the head is appended to it.
         send: tells the driver an event, kind first.
+        num_shards: as `training_users`.
 
     Raises:
         NotFiniteError: embeddings of trainable items are no finite numbers; on every rank.
@@ -67,7 +70,7 @@ def start_with_head(
     check_finite(features, store, items, whose=config.begins_with)
     head = whitened_head(model, features, head_config)
     embedded = time.perf_counter()
-    losses = train_alone(head, features, items, head_config, config, store, send)
+    losses = train_alone(head, features, items, head_config, config, store, send, num_shards=num_shards)
     if not all(weights.isfinite().all() for weights in head.parameters()):
         steps = f"after {len(losses)} steps the head's weights are no finite numbers"
         raise DivergedError(f"train.head.lr {head_config.lr:g}: {steps}; lower it")
@@ -96,12 +99,15 @@ def train_alone(
     config: Config,
     store: Store,
     send: Callable[..., None],
+    *,
+    num_shards: int | None = None,
 ) -> list[float]:
     """Train a head on features of the frozen encoder, under the loss of training. Every rank must call.
 
     Args:
         features: of `items`, (items, d).
         send: tells the driver an event, kind first.
+        num_shards: as `training_users`.
 
     Returns:
         loss of every step.
@@ -113,7 +119,7 @@ def train_alone(
         if rank() == 0:
             send("head", step=step, num_steps=settings.steps, loss=loss)
 
-    users = training_users(store, config, items)
+    users = training_users(store, config, items, num_shards)
     if users.num_users and settings.steps:
         within = scored_within(config, store)
         domains = None if within is None else within[items]
@@ -147,13 +153,17 @@ def head_items(store: Store, config: Config) -> NDArray[np.int32]:
     return np.sort(drawn)
 
 
-def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> UserItems:
+def training_users(store: Store, config: Config, items: NDArray[np.int32], num_shards: int | None = None) -> UserItems:
     """Users of the store, the same on every rank, with their items as rows of `items`.
 
     The first of each domain, as many of each as its share in an epoch says; some twice, where that is more than it has.
+
+    Args:
+        num_shards: into how many the run's users were cut when it began; `cluster.num_workers` unless given.
     """
-    shares = user_shares(config, store)
-    num_drawn = np.array([share.num_drawn * config.cluster.num_workers for share in shares], dtype=np.int64)
+    num_shards = num_shards or config.cluster.num_workers
+    shares = user_shares(config, store, num_shards)
+    num_drawn = np.array([share.num_drawn * num_shards for share in shares], dtype=np.int64)
     if num_drawn.sum() > MAX_USERS:
         num_drawn = np.maximum(1, num_drawn * MAX_USERS // num_drawn.sum())
     weighted = [share.num_drawn != share.num_users for share in shares]
@@ -170,15 +180,22 @@ def training_users(store: Store, config: Config, items: NDArray[np.int32]) -> Us
 
 
 def _first_users(store: Store, config: Config, items: NDArray[np.int32], domain: int, most: int) -> UserItems:
-    parts: list[pa.Table] = []
+    """The first users of a domain that have two of the items."""
+    parts: list[UserItems] = []
     for path in store.user_paths(store.meta.domains[domain]):
-        if sum(len(part) for part in parts) >= most:
+        if sum(part.num_users for part in parts) >= most:
             break
         rows = read_part(path, ["user_index", *INTERACTION_COLUMNS])
-        parts.append(training_rows(rows, config.trains_on_validation))
-    indptr, indices = list_column(pa.concat_tables(parts)["item_indices"])
+        parts.append(_users_of(training_rows(rows, config.trains_on_validation), items))
+    users = concatenate_users(parts)
+    return users.take(np.arange(min(users.num_users, most)))
+
+
+def _users_of(rows: pa.Table, items: NDArray[np.int32]) -> UserItems:
+    """Users with the items that are in `items`, as rows of it; those who have two."""
+    indptr, indices = list_column(rows["item_indices"])
     places = np.minimum(np.searchsorted(items, indices), len(items) - 1)
     kept = items[places] == indices  # all of them, unless items are a sample
     indptr = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[indptr]
     users = UserItems(indptr, places[kept].astype(np.int32))
-    return users.take(np.flatnonzero(np.diff(indptr) >= 2)[:most])
+    return users.take(np.flatnonzero(np.diff(indptr) >= 2))

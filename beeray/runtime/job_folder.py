@@ -12,13 +12,12 @@ from pathlib import Path
 
 from beeray.config import Config
 from beeray.config.paths import ROOT, placed
+from beeray.data.file_tags import UNPACKED
 from beeray.data.storage import is_local, local_path
 from beeray.errors import ConfigError
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job's driver what it was submitted with; no other command has it."""
-UNPACKED = "working_dir_files"
-"""Under which Ray unpacks the folders that jobs bring along, as `_ray_pkg_<hash>`."""
 
 
 def check_outlives_job(config: Config, *keys: str) -> None:

@@ -1,7 +1,8 @@
 """What nights of nightly training did: one small file each, so that a job that was killed goes on with its night.
 
     runs/<name>/nights/<night>.json     the serving model it began with, the gate's verdict, what was published
-    runs/<name>-<night>/                the night's training run
+    runs/<name>-<night>/                the night's training run; a night is called by its date, the second of a day
+                                        2026-01-31-2
 
 A night's file is written before it trains, so it continues from the model that served when it began whatever has been
 published since; and the verdict before it publishes, so that a new model is never compared with itself.
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from beeray.runtime.locks import locked_file
 from beeray.runtime.run_folder import MODEL, NIGHTS
 from beeray.runtime.whole_files import write_whole
 
-NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
+NAME = re.compile(r"(\d{4}-\d{2}-\d{2})(?:-([2-9]|[1-9]\d+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Night:
     """One night.
 
     Attributes:
-        name: its date.
+        name: its date, with a number from 2 on where it is not the first of the day.
         store_fingerprint: of the tables it trains on.
         serving: name and fingerprint of the model that served when it began; None where nothing was published.
         verdict: the gate's, once it has judged (a `Verdict.record()`; without `judged` where nothing served, and with
@@ -86,22 +88,28 @@ class Nights:
             raise RunError(f"{file} is damaged ({error}); remove it, and the night begins anew") from None
 
     def chosen(self, asked: str | None, today: str, store_fingerprint: str) -> str:
-        """Which night is worked on: the one asked for; an unfinished one; today's.
+        """Which night is worked on: the one asked for; an unfinished one; today's, or another of today.
 
         An unfinished one that was judged goes on whatever its tables are now, since some domains may be served by its
-        model already; one that was not, while they are the same.
+        model already; one that was not, while they are the same. Where today's is finished and the tables have changed
+        since, another one begins: what came in must not wait for tomorrow.
+
+        Args:
+            today: its date.
+            store_fingerprint: of the store that the tables give now.
 
         Raises:
-            ConfigError: the one asked for is no date.
+            ConfigError: the one asked for is no date, or of days to come, behind which no later night would be found.
         """
         if asked is not None:
-            if not NAME.fullmatch(asked):
-                raise ConfigError(f"--night {asked!r}: must be a date, e.g. {today}")
-            return asked
+            return _checked(asked, today)
         last = self._names()[-1:]
         night = self.kept(last[0]) if last else None
-        if night is None or night.finished:
+        if night is None or (night.finished and _order(night.name)[0] < today):
             return today
+        if night.finished:
+            day, number = _order(night.name)
+            return night.name if night.store_fingerprint == store_fingerprint else f"{day}-{number + 1}"
         return night.name if night.verdict is not None or night.store_fingerprint == store_fingerprint else today
 
     def keep(self, night: Night, **changes: Any) -> Night:
@@ -143,12 +151,12 @@ class Nights:
             tell: takes a line about each run that cannot be removed.
         """
         nights = [night for night in map(self.kept, self._names()) if night is not None]
-        last_finished = max((night.name for night in nights if night.finished), default="")
+        last_finished = max((_order(night.name) for night in nights if night.finished), default=("", 0))
         models, removed = [Path(model).resolve() for model in serving], []
         for night in nights[: -self.config.nightly.keep_runs]:
             run = self.run_dir(night.name)
             serves = any(model.is_relative_to(run.resolve()) for model in models)
-            if night.name > last_finished or not run.is_dir() or serves:
+            if _order(night.name) > last_finished or not run.is_dir() or serves:
                 continue
             try:
                 shutil.rmtree(run)
@@ -163,4 +171,25 @@ class Nights:
         return removed
 
     def _names(self) -> list[str]:
-        return sorted(file.stem for file in self.folder.glob("*.json") if NAME.fullmatch(file.stem))
+        names = (file.stem for file in self.folder.glob("*.json") if NAME.fullmatch(file.stem))
+        return sorted(names, key=_order)
+
+
+def _order(name: str) -> tuple[str, int]:
+    """A night's date, and which of that day it is."""
+    matched = NAME.fullmatch(name)
+    assert matched is not None
+    return matched[1], int(matched[2] or 1)
+
+
+def _checked(asked: str, today: str) -> str:
+    matched = NAME.fullmatch(asked)
+    try:
+        day = date.fromisoformat(matched[1]) if matched else None
+    except ValueError:
+        day = None
+    if day is None:
+        raise ConfigError(f"--night {asked!r}: must be a date, e.g. {today}")
+    if day > date.fromisoformat(today) + timedelta(days=1):  # a night may be called by the date of another time zone
+        raise ConfigError(f"--night {asked!r}: is in the future (today is {today}); later nights would not be found")
+    return asked

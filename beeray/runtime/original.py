@@ -1,16 +1,19 @@
 """The encoder before training, as far as it is needed later: its embeddings, and which items it held alike.
 
-runs/<name>/original/embeddings.npy    float16 (items, d), row-normalised; mapped by every worker for distillation
+runs/<name>/original/embeddings.npy    float16 (items, d), row-normalised; mapped by every worker for distillation, of
+                                       texts as long as those that are trained on
 runs/<name>/original/neighbours-*.npy  int32 (sample, k), nearest items of a sample of items, nearest first
 
-Both come of one pass over the catalog, made once a run: a resumed run finds them. They are of the encoder that the run
-begins with: `encoder.name`, or what `train.init_from` names; without a head.
+Both come of one pass over the catalog, or of two where texts are served at another length than they are trained on,
+made once a run: a resumed run finds them. They are of the encoder that the run begins with: `encoder.name`, or what
+`train.init_from` names; without a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,7 @@ class Original:
     Attributes:
         embeddings: float16 (items, d), mapped from the disk; None where nothing is distilled.
         neighbours: int32 (sample, k), of `sample_items`; None where they are not measured.
-        table: float32 (items, d), if it was just embedded: what scoring before training needs.
+        table: float32 (items, d), if it was just embedded as served: what scoring before training needs.
     """
 
     embeddings: NDArray[np.float16] | None = None
@@ -74,15 +77,24 @@ def keep_original(
         wanted["neighbours"] = folder / ORIGINAL / f"neighbours-{config.evaluate.neighbours_at}-{config.seed}.npy"
     if not wanted:
         return Original()
-    missing = sum_over_ranks([float(sum(not path.is_file() for path in wanted.values()))], device)[0]
+    lacking = sum_over_ranks([float(not path.is_file()) for path in wanted.values()], device)
+    missing = {name: path for (name, path), ranks in zip(wanted.items(), lacking, strict=True) if ranks}
     table: Tensor | None = None
     if missing:
-        encode = Encoder(model, config.train.precision)
-        table = embed_catalog(encode, config, store, tokens, device, progress, whose=config.begins_with)
+        embed = partial(embed_catalog, Encoder(model, config.train.precision), config, store, tokens, device, progress)
+        whose, length = config.begins_with, config.encoder.max_seq_length
         if rank() == 0:
             (folder / ORIGINAL).mkdir(parents=True, exist_ok=True)
-            for name, path in wanted.items():
-                _write(table if name == "embeddings" else sampled_neighbours(table, config), path)
+        if "embeddings" in missing:
+            table = embed(whose=whose, max_seq_length=length)
+            if rank() == 0:
+                _write(table, missing["embeddings"])
+            if length != config.served_seq_length:
+                table = None
+        if "neighbours" in missing:
+            table = embed(whose=whose) if table is None else table
+            if rank() == 0:
+                _write(sampled_neighbours(table, config), missing["neighbours"])
         sum_over_ranks([0.0], device)  # nobody reads before all is written
     found = {name: np.load(path, mmap_mode="r") for name, path in wanted.items()}
     return Original(**found, table=table)

@@ -68,7 +68,8 @@ KEPT = {*SWEEP_FILES, NIGHTS}
 SHOWN_KEYS = 6
 ROUNDING_ALONE = {"cluster.num_workers", "deepspeed.stage", "train.token_budget", "train.activation_budget_gib"}
 """Keys with which a run goes on whatever they were: any number of workers takes the same users, a checkpoint is whole
-whatever the stage, and the budgets say what is computed together and what twice."""
+whatever the stage, and the budgets say what is computed together and what twice. What is computed together also draws
+its dropout masks together: with another `train.token_budget`, as with another number of workers, they are others."""
 
 
 class RunFolder:

@@ -58,11 +58,14 @@ def embed_as_served(
     device: torch.device,
     items: NDArray[np.int32] | None = None,
     progress: Callable[[int], None] = lambda num_items: None,
+    *,
+    max_seq_length: int | None = None,
 ) -> Tensor:
     """Embeddings on every rank as a served model makes them: its text length, no dropout. Every rank must call.
 
     Args:
         items: item indices; the whole catalog unless given.
+        max_seq_length: another text length.
 
     Returns:
         float32 (items, d), rows as the encoder leaves them (not always unit length).
@@ -73,7 +76,7 @@ def embed_as_served(
         encode,
         tokens,
         np.arange(tokens.num_items, dtype=np.int32) if items is None else items,
-        max_seq_length=config.served_seq_length,
+        max_seq_length=max_seq_length or config.served_seq_length,
         token_budget=config.train.micro_batch_tokens(use_gpu=device.type == "cuda"),
         device=device,
         shared=True,
@@ -93,17 +96,19 @@ def embed_catalog(
     items: NDArray[np.int32] | None = None,
     *,
     whose: str = "the encoder",
+    max_seq_length: int | None = None,
 ) -> Tensor:
     """Row-normalised embeddings of the whole catalog on every rank, as served. Every rank must call.
 
     Args:
         items: the only ones that are needed, sorted; the rows of the others are zero.
+        max_seq_length: another text length than that of serving.
         whose: what the embeddings are called where they are refused.
 
     Raises:
         NotFiniteError: some are no finite numbers; on every rank.
     """
-    embeddings = embed_as_served(encode, config, tokens, device, items, progress)
+    embeddings = embed_as_served(encode, config, tokens, device, items, progress, max_seq_length=max_seq_length)
     check_finite(embeddings, store, items, whose=whose)
     normalize_rows_in_place(embeddings)
     if items is None:

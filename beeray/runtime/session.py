@@ -19,6 +19,7 @@ from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 from beeray.interruption import signals_kept
 from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
+from beeray.runtime.entrypoint import held_by_this_job
 from beeray.runtime.job_folder import JOB_CONFIG
 
 MAX_ACTORS_PER_NODE = 8
@@ -250,11 +251,9 @@ def placeable_actors(config: Config) -> int:
 
     On CPUs several actors of one thread beat one of several: nobody waits for a thread that was interrupted.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = live_nodes()
     if config.cluster.use_gpu:
-        return max(1, sum(int(node.get("GPU", 0.0) / config.embed.gpus_per_actor) for node in nodes))
+        return max(1, int(sum(_shares(node.get("GPU", 0.0), config.embed.gpus_per_actor) for node in nodes)))
     free = sum(node.get("CPU", 0.0) for node in nodes) - DATA_CPUS
     wanted = sum(min(MAX_ACTORS_PER_NODE, int(node.get("CPU", 0.0))) for node in nodes)
     return max(1, min(wanted, int(free / config.embed.cpus_per_actor)))
@@ -280,18 +279,28 @@ def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
 
 
 def wanted_bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
-    """What `check_placement` waits for, as an autoscaler takes it: whole CPUs and cards, and what streams the data."""
+    """What `check_placement` waits for, as an autoscaler takes it, which counts what is in use as free.
+
+    Whole CPUs and cards, what streams the data, and what a submitted job's own command holds.
+    """
     each: dict[str, float] = {"CPU": math.ceil(cluster.cpus_per_worker)}
     if cluster.use_gpu:
         each["GPU"] = math.ceil(cluster.gpus_per_worker)
-    return [each] * cluster.num_workers + [{"CPU": math.ceil(DATA_CPUS)}]
+    further = (DATA_CPUS, held_by_this_job()[1].get("CPU", 0.0))
+    return [each] * cluster.num_workers + [{"CPU": math.ceil(cpus)} for cpus in further if cpus]
 
 
 def live_nodes() -> list[dict[str, float]]:
-    """The resources of every node of the cluster."""
+    """The resources of every node of the cluster, less what a submitted job's own command holds."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    where, held = held_by_this_job()
+    if held and alive:
+        node = alive.get(where) or max(alive.values(), key=lambda one: one.get("CPU", 0.0))
+        for name, number in held.items():
+            node[name] = max(0.0, node.get(name, 0.0) - number)
+    return list(alive.values())
 
 
 def workers_that_fit(nodes: Sequence[Mapping[str, float]], cluster: ClusterConfig) -> int:
@@ -304,7 +313,7 @@ def workers_that_fit(nodes: Sequence[Mapping[str, float]], cluster: ClusterConfi
         if cluster.use_gpu:
             share = cluster.gpus_per_worker
             cards = node.get("GPU", 0.0)
-            fits = min(fits, cards * int(1 / share + 1e-9) if share < 1 else cards / share)  # a share is of one card
+            fits = min(fits, _shares(cards, share))
         placeable += int(min(fits, 2**31))
     if cluster.cpus_per_worker:
         cpus = sum(node.get("CPU", 0.0) for node in nodes)
@@ -312,8 +321,15 @@ def workers_that_fit(nodes: Sequence[Mapping[str, float]], cluster: ClusterConfi
     return placeable
 
 
+def _shares(cards: float, share: float) -> float:
+    """How many of `share` cards each a node's cards give; a share is of one card."""
+    return cards * int(1 / share + 1e-9) if share < 1 else cards // share
+
+
 def _placeable_workers(cluster: ClusterConfig) -> tuple[int, str]:
     nodes = live_nodes()
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     placeable = workers_that_fit(nodes, cluster)
-    return placeable, f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+    held = held_by_this_job()[1].get("CPU", 0.0)
+    beside = f" beside the {held:g} CPU of this job's own command" if held else ""
+    return placeable, f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}{beside}"

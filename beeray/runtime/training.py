@@ -114,7 +114,9 @@ class _Training:
             self.starts_with_head = True
             if ray.train.get_checkpoint() is not None:
                 return self.task.open_model(self.device)
-            start_with_head(model, self.config, self.store, self.tokens, self.task.send)
+            start_with_head(
+                model, self.config, self.store, self.tokens, self.task.send, num_shards=self.task.num_shards
+            )
             self.original = replace(self.original, table=None)  # that of what is scored before training is another
         return model
 
@@ -136,6 +138,8 @@ class _Training:
                 peak_tflops=self.peak_tflops,
                 at=time.time(),
             )
+        if position.unvalidated:
+            self.scores.validate(position)
         with self.plans as plans, self._profiler(self.num_steps - position.step) as profiler:
             self.step_ended = time.perf_counter()
             while position.step < self.num_steps:
@@ -148,16 +152,12 @@ class _Training:
                 if position.step_in_epoch == 0:
                     self.reports.send()
                     self._end_epoch(position)
-                elif self._must_save(position) or position.step % self._checkpoint_every == 0:
+                elif self._must_save(position):
                     self._checkpoint(position, {"step": position.step})
                 if Wish.STOP in self.wish:
                     return self._tell_stopped(position)
         self.reports.send()
         self._finish(position)
-
-    @property
-    def _checkpoint_every(self) -> int:
-        return self.config.train.checkpoint_every_steps or self.num_steps + 1
 
     def _plans(self) -> Iterator[tuple[StepPlan, float]]:
         """Plans of all steps that are to come, with the seconds that each took; runs in the planning thread."""
@@ -224,13 +224,18 @@ class _Training:
         return totals
 
     def _must_save(self, position: Position) -> bool:
-        """Whether a checkpoint is due beside those of steps and epochs. Every rank must call.
+        """Whether a checkpoint is due beside those of epochs. Every rank must call.
 
-        What the clock asks for waits until the catalog's table would be refreshed anyway, as it is when a run goes on.
+        One by steps or by the clock waits until the catalog's table would be refreshed anyway, as it is when a run goes
+        on; what cannot wait does not.
         """
-        self.save_is_due |= Wish.SAVE in self.wish
+        every = self.config.train.checkpoint_every_steps
+        self.save_is_due |= Wish.SAVE in self.wish or (every is not None and position.step % every == 0)
         fresh = self.step.table is None or position.step_in_epoch % self.config.train.catalog_refresh == 0
-        return Wish.STOP in self.wish or self._loses_a_node(position) or (self.save_is_due and fresh)
+        return self._cannot_wait(position) or (self.save_is_due and fresh)
+
+    def _cannot_wait(self, position: Position) -> bool:
+        return Wish.STOP in self.wish or self._loses_a_node(position)
 
     def _loses_a_node(self, position: Position) -> bool:
         """Whether a node of this run has been given notice since the last look: a preempted or drained one."""
@@ -271,10 +276,14 @@ class _Training:
     def _end_epoch(self, position: Position) -> None:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
         every = self.config.train.evaluate_every_epochs
-        if every and position.epoch % every == 0:
+        to_validate = bool(every) and position.epoch % (every or 1) == 0
+        if to_validate and self._cannot_wait(position):  # nor for the whole catalog to be embedded
+            self._checkpoint(replace(position, unvalidated=True), metrics)
+            if Wish.STOP in self.wish:
+                return
+        if to_validate:
             metrics |= self.scores.validate(position)
-        every_steps = self.config.train.checkpoint_every_steps
-        if every_steps is None or position.step % every_steps == 0 or self._must_save(position):
+        if self.config.train.checkpoint_every_steps is None or self._must_save(position):
             self._checkpoint(position, metrics)
         self.step_ended = time.perf_counter()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -149,3 +150,22 @@ def test_what_moves_no_vector_of_a_trained_network_is_no_part_of_it(
 ) -> None:
     rewrite(copied / "config.json", lambda record: record.update({setting: value}))
     assert fingerprint(copied) == fingerprint(tiny_folder)
+
+
+def test_code_that_an_encoder_brings_along_is_part_of_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`encoder.revision` moves to a commit that mends the network's code: the same weights give other vectors."""
+    package = tmp_path / "transformers_modules" / "shop"
+    package.mkdir(parents=True)
+    (package / "pooling.py").write_text("from torch import nn\n\n\nclass Pooled(nn.Identity):\n    pass\n")
+    (package / "rotary.py").write_text("BASE = 10_000\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pooling = importlib.import_module("transformers_modules.shop.pooling")
+    model = load_encoder(str(tiny_folder), max_seq_length=32)
+    without = model_fingerprint(model)
+    model.append(pooling.Pooled())
+    found = model_fingerprint(model)
+    assert model_fingerprint(model) == found != without
+    (package / "rotary.py").write_text("BASE = 20_000\n")
+    assert model_fingerprint(model) != found

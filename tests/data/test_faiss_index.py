@@ -331,6 +331,17 @@ def test_a_folder_that_is_no_index_is_never_replaced(path: Path, tmp_path: Path)
     assert names(tmp_path) == ["precious.txt"]
 
 
+def test_an_index_that_was_interrupted_while_it_was_put_there_is_made_again(path: Path, tmp_path: Path) -> None:
+    """An object store has no rename: its files are copied, and what makes them an index last."""
+    build(path, tmp_path / "i", kind="flat")
+    (tmp_path / "i" / INFO).unlink()
+    assert build(path, tmp_path / "i", kind="flat")["kind"] == "flat"
+    (tmp_path / "i" / INFO).unlink()
+    (tmp_path / "i" / INDEX).unlink()
+    build(path, tmp_path / "i", kind="flat")
+    assert names(tmp_path / "i") == sorted([INDEX, IDS, INFO])
+
+
 def test_files_with_other_rows_than_the_manifest_says_are_refused(path: Path, tmp_path: Path) -> None:
     published = embeddings.open(str(path))
     published.manifest.__dict__["rows"] = NUM_ROWS + 1

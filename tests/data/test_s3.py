@@ -23,6 +23,7 @@ from s3_server import KEY, SECRET, S3Server, free_port
 
 from beeray.config import StorageConfig
 from beeray.data.parts import read_part, write_part
+from beeray.data.process_identity import tag_of_this_process
 from beeray.data.staging import Staging
 from beeray.data.storage import (
     FileStat,
@@ -118,6 +119,33 @@ def test_markers_of_empty_folders_are_no_files(server: S3Server) -> None:
     assert exists(server.path("raw", "empty"))
     remove_tree(server.path("raw"))
     assert server.list_keys() == []
+
+
+@pytest.mark.parametrize("name", ["shop[eu]", "shop-v?", "shop*"])
+def test_a_folder_with_a_glob_in_its_name_is_removed_and_nothing_beside_it(server: S3Server, name: str) -> None:
+    for key in (f"{name}/a", f"{name}/deep/b", "shop-v1/c", "shope/d", "shop/e"):
+        server.put(key)
+    remove_tree(server.path(name))
+    assert server.list_keys() == ["shop-v1/c", "shop/e", "shope/d"]
+
+
+def test_what_was_left_half_written_beside_a_folder_is_removed_in_time(server: S3Server) -> None:
+    """By a process of this machine that is gone, or a week ago; not what may be being written."""
+    gone, elsewhere = f"{tag_of_this_process().rsplit('-', 1)[0]}-1", "0123456789ab-17-1"
+    for left in (f"i.partial-{gone}-01234567", f"i.partial-{elsewhere}-01234567", f"other.partial-{gone}-01234567"):
+        server.put(f"stores/{left}/scratch/x")
+
+    def replaced() -> list[str]:
+        with Staging(server.path("stores", "i"), "meta.json") as staging:
+            write_json(f"{staging.path}/meta.json", {})
+            staging.publish()
+        return server.list_keys()
+
+    others = [f"stores/other.partial-{gone}-01234567/scratch/x"]
+    assert replaced() == ["stores/i.partial-0123456789ab-17-1-01234567/scratch/x", "stores/i/meta.json", *others]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beeray.data.staging.LEFT_FOR_S", -3600)
+        assert replaced() == ["stores/i/meta.json", *others]
 
 
 def test_a_folder_is_there_when_something_is_in_it_and_making_one_makes_no_bucket(server: S3Server) -> None:

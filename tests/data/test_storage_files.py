@@ -99,6 +99,20 @@ def test_hidden_files_of_a_staged_folder_are_published_where_there_is_no_rename(
     assert names == ["_manifest.json", "part-0"]
 
 
+def test_a_file_that_only_fsspec_knows_is_told_from_another_of_its_size(tmp_path: Path) -> None:
+    """pyarrow knows no time of it but `mtime`, which few of fsspec's filesystems have."""
+    path = "memory://bucket/titles.csv"
+    try:
+        write_bytes(path, b"A4")
+        (before,) = list_files(path)
+        write_bytes(path, b"A5")
+        (after,) = list_files(path)
+    finally:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    assert (before.size, before.modified_ns) == (after.size, after.modified_ns) == (2, 0)
+    assert before.etag != after.etag
+
+
 @pytest.fixture
 def forbidden(tmp_path: Path) -> Iterator[Path]:
     """A folder with a file, which the user may not enter; root becomes nobody for the while."""

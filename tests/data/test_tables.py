@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import pickle
 import random
 from collections import Counter
@@ -21,6 +22,7 @@ from pyarrow import parquet as pq
 
 from beeray.config import CatalogTable, DataConfig, InteractionsTable
 from beeray.data.catalog import catalog_texts
+from beeray.data.file_tags import UNPACKED
 from beeray.data.fragments import BATCH_BYTES, BATCH_ROWS
 from beeray.data.quarantine import sort_out
 from beeray.data.sources import open_catalog, open_source
@@ -317,3 +319,32 @@ def test_damage_found_while_reading_is_told_with_the_scheme(counted: CountingFil
     with pytest.raises(DataError) as caught:
         ids_of(Table("counted://warehouse/items.parquet", ITEMS))
     assert line_of(caught).startswith("counted://warehouse/items.parquet: cannot be read")
+
+
+def test_tables_that_travel_with_a_job_are_known_by_their_content_wherever_they_are_unpacked(tmp_path: Path) -> None:
+    """Ray names the folder after all that is in it, and files there are as old as the node's copy."""
+
+    def unpacked(package: str, content: str, seconds: int) -> str:
+        folder = tmp_path / UNPACKED / package / "tables"
+        folder.mkdir(parents=True)
+        path = folder / "items.csv"
+        path.write_text(f"item_id,text\n1,{content}\n")
+        os.utime(path, (seconds, seconds))
+        return Table(str(path), ITEMS).fingerprint()
+
+    first = unpacked("_ray_pkg_1", "A4", 1)
+    assert unpacked("_ray_pkg_2", "A4", 2) == first
+    assert unpacked("_ray_pkg_3", "A5", 1) != first
+
+
+def test_a_file_of_which_nothing_but_its_size_is_told_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beeray.data.storage.etags_of", lambda filesystem: lambda path: "")
+    memory = fsspec.filesystem("memory")
+    try:
+        found = []
+        for content in ("A4", "A5", "A4"):
+            memory.pipe_file("/bucket/items.csv", f"item_id,text\n1,{content}\n".encode())
+            found.append(Table("memory://bucket/items.csv", ITEMS).fingerprint())
+    finally:
+        memory.rm("/bucket", recursive=True)
+    assert found[0] == found[2] != found[1]

@@ -52,6 +52,15 @@ class FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_a_step_that_nobody_was_in_is_told_once(tmp_path: Path) -> None:
+    said = io.StringIO()
+    handler = EventHandler(Console(said, said), 10, 1)
+    handler({"kind": "steps", "steps": [a_step(number) | {"users": 0} for number in range(3)]})
+    handler.close()
+    assert said.getvalue().count("warning: step 1 had no user with enough of the items that were drawn") == 1
+    assert said.getvalue().count("warning") == 1
+
+
 def test_steps_are_kept_where_their_progress_cannot_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", -1.0)
     config = validate_config({"name": "run", "runs_dir": str(tmp_path), "data": {"source": "shop"}})

@@ -66,6 +66,39 @@ def test_an_unfinished_night_goes_on_after_midnight_while_its_tables_are_the_sam
     assert nights.chosen("2025-12-31", "2026-01-03", store) == "2025-12-31"
 
 
+@pytest.mark.parametrize(
+    ("kept", "store", "chosen"),
+    [
+        (["2026-01-03"], "store-a", "2026-01-03"),  # told again
+        (["2026-01-03"], "store-b", "2026-01-03-2"),  # resubmitted in the morning, and on time in the evening
+        (["2026-01-03", "2026-01-03-2"], "store-b", "2026-01-03-3"),
+        ([f"2026-01-03-{number}" for number in range(2, 11)], "store-b", "2026-01-03-11"),
+        (["2026-01-02-2"], "store-b", "2026-01-03"),
+        (["2026-01-04"], "store-b", "2026-01-04-2"),  # called by the date of a time zone ahead
+    ],
+)
+def test_new_tables_of_the_same_day_make_another_night(
+    config: Config, kept: list[str], store: str, chosen: str
+) -> None:
+    nights = Nights(config)
+    for name in kept:
+        nights.keep(Night(name, "store-a", None, REFUSED, None, {"": "v1"}))
+    assert nights.chosen(None, "2026-01-03", store) == chosen
+    assert nights.chosen(chosen, "2026-01-03", store) == chosen, "it can be asked for"
+
+
+@pytest.mark.parametrize("asked", ["2026-13-01", "2026-01-03-1", "2026-01-03-0", "2026-01-33", "２０２６-01-03"])
+def test_a_night_must_be_a_day_of_the_calendar(config: Config, asked: str) -> None:
+    with pytest.raises(ConfigError, match="must be a date"):
+        Nights(config).chosen(asked, "2026-01-03", "store-a")
+
+
+def test_a_night_to_come_is_refused_and_that_of_a_time_zone_ahead_is_not(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"--night '2036-01-03': is in the future \(today is 2026-01-03\)"):
+        Nights(config).chosen("2036-01-03", "2026-01-03", "store-a")
+    assert Nights(config).chosen("2026-01-04", "2026-01-03", "store-a") == "2026-01-04"
+
+
 def test_a_night_that_is_no_date_and_a_damaged_file_are_refused_in_a_line(config: Config) -> None:
     nights = Nights(config)
     with pytest.raises(ConfigError, match="--night 'tonight': must be a date"):

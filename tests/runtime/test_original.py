@@ -69,6 +69,27 @@ def test_a_run_that_goes_on_finds_what_was_embedded_and_does_not_ask_the_encoder
     assert other.table is not None and neighbours_kept(first.neighbours, other.table, config).mean() < 1.0
 
 
+def test_what_is_distilled_is_of_texts_as_long_as_those_that_are_trained_on(
+    tmp_path: Path, folder: Path, model: SentenceTransformer
+) -> None:
+    """Trained on short texts and served with long ones, the encoder is held near its embeddings of the short."""
+    tokens: Any = ListTokens.of_texts(folder, [" ".join(SYLLABLES[item : item + 16]) for item in range(30)])
+    tokens.num_items = 30
+    short = a_config(encoder={"max_seq_length": 8}, train={"distill_weight": 1.0}, evaluate={"neighbours_at": 3})
+    tree = short.model_dump(mode="json")
+    both = validate_config({**tree, "evaluate": {**tree["evaluate"], "max_seq_length": 32}})
+    expected, _ = kept(short, tmp_path / "short", model, tokens)
+    served, _ = kept(a_config(evaluate={"neighbours": True, "neighbours_at": 3}), tmp_path / "long", model, tokens)
+    found, embedded = kept(both, tmp_path / "both", model, tokens)
+    assert embedded == 60 and found.table is not None and served.table is not None
+    assert np.array_equal(np.asarray(found.embeddings), np.asarray(expected.embeddings))
+    assert np.array_equal(np.asarray(found.neighbours), np.asarray(served.neighbours))
+    assert torch.equal(found.table, served.table) and not torch.equal(found.table, expected.table)
+    alone = validate_config({**both.model_dump(mode="json"), "evaluate": {"neighbours": False, "max_seq_length": 32}})
+    found, embedded = kept(alone, tmp_path / "alone", model, tokens)
+    assert (embedded, found.table) == (30, None), "what is scored before training is served"
+
+
 @pytest.mark.parametrize(
     ("sections", "distilled", "compared"),
     [

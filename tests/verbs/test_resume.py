@@ -192,3 +192,31 @@ def test_mlflow_has_one_finished_run_with_every_step_once(
     assert record["mlflow_run_id"] == run.info.run_id
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(one.step for one in history) == list(range(NUM_STEPS))
+
+
+@pytest.fixture(scope="module")
+def with_table(world: World, trained: Done) -> tuple[Done, Done]:
+    """Runs whose steps rank against a table of the catalog that is refreshed every two steps of five; one is killed."""
+    catalog = ("train.items=catalog", "train.catalog_refresh=2", "train.max_output=40", EVERY)
+    whole = world.run("train", "name=table", *catalog)
+    killed = ("train", "name=table-killed", *catalog)
+    process = world.start(*killed)
+    world.wait_until(
+        lambda: (
+            beyond_a_checkpoint(world, "table-killed")
+            and snapshot(world.path("table-killed"))["metrics"]["step"] > STEPS_PER_EPOCH
+        ),
+        process,
+    )
+    world.kill(process)
+    return whole, world.run(*killed)
+
+
+def test_a_run_with_a_table_of_the_catalog_goes_on_with_the_table_that_it_had(
+    world: World, with_table: tuple[Done, Done]
+) -> None:
+    """An epoch of five steps refreshes it after its first, third and fifth: steps of the run do not tell when."""
+    whole, resumed = with_table
+    assert (whole.code, resumed.code) == (0, 0), resumed.err
+    assert "resumed from the checkpoint after step" in resumed.err
+    assert world.distance("table", "table-killed") < 1e-6
