@@ -73,7 +73,8 @@ class Embedder:
     def _load(self) -> None:
         task = self.task
         self.device = "cuda" if task.use_gpu else "cpu"
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
+        where = "GPU" if task.use_gpu else "CPU"
+        nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get(where))
         actors_here = math.ceil(task.num_actors / max(1, nodes))
         share_cores(task.threads, actors_here)
         model = load_encoder(
