@@ -45,6 +45,7 @@ from beeray.data.storage import (
     write_bytes,
     write_json,
 )
+from beeray.data.tagged_file import read_tagged, write_tagged
 from beeray.errors import ConfigError, EmbeddingsError, RunError
 
 WORK, JOB, REPORTS, CHECKPOINT, PLAN = "work", "job.json", "reports", "checkpoint", "plan"
@@ -219,8 +220,11 @@ def pointed_version(path: str) -> str | None:
 
 def pointer_digest(path: str) -> str | None:
     """What tells whether `latest` is still the one that it was, damaged or not; None: there is none."""
-    pointer = join(path, LATEST)
-    return hashlib.sha256(read_bytes(pointer)).hexdigest() if exists(pointer) else None
+    return _digest(read_tagged(join(path, LATEST)))
+
+
+def _digest(found: tuple[bytes, str] | None) -> str | None:
+    return hashlib.sha256(found[0]).hexdigest() if found is not None else None
 
 
 def publish(path: str, manifest: Manifest, follows: str | None) -> None:
@@ -234,11 +238,14 @@ def publish(path: str, manifest: Manifest, follows: str | None) -> None:
         RunError: another job published since this one was planned.
     """
     Embeddings(path, manifest).verify("sizes")
-    if pointer_digest(path) != follows:
-        raise RunError(
-            f"{join(path, LATEST)}: is not what it was when this job was planned, to follow {manifest.previous}; "
-            "another job published meanwhile; run the same command again"
-        )
+    place = join(path, LATEST)
+    meanwhile = RunError(
+        f"{place}: is not what it was when this job was planned, to follow {manifest.previous}; another job published "
+        "meanwhile; run the same command again"
+    )
+    found = read_tagged(place)
+    if _digest(found) != follows:
+        raise meanwhile
     folder = join(path, VERSIONS, manifest.version)
     for file in list_files(folder, may_be_empty=True, hidden=True):
         if ".partial-" in file.path.rpartition("/")[2]:  # of a machine that went away while it wrote
@@ -246,7 +253,10 @@ def publish(path: str, manifest: Manifest, follows: str | None) -> None:
     data = manifest.to_json()
     write_bytes(join(folder, MANIFEST), data)
     pointer = {"version": manifest.version, "manifest_sha256": hashlib.sha256(data).hexdigest()}
-    write_bytes(join(path, LATEST), json.dumps(pointer).encode())
+    content = json.dumps(pointer).encode()
+    write_tagged(place, content, None if found is None else found[1])
+    if read_bytes(place) != content:
+        raise meanwhile
 
 
 def check_place(path: str) -> None:

@@ -190,3 +190,15 @@ def test_nobody_submits_without_the_token_and_the_dashboard_is_on_loopback(clust
         if one.status == psutil.CONN_LISTEN and one.laddr.port == cluster.dashboard_port
     }
     assert listening == {"127.0.0.1"}
+
+
+def test_what_the_jobs_own_command_holds_is_not_offered_to_its_workers(
+    cluster: Cluster, folder: Path, tiny: Path
+) -> None:
+    """Five workers, what streams the data and the command itself would take seven of six CPUs, and wait for ever."""
+    many = ("cluster.num_workers=5", "cluster.cpus_per_worker=1", "cluster.placement_timeout_s=1", "name=many")
+    done = cluster.run(*shlex.split(SUBMIT), "--", "python", "-m", "beeray.train", "--config", str(tiny), *many)
+    assert done.returncode != 0
+    said = "the cluster can place 4 of them (1 CPU each, 1 CPU left for streaming data) and lacks 1; it offers 5 CPU"
+    assert said in done.stdout, done.stdout + done.stderr
+    assert "on 2 nodes beside the 1 CPU of this job's own command" in done.stdout

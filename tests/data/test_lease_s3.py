@@ -6,15 +6,20 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from lease_holders import BEAT_S, LOST, Stalled, followed, ignore
+from published import VERSION, clustered, write_publication
 from s3_server import S3Server
 
 from beeray.config import StorageConfig
+from beeray.data.embeddings import open_embeddings
 from beeray.data.lease import LEASE, leased
+from beeray.data.manifest import MANIFEST, Manifest
+from beeray.data.publishing import pointer_digest, publish
 from beeray.data.s3 import S3FileSystem
 from beeray.data.storage import exists, storage_options
 from beeray.data.tagged_file import read_tagged, write_tagged
@@ -44,6 +49,32 @@ def test_a_file_that_changed_is_left_as_it_is(server: S3Server) -> None:
     assert server.get("tagged/file") == b"three"
     with pytest.raises(DataError, match="no such bucket"):
         write_tagged("s3://of-nobody/file", b"x", None)
+
+
+@pytest.mark.parametrize("before", [None, b"yesterday's"])
+def test_a_pointer_that_another_job_moved_is_not_written_over(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    """Between the last look at it and its writing, as by a job whose lease this one took."""
+    here = write_publication(tmp_path / "p", ["a", "b"], clustered(2, 8))
+    manifest = Manifest.from_json((here / "versions" / VERSION / MANIFEST).read_bytes(), "x")
+    path = server.path("moved")
+    for file in (here / "versions" / VERSION).iterdir():
+        server.put(f"moved/versions/{VERSION}/{file.name}", file.read_bytes())
+    if before is not None:
+        server.put("moved/latest", before)
+    follows = pointer_digest(path)
+
+    def write(place: str, data: bytes) -> None:
+        server.put("moved/latest", b"another's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("beeray.data.publishing.write_bytes", write)
+        with pytest.raises(RunError, match="latest: is not what it was when this job was planned"):
+            publish(path, manifest, follows)
+    assert server.get("moved/latest") == b"another's"
+    publish(path, manifest, pointer_digest(path))
+    assert open_embeddings(path).version == VERSION
 
 
 def test_a_server_without_conditional_writes_is_written_to(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
