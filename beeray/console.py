@@ -31,6 +31,8 @@ from beeray.interruption import Interrupted, interrupt, signals_handled
 from beeray.stream import Stream
 
 EXIT_USER_ERROR = 2
+AGAIN, ANEW = "run the same command again", "run the same command again without --fresh"
+"""What errors say of going on, and what is to be said where the same command would start over."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -230,8 +232,9 @@ def run_parsed(
         Console().line(f"beeray {verb}: {error}")
         return EXIT_USER_ERROR
     work = execute or functools.partial(_execute, verb)
+    again = ANEW if getattr(arguments, "fresh", False) else AGAIN
     if arguments.verbose:
-        return _guarded(verb, lambda console: work(config, arguments, console), Console(), None, exit_code)
+        return _guarded(verb, functools.partial(work, config, arguments), Console(), None, exit_code, again=again)
     log_path = log or config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,14 +246,18 @@ def run_parsed(
         )
         return EXIT_USER_ERROR
     with quiet(log_path) as console:
-        return _guarded(verb, lambda console: work(config, arguments, console), console, log_path, exit_code)
+        return _guarded(verb, functools.partial(work, config, arguments), console, log_path, exit_code, again=again)
 
 
 def run_without_config(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse, execute `beeray.verbs.<verb>.execute(arguments, console)`, print the result; as `run_verb` otherwise."""
     arguments = parser.parse_intermixed_args(argv)
-    execute = importlib.import_module(f"beeray.verbs.{verb}").execute
-    return _guarded(verb, lambda console: dict(execute(arguments, console)), Console(), None)
+
+    def work(console: Console) -> dict[str, Any]:
+        execute = importlib.import_module(f"beeray.verbs.{verb}").execute
+        return dict(execute(arguments, console))
+
+    return _guarded(verb, work, Console(), None)
 
 
 def _execute(verb: str, config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -264,16 +271,17 @@ def _guarded(
     console: Console,
     log_path: Path | None,
     exit_code: ExitCode = lambda record: 0,
+    again: str = AGAIN,
 ) -> int:
     try:
         with signals_handled(interrupt):
             record = execute(console)
     except BeerayError as error:
-        console.line(f"beeray {verb}: {error}")
+        console.line(f"beeray {verb}: {str(error).replace(AGAIN, again)}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        console.line(f"beeray {verb}: {stopped.said}; run the same command again to go on")
+        console.line(f"beeray {verb}: {stopped.said.replace(AGAIN, again)}; {again} to go on")
         return stopped.exit_code
     except Exception as error:
         with suppress(OSError):  # the log's disk may be full

@@ -12,6 +12,9 @@ from beeray.config.paths import found
 from beeray.console import Console, StageReporter
 from beeray.data.store import Store
 
+UNKNOWN_SHARE = 0.05
+"""Of the interactions; more of unknown items is worth a look."""
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -33,7 +36,22 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
             f"  {one.name}: {one.num_users:,} users, {one.num_items:,} items, {one.num_interactions:,} interactions; "
             f"items {_counts(one.items)}"
         )
+    if prepared:
+        _tell_dropped(meta.dropped, meta.num_interactions, console)
     return store, prepared
+
+
+def _tell_dropped(dropped: dict[str, int], kept: int, console: Console) -> None:
+    """What the rules removed, by rule, and whether that looks like ids that do not fit."""
+    shown = ", ".join(f"{number:,} {rule.replace('_', ' ')}" for rule, number in dropped.items() if number)
+    if shown:
+        console.line(f"dropped: {shown}")
+    unknown = dropped.get("interactions_of_unknown_items", 0)
+    if unknown > UNKNOWN_SHARE * (unknown + kept):
+        console.line(
+            f"warning: {unknown:,} interactions are of items that the catalog does not have; are its ids written alike "
+            "(leading zeros, blanks, accents, numbers as text)?"
+        )
 
 
 def open_encoder(config: Config, name: str | None = None, max_seq_length: int | None = None) -> SentenceTransformer:

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM (`ray job stop`, Kubernetes, systemd): what they do to a command.
+"""SIGINT (Ctrl-C), SIGTERM (`ray job stop`, Kubernetes, systemd), SIGHUP (the terminal is gone): what a command does.
 
 Unless said otherwise they end it at once, as an `Interrupted` that passes through every `except Exception`. While
 something is under way that is worth a moment, a `StopRequest` takes them instead.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -27,11 +27,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, said: str = "") -> None:
         super().__init__(signum, said)
         self.signum = signum
-        self.said = said or ("interrupted" if signum == signal.SIGINT else "stopped by SIGTERM")
+        self.said = said or ("interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}")
 
     @property
     def exit_code(self) -> int:
-        """What a shell makes of a signal: 130 for SIGINT, 143 for SIGTERM."""
+        """What a shell makes of a signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signum
 
 
@@ -67,17 +67,21 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_handled(handler: Handler) -> Iterator[None]:
-    """Have SIGINT and SIGTERM handled so until the context ends; outside the main thread, where that cannot be: not."""
+    """Have them handled so until the context ends; outside the main thread, where that cannot be: not.
+
+    SIGHUP that is ignored stays so: the command was begun with `nohup`.
+    """
     with signals_kept():
         if _in_main_thread():
             for one in SIGNALS:
-                signal.signal(one, handler)
+                if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN:
+                    signal.signal(one, handler)
         yield
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """What handles SIGINT and SIGTERM now does so again when the context ends: Ray sets handlers of its own."""
+    """What handles these signals now does so again when the context ends: Ray sets handlers of its own."""
     kept = {one: signal.getsignal(one) for one in SIGNALS} if _in_main_thread() else {}
     try:
         yield

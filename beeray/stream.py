@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -16,15 +17,18 @@ LATE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 class Stream:
     """Writes to a text stream and never raises an `OSError`.
 
-    tqdm writes here, too: an error in the middle of its drawing would leave its lock taken.
+    Letters that it cannot write are spelt out, and where there is no stream (it was closed) nothing is written. tqdm
+    writes here, too: an error in the middle of its drawing would leave its lock taken.
 
     Attributes:
         error: the last one; nobody's having left (`| head`) is none.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.error: OSError | None = None
-        self._stream = stream
+        self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(self._stream, io.TextIOWrapper) and self._stream.errors == "strict":
+            self._stream.reconfigure(errors="backslashreplace")  # a terminal that is not of UTF-8
         self._lock = threading.RLock()
 
     def __getattr__(self, name: str) -> Any:

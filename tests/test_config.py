@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from beeray.config import Config, TrainConfig, config_digest, flatten_config, load_config, validate_config
@@ -86,6 +87,55 @@ def test_an_override_is_laid_over_the_file_even_where_its_section_is_missing(
 ) -> None:
     assert flatten_config(load_config(written))[key] != value
     assert flatten_config(load_config(written, [override]))[key] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("runs_dir=/data/run #2", "runs_dir", "/data/run #2"),
+        ("encoder.prefix=passage ", "encoder.prefix", "passage "),
+        ("encoder.prefix='passage '", "encoder.prefix", "passage "),
+        ('encoder.prefix="a # b"', "encoder.prefix", "a # b"),
+        ("name=null-run", "name", "null-run"),
+        ("embed.catalog={path: items.parquet, template: '{title}'}", "embed.catalog.template", "{title}"),
+    ],
+)
+def test_text_behind_an_override_is_taken_as_it_was_typed(written: str, override: str, key: str, value: object) -> None:
+    assert flatten_config(load_config(written, [override]))[key] == value
+
+
+def test_a_template_needs_no_quotes_within_quotes(written: str) -> None:
+    config = load_config(written, ["embed.catalog.path=items.parquet", "embed.catalog.template={title}"])
+    assert config.embed.catalog is not None and config.embed.catalog.template == "{title}"
+    assert load_config(written, ["train.head={}"]).train.head is not None, "an empty mapping is one"
+
+
+def test_what_is_searched_can_be_given_key_by_key(written: str) -> None:
+    lr = "tune.space.train.lr.loguniform=[1e-5, 1e-3]"
+    config = load_config(written, [lr, "tune.space.train.max_output={choice: [50, 100]}"])
+    assert {key: (one.kind, one.probes) for key, one in (config.tune.space or {}).items()} == {
+        "train.lr": ("loguniform", (1e-5, 1e-3)),
+        "train.max_output": ("choice", (50, 100)),
+    }
+    again = load_config(written, [lr, "tune.space.train.lr.choice=[1e-4, 1e-3]"])
+    assert [one.kind for one in (again.tune.space or {}).values()] == ["choice"], "a form takes another's place"
+
+
+def test_a_rule_for_all_domains_is_changed_for_all_in_a_file_that_a_run_left(tmp_path: Path) -> None:
+    domains = {
+        "films": {"source": "movielens", "path": "films"},
+        "books": {"source": "goodbooks", "path": "books", "min_value": 5.0},
+    }
+    config = validate_config({"name": "both", "data": {"domains": domains, "min_user_interactions": 3}})
+    left = tmp_path / "config.yaml"
+    left.write_text(yaml.safe_dump(config.as_written()))
+    assert load_config(str(left)) == config
+    low = load_config(str(left), ["data.min_value=3", "data.min_user_interactions=2"])
+    assert low.data.domains is not None
+    assert {name: (one.min_value, one.min_user_interactions) for name, one in low.data.domains.items()} == {
+        "films": (3.0, 2),
+        "books": (5.0, 2),
+    }
 
 
 def test_a_prefix_with_a_colon_needs_no_quotes_within_quotes(written: str) -> None:

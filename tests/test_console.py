@@ -57,6 +57,38 @@ def test_the_last_line_of_stdout_is_the_result_as_json(tmp_path: Path) -> None:
     assert done.stderr == "a remark\n"
 
 
+def test_a_terminal_that_is_not_of_utf_8_has_letters_spelt_out(tmp_path: Path) -> None:
+    body = "console.show('p ≤ 0.0002')\nconsole.line('goes on …')\nreturn {}"
+    (tmp_path / "shop.yaml").write_text("data: {source: shop}\n", encoding="utf-8")
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    command = [sys.executable, "-c", VERB.format(body=indented), "--config", "shop.yaml", "--verbose"]
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=surroundings, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "p \\u2264 0.0002"), done.stderr
+    assert "goes on \\u2026" in done.stderr
+
+
+def test_a_stream_that_was_closed_takes_nothing_and_ends_nothing() -> None:
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        console = Console()
+        console.show("a table")
+        console.line("a remark")
+        console.result({})
+
+
+def test_a_command_that_would_start_over_is_told_how_to_go_on(tmp_path: Path) -> None:
+    for fresh, said in ((False, "run the same command again"), (True, "run the same command again without --fresh")):
+        error = BeerayError("a worker was lost; run the same command again to go on")
+        console = Console(io.StringIO(), err := io.StringIO())
+
+        def fail(console: Console, error: Exception = error) -> dict[str, Any]:
+            raise error
+
+        again = console_module.ANEW if fresh else console_module.AGAIN
+        assert console_module._guarded("demo", fail, console, None, again=again) == 2
+        assert err.getvalue() == f"beeray demo: a worker was lost; {said} to go on\n"
+
+
 def test_a_users_error_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> None:
     done = run(tmp_path, "raise DataError('ratings.csv: no such file; check data.path')")
     assert done.returncode == 2

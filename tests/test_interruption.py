@@ -63,8 +63,23 @@ def test_a_handler_that_something_sets_meanwhile_does_not_stay() -> None:
         assert signal.getsignal(signal.SIGTERM) is interrupt
 
 
+def test_a_command_that_was_begun_with_nohup_goes_on_when_the_terminal_is_gone() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_handled(interrupt):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
-    ("signum", "code", "said"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+    ("signum", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+    ],
 )
 def test_a_verb_that_gets_a_signal_ends_in_one_line_and_a_shells_exit_code(
     tmp_path: Path, signum: int, code: int, said: str

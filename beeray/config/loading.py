@@ -13,9 +13,11 @@ from beeray.config.credentials import redact_uri
 from beeray.config.explain import explain
 from beeray.config.paths import root
 from beeray.config.tree import Config
+from beeray.config.tune import Dimension
 from beeray.config.yaml_text import UnfitYamlError, UnparsedYamlError, parse_yaml
 from beeray.errors import ConfigError
 
+SPACE = ["tune", "space"]
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -79,12 +81,37 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = text
     except UnfitYamlError as error:
         raise ConfigError(f"override of {redact_uri(key)!r}: {error}") from None
-    if isinstance(value, dict) and not text.lstrip().startswith("{"):
-        value = text  # `encoder.prefix=query: ` is a text that happens to look like YAML
-    *parents, leaf = key.split(".")
+    if _is_text(value, text):
+        value = text
+    *parents, leaf = _path(key)
+    if parents[:2] == SPACE and len(parents) == 3:  # a form takes the place of the one that the key has
+        parents, leaf, value = SPACE, parents[2], {leaf: value}
     node = tree
     for parent in parents:
         below = node.get(parent)
         node[parent] = below = dict(below) if isinstance(below, dict) else {}
         node = below
     node[leaf] = value
+
+
+def _is_text(value: Any, text: str) -> bool:
+    """Whether an override is text as it was typed, though as YAML it would be less, or something else.
+
+    YAML takes blanks off its ends, a ` #` and what is behind it for a comment, `query: ` for a mapping, and `{title}`,
+    a template, for one of a key without a value. What is quoted is as YAML says.
+    """
+    if isinstance(value, str):
+        return text.strip()[:1] not in ("'", '"')
+    if isinstance(value, dict):
+        return not text.lstrip().startswith("{") or (bool(value) and ":" not in text)
+    return False
+
+
+def _path(key: str) -> list[str]:
+    """The parts of a key; what is searched in `tune.space` is one, dots and all, and then perhaps its form."""
+    parts = key.split(".")
+    if parts[:2] != SPACE or len(parts) < 4:
+        return parts
+    formed = parts[-1] in Dimension.model_fields
+    searched = ".".join(parts[2:-1] if formed else parts[2:])
+    return [*SPACE, searched, *(parts[-1:] if formed else ())]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from beeray.config.baselines import BaselinesConfig
 from beeray.config.cluster import ClusterConfig, DeepSpeedConfig, TrackingConfig
 from beeray.config.credentials import refuse_passwords
-from beeray.config.data import DataConfig, SplitConfig
+from beeray.config.data import HANDED_DOWN, DataConfig, SplitConfig
 from beeray.config.embed import EmbedConfig
 from beeray.config.index import IndexConfig
 from beeray.config.nightly import NightlyConfig
@@ -202,6 +202,16 @@ class Config(Section):
             return self.evaluate.neighbours
         embeds_original = self.evaluate.before and self.train.head is None  # with a head, another one is scored
         return embeds_original or self.train.distill_weight > 0
+
+    def as_written(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The tree for a file: what domains took over from `data` stands there alone, where it is changed for all."""
+        tree = self.model_dump(mode="json", exclude=exclude)
+        data = tree["data"]
+        for domain in (data["domains"] or {}).values():
+            for key in HANDED_DOWN:
+                if domain[key] == data[key]:
+                    del domain[key]
+        return tree
 
     def result_digest(self) -> str:
         """Digest of everything that decides what training computes (not of where it runs or is tracked)."""

@@ -1,20 +1,26 @@
 """Where what is written may be put: not into a folder that is read, and a store only into a folder of its own.
 
-A store takes the place of what is there, and what lies in a table's folder is read as table.
+A store takes the place of what is there, tables in it included, and what lies in a table's folder is read as table.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from typing import Any
 
 from beeray.config.credentials import shown_uri
 from beeray.data.domains import Domain
-from beeray.data.storage import entries, is_hidden, is_local, resolve
+from beeray.data.storage import WILDCARDS, entries, exists, is_hidden, is_local, join, resolve
 from beeray.data.store import META
 from beeray.errors import ConfigError
 
 CONTENTS = {META, "catalog", "users", "tokens", "known_tokens", "scratch"}
 """What lies in a store, its token stores included."""
+PARTS = re.compile(r"part-[^/]+\.parquet")
+"""What lies in a store's `catalog` and `users`."""
+LEFT_OPEN = ".nfs"
+"""How NFS calls what was removed and is still open somewhere."""
 
 
 def lies_inside(written: str, read: str) -> bool:
@@ -34,7 +40,10 @@ def check_place(path: str) -> None:
     Raises:
         ConfigError: the folder holds something else.
     """
-    others = [name for name in entries(path) if name not in CONTENTS and not name.startswith(".")]
+    found = entries(path)
+    others = [name for name in found if name not in CONTENTS and not name.startswith(LEFT_OPEN)]
+    for name in {"catalog", "users"}.intersection(found) if META not in found else ():
+        others += [f"{name}/{one}" for one in entries(join(path, name)) if not _is_part(one)]
     if others:
         raise ConfigError(
             f"data.store: {shown_uri(path)} holds {others[0]!r}, which is no part of a store, and a store takes the "
@@ -42,11 +51,42 @@ def check_place(path: str) -> None:
         )
 
 
+def _is_part(name: str) -> bool:
+    return bool(PARTS.fullmatch(name)) or name.startswith(LEFT_OPEN)
+
+
+def refuse_replacing(path: str, source: Any, label: str) -> None:
+    """Refuse a store in the place of a folder that a table lies in: it would be removed.
+
+    Args:
+        source: of the table, a path or glob; what is no path lies nowhere.
+        label: how errors call the table.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    if not isinstance(source, str):
+        return
+    inner = _fixed_beginning(source)
+    outer, real = _real_path(path), _real_path(inner) if inner else ""
+    if real == outer or real.startswith(f"{outer}/"):
+        raise ConfigError(
+            f"data.store: {shown_uri(path)} is the folder that {shown_uri(source)} lies in, which is read as {label}, "
+            "and a store takes the place of what is there; give a folder of its own"
+        )
+
+
+def _fixed_beginning(source: str) -> str:
+    """A path, or the folder in which all that a glob matches lies."""
+    signs = [source.index(sign) for sign in WILDCARDS if sign in source]
+    return source[: min(signs)].rpartition("/")[0] if signs and not exists(source) else source
+
+
 def refuse_reading_itself(path: str, domain: Domain) -> None:
     """Refuse a store in a folder that a table is read from: what is being written would be read as table.
 
     Raises:
-        ConfigError: it is there.
+        ConfigError: it is there, or a table lies in the store's own folder.
     """
     for table in (domain.raw.catalog, domain.raw.interactions):
         if isinstance(table.source, str) and lies_inside(path, table.source):
@@ -54,3 +94,4 @@ def refuse_reading_itself(path: str, domain: Domain) -> None:
                 f"data.store: {shown_uri(path)} lies inside {shown_uri(table.source)}, which is read as {table.label}; "
                 "give a folder beside it, or name the table's files with a glob"
             )
+        refuse_replacing(path, table.source, table.label)

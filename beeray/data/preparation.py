@@ -27,7 +27,7 @@ from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, derived_buckets
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
-from beeray.data.places import check_place, refuse_reading_itself
+from beeray.data.places import check_place, refuse_reading_itself, refuse_replacing
 from beeray.data.preparation_tasks import (
     DEALT,
     Place,
@@ -108,6 +108,8 @@ def prepare_store(config: Config, domains: Sequence[Domain], report: Report) -> 
         StoreError: the leakage check refused what was written.
     """
     check_place(config.store_path)
+    if config.embed.catalog is not None:
+        refuse_replacing(config.store_path, config.embed.catalog.path, "embed.catalog")
     fingerprint = store_fingerprint(config, domains)
     for domain in domains:
         with told_of(domain.name if config.data.domains else None):

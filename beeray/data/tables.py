@@ -34,6 +34,7 @@ from beeray.data.table_files import (
     read_options,
     unreadable,
 )
+from beeray.data.table_folders import check_folder
 from beeray.errors import ConfigError, DataError, RowError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ FRAGMENT_ROWS = 1 << 20
 """Rows of a table in memory that make a fragment."""
 OPEN_AT_ONCE = 16
 DIGEST_BYTES = 1 << 22
+OTHER_SIGNS = ";\t|"
+"""By which some programs part the columns of what they call CSV."""
 SHOWN_NAMES = 500
 T = TypeVar("T")
 R = TypeVar("R")
@@ -230,7 +233,7 @@ class Table:
                 shown = shown if len(shown) <= SHOWN_NAMES else f"{shown[:SHOWN_NAMES]} …"
                 raise DataError(
                     f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
-                    f"its columns are {shown}; map the column in the config"
+                    f"its columns are {shown}; {_remedy(schema.names)}"
                 )
             if schema.names.count(column) > 1:
                 raise DataError(
@@ -246,6 +249,7 @@ class Table:
         assert isinstance(self.source, str)
         files = tuple(list_files(self.source))
         if files not in self._opened:
+            check_folder(self.source, self.label)
             filesystem, _ = resolve(self.source)
             ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
             told = _in_threads(
@@ -315,6 +319,12 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
         return [work(one) for one in inputs]
     with ThreadPoolExecutor(min(OPEN_AT_ONCE, len(inputs))) as pool:
         return list(pool.map(work, inputs))
+
+
+def _remedy(names: Sequence[str]) -> str:
+    """What to do about a column that is not there: one column whose name holds signs is a CSV of another kind."""
+    sign = next((sign for sign in OTHER_SIGNS if len(names) == 1 and sign in names[0]), None)
+    return "map the column in the config" if sign is None else f"columns are parted by {sign!r}: write it with commas"
 
 
 def _identity(file: FileStat) -> str:

@@ -22,6 +22,8 @@ STEP_METRICS = (
     *("loss", "lr", "items", "users", "tokens", "padded_tokens", "recomputed_tokens", "step_s", "wait_s"),
     *("plan_s", "mfu", "sent_bytes", "forgetting"),
 )
+UNPLACED_TOLD = 10
+"""Of so many times that workers find no place, a minute each, one is told."""
 LABELS = {
     "before": "score before",
     "after": "score after",
@@ -207,6 +209,15 @@ class EventHandler:
         if event["rank"] == 0:  # a new attempt, whose workers have nothing yet
             self.saves_when_stopped = False
         self.startup.reached("worker", event["at"])
+
+    def _on_unplaced(self, event: dict[str, Any]) -> None:
+        if event["tries"] % UNPLACED_TOLD == 1:
+            self.close()
+            workers = "the worker" if self.num_ranks == 1 else f"the {self.num_ranks} workers"
+            self.console.line(
+                f"no place for {workers} since {event['tries']} min: other work holds what they need (see ray status); "
+                "waiting"
+            )
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         self.saves_when_stopped = False

@@ -32,6 +32,7 @@ from beeray.runtime.process_group import ProcessGroupConfig
 from beeray.runtime.session import is_own
 from beeray.runtime.steps import UserShare
 from beeray.runtime.task import WorkerTask
+from beeray.runtime.worker_starts import WorkerStarts
 
 READERS = 2
 """Tasks that read users of a shard at once: no CPUs bound them."""
@@ -154,6 +155,7 @@ def launch(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
         ),
     )
+    trainer.starts = WorkerStarts(task.monitor, cluster.max_failures)
     try:
         with _notices():
             return trainer.fit()
@@ -191,6 +193,8 @@ class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     Nor does it start what has nothing to do; each is a process that imports Ray Train while the workers import torch.
     """
 
+    starts: WorkerStarts | None = None
+
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
@@ -198,7 +202,8 @@ class _Trainer(DataParallelTrainer):  # type: ignore[misc]
         useless = [DatasetsCallback] if not self.datasets else []
         if is_own():  # it ends with this command, and the cleaner would ask a dashboard that is not there
             useless.append(PlacementGroupCleanerCallback)
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(useless))]
+        useful = [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(useless))]
+        return [*useful, *([self.starts] if self.starts is not None else [])]
 
 
 @contextmanager

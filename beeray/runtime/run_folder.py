@@ -221,7 +221,7 @@ class RunFolder:
         self._check_init(init_fingerprint)
         with storage_errors(str(self.path)):
             self.path.mkdir(parents=True, exist_ok=True)
-        tree = self.config.model_dump(mode="json")
+        tree = self.config.as_written()
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         write_whole(self.path / CONFIG, f"# fingerprint: {self.config.result_digest()}\n{text}")
         record: dict[str, Any] = {

@@ -19,6 +19,7 @@ from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
 from beeray.interruption import signals_kept
 from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
+from beeray.runtime.cores import cores_here
 from beeray.runtime.entrypoint import held_by_this_job
 from beeray.runtime.job_folder import JOB_CONFIG
 
@@ -99,7 +100,7 @@ def _start_or_join(cluster: ClusterConfig, storage: StorageConfig, dashboard: bo
     address = cluster_address(cluster)
     arguments: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
-        arguments = ray_init_arguments(max(2, os.cpu_count() or 1), cluster.object_store_mib)
+        arguments = ray_init_arguments(max(2, cores_here()), cluster.object_store_mib)
         arguments["include_dashboard"] = dashboard
     variables = _worker_variables(storage)
     if variables:

@@ -34,6 +34,8 @@ from beeray.data.storage import storage_errors, storage_options
 from beeray.errors import BeerayError, ClusterError, RunError
 from beeray.inputs import located_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, signals_handled
+from beeray.runtime.doctor import finding
+from beeray.runtime.doctor.tracking import check_mlflow
 from beeray.runtime.job_folder import check_outlives_job
 from beeray.runtime.monitor import listening
 from beeray.runtime.run_folder import RunFolder
@@ -81,6 +83,7 @@ SCRATCH = "ray-tune"
 FITTED = ("encoder.", "train.head", "train.lora", "train.freeze_layers", "train.matryoshka_dims")
 """Keys whose values fit one encoder and not another."""
 STATE_API_PATIENCE_S = 30
+MLFLOW_ANSWERS_S = 15.0
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -93,7 +96,9 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
     folder = SweepFolder(config)
     with folder.locked(), storage_options(config.storage):
         if arguments.fresh:
-            folder.clear(spare=config.train.init_from)
+            folder.check_spared(config.train.init_from)
+            _go_on(config, folder, console, fresh=True)
+            return _conclude(config, folder, console) | {"seconds": round(time.monotonic() - started, 1)}
         folder.check_config()
         if arguments.retry_failed:
             folder.retry_failed()
@@ -106,23 +111,28 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         return _conclude(config, folder, console) | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _go_on(config: Config, folder: SweepFolder, console: Console) -> None:
-    """From wherever the folder stands to a finished sweep."""
-    trials = folder.load()
+def _go_on(config: Config, folder: SweepFolder, console: Console, *, fresh: bool = False) -> None:
+    """From wherever the folder stands to a finished sweep; from an empty one, if that is asked for."""
+    trials = [] if fresh else folder.load()
     if len(trials) < config.tune.num_trials or any(not trial.over for trial in trials):
-        _search(config, folder, console)
-    with SweepTracking(config, folder, console) as tracking:
+        _search(config, folder, console, fresh=fresh)
+    with SweepTracking(config, folder, console, must_answer=False) as tracking:
         trials = folder.load()
         best = best_of(trials, config.tune.mode)
         folder.tidy(trials, best)
         tracking.catch_up(trials)
         tracking.conclude(best, _write(config, folder, trials))
-    if tracking.parent.trouble:
-        console.line(f"warning: {tracking.parent.trouble}; what was found is in {folder.path}")
-    folder.finish(tracking.parent.run_id)
+    if tracking.trouble is None:
+        folder.finish(tracking.parent.run_id)
+        return
+    console.line(
+        f"warning: {tracking.trouble}; what was found is in {folder.path}, and the same command gives MLflow what it "
+        "lacks"
+    )
 
 
-def _search(config: Config, folder: SweepFolder, console: Console) -> None:
+def _search(config: Config, folder: SweepFolder, console: Console, *, fresh: bool) -> None:
+    """Search what is left; an earlier sweep is cleared, where that is asked for, once nothing speaks against it."""
     warm = find_warm_start(config)
     check_searched_head(config, warm)
     with ray_session(config.cluster, config.storage, dashboard=True), _environment(), ExitStack() as room:
@@ -131,10 +141,14 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         opened = {key: open_start(variant, warm) for key, variant in token_variants(config).items()}
         check_placement(demand.cluster)
         fingerprint = next(fingerprint for _, fingerprint in opened.values())
-        folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
+        if not fresh:
+            folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
         store, _ = prepared_store(config, console)
         check_validation_users(store)
         check_held_out(warm, store, console)
+        if fresh:
+            _check_tracking(config)
+            folder.clear()
         folder.claim()
         inputs = SweepInputs(
             store,
@@ -156,6 +170,12 @@ def _search(config: Config, folder: SweepFolder, console: Console) -> None:
         )
         with SweepTracking(config, folder, console) as tracking:
             _run(sweep, tracking, inputs, at_once, console, room.close)
+
+
+def _check_tracking(config: Config) -> None:
+    found = check_mlflow(config, MLFLOW_ANSWERS_S)
+    if found.status == finding.FAILED:
+        raise RunError(found.said)
 
 
 def fitting_config(folder: SweepFolder, threads: int | None, trial: Trial, config: Config) -> Config:

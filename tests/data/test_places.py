@@ -29,7 +29,7 @@ def test_what_is_no_store_is_left_where_it_is(tmp_path: Path, name: str) -> None
 
 def test_a_store_half_a_store_and_nothing_are_replaced(tmp_path: Path) -> None:
     check_place(str(tmp_path / "none"))
-    for name in ("catalog", "users", "tokens", "known_tokens", ".nfs0001"):
+    for name in ("catalog", "users", "tokens", "known_tokens", ".nfs0001", "catalog/part-00000.parquet"):
         (tmp_path / "store" / name).mkdir(parents=True)
         check_place(str(tmp_path / "store"))
     (tmp_path / "store" / "meta.json").write_text("{}")
@@ -63,3 +63,35 @@ def test_a_store_inside_a_tables_folder_would_be_read_as_table(tmp_path: Path, s
         return refuse_reading_itself(str(tmp_path / store), domain)
     with pytest.raises(ConfigError, match=r"lies inside .*/items, which is read as data\.catalog; give a folder"):
         refuse_reading_itself(str(tmp_path / store), domain)
+
+
+@pytest.mark.parametrize("catalog", ["shop/catalog", "shop/catalog/*.parquet", "shop/catalog/part-1.parquet"])
+def test_a_store_in_the_place_of_the_folder_that_a_table_lies_in_would_remove_it(tmp_path: Path, catalog: str) -> None:
+    """`catalog` and `users` are what a store's own folders are called, too."""
+    (tmp_path / "shop" / "catalog").mkdir(parents=True)
+    pq.write_table(pa.table({"item_id": [1], "text": ["a"]}), tmp_path / "shop" / "catalog" / "part-1.parquet")
+    pq.write_table(pa.table({"user_id": [1], "item_id": [1]}), tmp_path / "rows.parquet")
+    tables = {
+        "source": "tables",
+        "catalog": {"path": str(tmp_path / catalog)},
+        "interactions": {"path": str(tmp_path / "rows.parquet")},
+        "store": str(tmp_path / "shop"),
+    }
+    config = validate_config({"name": "a", "data": tables})
+    with pytest.raises(
+        ConfigError, match=r"^data\.store: .*/shop is the folder that .*/shop.* lies in, which is read as"
+    ):
+        refuse_reading_itself(config.store_path, open_domains(config)[0])
+    elsewhere = {**tables, "catalog": {"path": str(tmp_path / "other.parquet")}}
+    config = validate_config({"name": "a", "data": elsewhere, "embed": {"catalog": {"path": str(tmp_path / catalog)}}})
+    with pytest.raises(ConfigError, match=r"which is read as embed\.catalog, and a store takes the place of"):
+        prepare_store(config, [], lambda *_: None)
+    assert (tmp_path / "shop" / "catalog" / "part-1.parquet").is_file()
+
+
+@pytest.mark.parametrize("name", ["catalog/items.parquet", "users/orders.csv", ".git/config"])
+def test_a_folder_that_looks_like_half_a_store_and_holds_something_else_is_left(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="which is no part of a store"):
+        check_place(str(tmp_path))

@@ -69,7 +69,7 @@ def test_a_launch_on_it_is_one_without_notices(tmp_path: Path, monkeypatch: pyte
             return os.environ.get(ENABLE_PREEMPTION_WATCHER_ENV_VAR)
 
     monkeypatch.setattr(launch, "_Trainer", Trainer)
-    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}))
+    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}), monitor=None)
     with opened(None):
         assert launch.launch("module:loop", task, storage=tmp_path, name="checkpoints") == "0"
     assert launch.launch("module:loop", task, storage=tmp_path, name="checkpoints") is None

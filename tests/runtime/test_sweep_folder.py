@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,33 @@ def test_a_sweep_that_begins_with_one_of_its_own_trials_is_not_started_over(
         monkeypatch.setenv("BEERAY_ROOT", str(tmp_path))
         own = str(Path(own).relative_to(tmp_path))
     with pytest.raises(RunError, match=r"trial-002: --fresh would remove it .* another name=…"):
-        folder.clear(spare=own)
+        folder.check_spared(own)
     assert (folder.trials / "trial-002").is_dir()
-    folder.clear(spare=str(tmp_path / "another-run"))
-    assert not folder.trials.exists()
+    folder.check_spared(str(tmp_path / "another-run"))
+    folder.check_spared(None)
+
+
+def test_trials_are_cleared_in_one_go_and_what_a_kill_left_of_that_is_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they removed one by one, those that a kill left would be ranked with another sweep's."""
+    folder = SweepFolder(a_config(tmp_path))
+    folder.claim()
+    folder.save(Trial(2, {}, COMPLETE, {1: 0.2}, 0.2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *given, **settings: None)  # killed there
+        folder.clear()
+    assert folder.load() == [] and not folder.trials.exists()
+    (left,) = folder.path.iterdir()
+    assert left.name.startswith(".cleared-trials-")
+    folder.claim()
+    folder.clear()
+    assert list(folder.path.iterdir()) == []
+
+
+def test_trials_of_which_nothing_tells_what_they_searched_are_not_gone_on_with(tmp_path: Path) -> None:
+    folder = SweepFolder(a_config(tmp_path))
+    folder.check_config()
+    folder.save(Trial(2, {}, COMPLETE, {1: 0.2}, 0.2))
+    with pytest.raises(RunError, match=r"has trials, but no sweep\.yaml that tells what they searched; bring it back"):
+        folder.check_config()

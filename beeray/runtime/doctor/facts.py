@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 import beeray
+from beeray.runtime.cores import cores_here
 
 PACKAGES = ("torch", "ray", "deepspeed", "sentence-transformers", "transformers", "numpy", "pyarrow")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -60,7 +60,7 @@ def read_facts(name: str = "", num_gpus: float = 0.0) -> NodeFacts:
     return NodeFacts(
         name=name or socket.gethostname(),
         versions=read_versions(),
-        num_cpus=os.cpu_count() or 1,
+        num_cpus=cores_here(),
         memory_bytes=limit,
         free_memory_bytes=free,
         disk_used=1.0 - disk.free / disk.total,

@@ -35,7 +35,7 @@ def best_config(config: Config, best: Trial, threads: int | None) -> Config:
 def write_best(folder: SweepFolder, config: Config, best: Trial, metric: str) -> None:
     """Write best.yaml, whole or not at all."""
     own = yaml.safe_load((folder.run_dir(best) / "config.yaml").read_text(encoding="utf-8"))
-    tree = best_config(config, best, own["cluster"]["threads_per_worker"]).model_dump(mode="json", exclude={"tune"})
+    tree = best_config(config, best, own["cluster"]["threads_per_worker"]).as_written(exclude={"tune"})
     said = [
         f"{best.name} of sweep {config.name}: {metric} {best.metric!r} with {json.dumps(best.values)}",
         "Trained with this file, that figure comes again. For the last model, train.with_validation: true and",

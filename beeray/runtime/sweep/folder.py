@@ -23,11 +23,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
 from beeray.config import Config, load_config, noted_point, search_space, searched_metric
 from beeray.config.paths import found
+from beeray.data.storage import storage_errors
 from beeray.errors import ConfigError, RunError
 from beeray.runtime.locks import locked_file
 from beeray.runtime.run_folder import CHECKPOINTS, MODEL, NOT_FINITE, SWEEP_FILES, RunFolder
@@ -38,6 +40,8 @@ STATUSES = (COMPLETE, STOPPED, FAILED, INVALID, RUNNING)
 CONFIG, TRIAL, DONE = "sweep.yaml", "trial.json", "sweep.json"
 TRIALS, BEST, TABLE, PAGE = SWEEP_FILES
 SHOWN_KEYS = 6
+CLEARED = ".cleared-trials-"
+"""Begins the name that an earlier sweep's trials have while they are being removed."""
 
 
 @dataclass
@@ -100,23 +104,34 @@ class SweepFolder:
         with locked_file(lock, said, "wait for it, or choose another name=…"):
             yield
 
-    def clear(self, spare: str | None = None) -> None:
-        """Remove all that an earlier sweep of this name left; a run of the name stays.
+    def check_spared(self, spare: str | None) -> None:
+        """Refuse to begin with a trial of the sweep that is to be cleared.
 
         Args:
             spare: what `train.init_from` names.
 
         Raises:
-            RunError: that is a trial of the sweep which would be removed.
+            RunError: it is one.
         """
         if spare is not None and found(spare).resolve().is_relative_to(self.trials.resolve()):
             raise RunError(
                 f"train.init_from {spare}: --fresh would remove it with the other trials of the sweep "
                 f"{self.config.name!r}; give the sweep another name=…, or copy that trial's model elsewhere"
             )
-        shutil.rmtree(self.trials, ignore_errors=True)
-        for file in (self.best, self.table, self.page):
-            file.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all that an earlier sweep of this name left, its trials in one go; a run of the name stays.
+
+        Raises:
+            DataError: it cannot be removed.
+        """
+        with storage_errors(str(self.path)):
+            if self.trials.is_dir():
+                self.trials.rename(self.trials.with_name(f"{CLEARED}{uuid4().hex[:8]}"))
+            for file in (self.best, self.table, self.page):
+                file.unlink(missing_ok=True)
+        for left in self.path.glob(f"{CLEARED}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def check_config(self) -> None:
         """Refuse to go on with a sweep that searched something else.
@@ -126,6 +141,11 @@ class SweepFolder:
         """
         kept = self.trials / CONFIG
         if not kept.is_file():
+            if self.load():
+                raise RunError(
+                    f"sweep {self.config.name!r}: {self.trials} has trials, but no {CONFIG} that tells what they "
+                    "searched; bring it back, choose another name=… or start over with --fresh"
+                )
             return
         try:
             theirs = _deciding(load_config(str(kept)))
@@ -188,7 +208,7 @@ class SweepFolder:
 
     def claim(self) -> None:
         """Make the folder this sweep's."""
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.config.as_written(), sort_keys=False, allow_unicode=True)
         write_whole(self.trials / CONFIG, text)
 
     def run_dir(self, trial: Trial) -> Path:

@@ -16,10 +16,18 @@ from beeray.runtime.tracking import Tracker
 
 
 class SweepTracking:
-    """The trackers of a sweep and of the trials that are running; use as a context."""
+    """The trackers of a sweep and of the trials that are running; use as a context.
 
-    def __init__(self, config: Config, folder: SweepFolder, console: Console) -> None:
-        self.folder, self.console = folder, console
+    Args:
+        must_answer: refuse to begin where MLflow cannot be reached; what is searched already is not lost with it.
+
+    Attributes:
+        troubles: what kept a trial from being logged whole.
+    """
+
+    def __init__(self, config: Config, folder: SweepFolder, console: Console, *, must_answer: bool = True) -> None:
+        self.folder, self.console, self.must_answer = folder, console, must_answer
+        self.troubles: list[str] = []
         self.parent = Tracker(config, folder.trials)
         self._space = {
             key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in search_space(config).items()
@@ -30,7 +38,8 @@ class SweepTracking:
 
     def __enter__(self) -> SweepTracking:
         self.parent.__enter__()
-        self.parent.check()
+        if self.must_answer:
+            self.parent.check()
         self.parent.log_tags({"beeray.kind": "sweep"})
         self.parent.log_dict(self._space, "space.json")
         return self
@@ -63,8 +72,7 @@ class SweepTracking:
         EventHandler(self.console, 0, 0, tracker=tracker).track(self.folder.run(trial).steps())
         if trial.metric is not None:
             tracker.log_metrics({"sweep/metric": trial.metric}, max(trial.epochs, default=0))
-        tags = {"beeray.status": trial.status} | ({"beeray.reason": trial.reason} if trial.reason else {})
-        tracker.log_tags(tags)
+        tracker.log_tags({"beeray.status": trial.status, "beeray.reason": trial.reason or ""})  # an earlier one's goes
         self._logged.append(self._closing.submit(self._close, tracker, trial))
 
     def catch_up(self, trials: list[Trial]) -> None:
@@ -79,6 +87,11 @@ class SweepTracking:
                 self.ended(trial)
         wait(self._logged)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why MLflow does not have all of the sweep; None where it has."""
+        return self.parent.trouble or next(iter(self.troubles), None)
+
     def conclude(self, best: Trial | None, artifacts: list[Path]) -> None:
         """Log the best metric and what the sweep left."""
         if best is not None and best.metric is not None:
@@ -92,3 +105,5 @@ class SweepTracking:
         if tracker.trouble is None:
             trial.mlflow_run_id = tracker.run_id
             self.folder.save(trial)
+        else:
+            self.troubles.append(f"{trial.name}: {tracker.trouble}")
