@@ -40,7 +40,12 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class TokenMeta:
-    """What a token store's `meta.json` says."""
+    """What a token store's `meta.json` says; an earlier version's has no counts.
+
+    Attributes:
+        num_items: of the catalog.
+        vocabulary: one more than the largest id of the tokenizer.
+    """
 
     prefix_ids: list[Annotated[int, Field(ge=0)]]
     suffix_ids: list[Annotated[int, Field(ge=0)]]
@@ -49,6 +54,8 @@ class TokenMeta:
     limit: Annotated[int, Field(ge=1)]
     text_prefix: str
     store_fingerprint: str
+    num_items: Annotated[int, Field(ge=0)] | None = None
+    vocabulary: Annotated[int, Field(ge=1)] | None = None
 
 
 class TokenStore:
@@ -65,17 +72,19 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str, cache_dir: str | None = None) -> TokenStore:
-        """Open a token store; one that is not on this machine's disk is brought over first, once a node.
+        """Open a token store; one that is not on this machine's disk is brought over first, once a node, and checked.
 
         Args:
             cache_dir: where to; `~/.cache/beeray/tokens` unless given. Others there that are not in use, and have not
                 been for some time, are removed (`token_copies.py`).
         """
         in_use: BinaryIO | None = None
-        if not is_local(path):
+        brought = not is_local(path)
+        if brought:
             path, in_use = bring_over(path, META, Path(cache_dir or Path.home() / ".cache" / "beeray" / "tokens"))
         try:
-            store = cls(path, TypeAdapter(TokenMeta).validate_python(read_json(join(path, META))))
+            meta = TypeAdapter(TokenMeta).validate_python(read_json(join(path, META)))
+            store = cls(path, meta)
             store._in_use = in_use
             ids, ends = store._ids, store._offsets
             if ends.dtype != np.int64 or ends.ndim != 1 or ends[0] != 0 or ends[-1] != len(ids):
@@ -84,6 +93,8 @@ class TokenStore:
             raise
         except (ValueError, IndexError, EOFError, OSError, RecursionError) as error:
             raise _damaged(path, str(error)) from error
+        if brought and meta.num_items is not None and meta.vocabulary is not None:
+            store.check(meta.num_items, meta.vocabulary)  # nobody has looked at the copy
         return store
 
     def check(self, num_items: int, vocabulary: int) -> None:
@@ -177,7 +188,8 @@ def ensure_tokens(store: Store, tokenizer: Any, prefix: str, limit: int, report:
     before, after = special_tokens(bare)
     dtype: Literal["uint16", "int32"] = "uint16" if vocabulary <= 2**16 else "int32"
     padding = int(tokenizer.pad_token_id or 0)
-    meta = TokenMeta(before, after, padding, dtype, limit, prefix, store.meta.fingerprint)
+    counts = store.meta.num_items, vocabulary
+    meta = TokenMeta(before, after, padding, dtype, limit, prefix, store.meta.fingerprint, *counts)
     with Staging(path, META) as staging:
         _tokenise(store, staging.path, as_json, prefix, limit - len(before) - len(after), dtype, report)
         write_json(join(staging.path, META), asdict(meta))

@@ -159,12 +159,11 @@ def _answers(address: str) -> bool:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         return True
-    hosts = [host.strip("[]")]
-    if hosts[0] in ("127.0.0.1", "localhost", "::1"):  # a cluster may listen at the machine's outer address alone
-        hosts.append(ray.util.get_node_ip_address())
-    for one in hosts:
-        with suppress(OSError), socket.create_connection((one, int(port)), timeout=ANSWER_S):
-            return True
+    host = host.strip("[]")
+    if host in ("127.0.0.1", "localhost", "::1"):  # Ray looks for the machine's outer address then, as for every node's
+        host = ray.util.get_node_ip_address()
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=ANSWER_S):
+        return True
     return False
 
 

@@ -19,7 +19,7 @@ from beeray.data.catalog import content_hash
 from beeray.data.parts import write_part
 from beeray.data.store import Store, StoreMeta
 from beeray.data.tokens import TokenStore, ensure_tokens
-from beeray.errors import DataError, EncoderError
+from beeray.errors import DataError, EncoderError, StoreError
 
 HARD_TEXTS = [
     "a plain sentence",
@@ -197,6 +197,24 @@ def test_a_token_store_elsewhere_is_brought_over_once_and_gives_the_same_ids(
     memory.rm("/bucket", recursive=True)
     assert TokenStore.open(here.path).num_items == len(HARD_TEXTS)
     assert [path.name for path in tmp_path.iterdir()] == [Path(here.path).name]
+
+
+def test_a_damaged_copy_of_a_token_store_elsewhere_is_refused_before_it_is_trained_on(
+    token_store: TokenStore, tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    remote = "memory://bucket/damaged"
+    for file in Path(token_store.path).iterdir():
+        memory.pipe_file(f"/bucket/damaged/{file.name}", file.read_bytes())
+    size = memory.info("/bucket/damaged/ids.bin")["size"]
+    memory.pipe_file("/bucket/damaged/ids.bin", b"\xff" * size)
+    try:
+        with pytest.raises(
+            StoreError, match=r"is damaged \(it holds ids that the tokenizer does not have\); delete that"
+        ):
+            TokenStore.open(remote, cache_dir=str(tmp_path))
+    finally:
+        memory.rm("/bucket", recursive=True)
 
 
 def test_a_tokenizer_without_a_fast_form_is_refused(store: Store) -> None:

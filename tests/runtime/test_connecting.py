@@ -89,9 +89,18 @@ def test_a_cluster_that_does_not_let_a_command_in_is_told_with_what_to_do(
     refusal: Callable[[], None], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "init", lambda **_: refusal())
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert said(address).startswith(f"cluster.address {address!r}: {expected}")
+
+
+def test_a_cluster_that_listens_on_loopback_alone_is_none_that_ray_would_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes the machine's outer address for it, and would try that for minutes."""
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was tried"))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "no Ray cluster answers there" in said(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_what_is_no_mistake_of_the_users_stays_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:

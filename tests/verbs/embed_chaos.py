@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/verbs/embed_chaos.py --rounds 12 --seed 1
 
-A round starts from one night's publication and types `python -m beeray.embed` for the next night, in a Ray
-that is there already. At a seeded moment one process gets SIGKILL:
+A round starts from one night's publication and types `python -m beeray.embed` for the next night, on a cluster of one
+node. At a seeded moment one process gets SIGKILL:
 
 | kind | the process |
 |---|---|
@@ -39,7 +39,7 @@ import numpy as np
 import psutil
 import ray
 from embedding_jobs import Jobs, files_of
-from nodes import end
+from nodes import Cluster, end, running_cluster
 
 from beeray.data.embeddings import open_embeddings
 from beeray.data.generated_catalog import GeneratedCatalog
@@ -114,14 +114,16 @@ class Reader(threading.Thread):
 class Chaos:
     """One night published, the next one's catalog, and what an undisturbed job makes of it.
 
-    Ray must be running in this process.
+    Ray must be running in this process, where undisturbed commands are run.
 
     Args:
         folder: new.
+        cluster: on which commands are disturbed.
         num_items: of the first night.
     """
 
-    def __init__(self, folder: Path, num_items: int = 4000) -> None:
+    def __init__(self, folder: Path, cluster: Cluster, num_items: int = 4000) -> None:
+        self.cluster = cluster
         rows_per_file = math.ceil(num_items / NUM_FILES)
         self.jobs = Jobs(folder, {"embed": {"rows_per_file": rows_per_file, "token_budget": TOKEN_BUDGET}})
         for night, name in enumerate(("first", "second")):
@@ -164,13 +166,12 @@ class Chaos:
         return played
 
     def _disturb(self, played: Round, path: Path, command: list[str]) -> None:
-        if played.kind == "machine":
-            outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-            process = self.jobs.start(*command, environment=outside)
-        else:
-            process = self.jobs.start(f"cluster.address={ray.get_runtime_context().gcs_address}", *command)
+        outside = os.environ if played.kind == "machine" else self.cluster.environment
+        joined = [] if played.kind == "machine" else [f"cluster.address={self.cluster.address}"]
+        environment = {name: value for name, value in outside.items() if name != "RAY_ADDRESS"}
+        process = self.jobs.start(*joined, *command, environment=environment)
         try:
-            played.victim = strike(played, process, lambda: self._moment_has_come(played, path))
+            played.victim = strike(played, process, self.cluster, lambda: self._moment_has_come(played, path))
             out, err = process.communicate(timeout=LIMIT_S)
         finally:
             end([process])
@@ -231,7 +232,7 @@ class Chaos:
             wrong.append(f"MLflow runs: {[run.info.status for run in runs]}")
 
 
-def strike(played: Round, process: subprocess.Popen[str], moment: Any) -> str | None:
+def strike(played: Round, process: subprocess.Popen[str], cluster: Cluster, moment: Any) -> str | None:
     """Wait for the moment and kill the first process of the round's kind; returns its title.
 
     Returns None when the command ends before.
@@ -247,7 +248,7 @@ def strike(played: Round, process: subprocess.Popen[str], moment: Any) -> str | 
     if played.kind == "driver":
         process.kill()
         return "command"
-    (raylet,) = (one for one in psutil.Process().children(recursive=True) if one.name() == "raylet")
+    raylet = cluster.raylet(0)
     while process.poll() is None:
         for worker in raylet.children():
             title = title_of(worker)
@@ -287,12 +288,15 @@ def main() -> int:
     faults: Counter[str] = Counter()
     wrong = 0
     try:
-        chaos = Chaos(folder, arguments.items)
-        for number in range(arguments.rounds):
-            played = chaos.play(arguments.kinds[number % len(arguments.kinds)], draw)
-            faults[played.kind] += played.victim is not None
-            wrong += bool(played.wrong)
-            print(json.dumps(asdict(played)), flush=True)
+        (folder / "ray").mkdir()
+        with running_cluster(folder / "ray", num_nodes=1, cpus=2) as cluster:
+            (folder / "work").mkdir()
+            chaos = Chaos(folder / "work", cluster, arguments.items)
+            for number in range(arguments.rounds):
+                played = chaos.play(arguments.kinds[number % len(arguments.kinds)], draw)
+                faults[played.kind] += played.victim is not None
+                wrong += bool(played.wrong)
+                print(json.dumps(asdict(played)), flush=True)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

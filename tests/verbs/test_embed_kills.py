@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pytest
 from embed_chaos import NUM_FILES, Chaos, kind_of
 from embedding_jobs import files_of
+from nodes import running_cluster
 
 from beeray.data.parts import write_part
 from beeray.data.publishing import REPORTS, JobFolder
@@ -21,8 +25,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Chaos:
-    return Chaos(tmp_path_factory.mktemp("chaos"), num_items=3000)
+def chaos(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[Chaos]:
+    folder = Path(tempfile.mkdtemp(prefix="bk-"))  # short, for the sockets of Ray
+    try:
+        with running_cluster(folder, num_nodes=1, cpus=2) as cluster:
+            yield Chaos(tmp_path_factory.mktemp("chaos"), cluster, num_items=3000)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.long
