@@ -110,7 +110,7 @@ class DataConfig(SourceConfig):
     """Where raw tables are, which rows count, and where the prepared store goes: one source, or several domains."""
 
     domain: str | None = Field(None, pattern=DOMAIN_NAME)
-    """Name of the one source's domain in the store; the source's name unless set."""
+    """Name of the one source's domain in the store; the source's name unless set, of `tables` `items`."""
     domains: dict[str, DomainConfig] | None = None
     """Several data sets in one store, by name, in place of one source. Each is filtered and split as if it were alone;
     `min_value`, `min_user_interactions` and `empty_text` of `data` hold for those that do not set their own."""
