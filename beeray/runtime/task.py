@@ -95,11 +95,8 @@ class WorkerTask:
         return model
 
     def needs_head(self, model: SentenceTransformer) -> bool:
-        """Whether the encoder before training is to get a head: one that an earlier run gave it is kept."""
-        from beeray.core.head import head_units
-
-        train = self.config.train
-        return train.head is not None and not (train.init_from is not None and head_units(model) is not None)
+        """See `needs_head`."""
+        return needs_head(self.config, model)
 
     def open_encoder(self, device: torch.device | str = "cpu") -> SentenceTransformer:
         """The encoder before training."""
@@ -111,6 +108,14 @@ class WorkerTask:
         encoder = config.encoder.model_copy(update={"name": self.original, "revision": self.original_revision})
         named = config.model_copy(update={"encoder": encoder})
         return open_encoder(named, self.original, config.served_seq_length, device)
+
+
+def needs_head(config: Config, model: SentenceTransformer) -> bool:
+    """Whether the encoder before training is to get a head: one that an earlier run gave it is kept."""
+    from beeray.core.head import head_units
+
+    train = config.train
+    return train.head is not None and not (train.init_from is not None and head_units(model) is not None)
 
 
 def open_encoder(config: Config, name: str, max_seq_length: int, device: torch.device | str) -> SentenceTransformer:

@@ -21,7 +21,7 @@ from beeray.runtime.doctor.clocks import judge_clocks
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
 from beeray.runtime.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, found, in_one_line
 from beeray.runtime.doctor.gang import REMEDIES, Gang, gang_size
-from beeray.runtime.doctor.memory import judge_disk, judge_memory
+from beeray.runtime.doctor.memory import Parameters, judge_disk, judge_memory
 from beeray.runtime.doctor.probe import READ_REMEDY, Here, Node, start_probes
 from beeray.runtime.doctor.resources import judge_resources
 from beeray.runtime.doctor.storage import check_places, free_bytes, nearest_folder
@@ -127,7 +127,7 @@ class _Examination:
         self.nodes: list[Node] = start_probes()
         self.gang: Future[Gang] = Future()
         self.facts: list[NodeFacts] = []
-        self.num_parameters = 0
+        self.parameters = Parameters(held=0, trained=0)
 
     def checks(self) -> Iterator[Check]:
         """All of them begun at once, in the order in which they are to be told."""
@@ -210,15 +210,16 @@ class _Examination:
 
     def _encoder(self) -> Finding:
         finding = self.gang.result().encoder(begun_with(self.config))
-        self.num_parameters = int(finding.measured.get("parameters", 0))
+        held, trained = (int(finding.measured.get(name, 0)) for name in ("parameters", "trained_parameters"))
+        self.parameters = Parameters(held, trained)
         return finding
 
     def _memory(self) -> Finding:
-        return judge_memory(self.config, self.num_parameters, self._known(), self.gang.result().gpu_free_bytes())
+        return judge_memory(self.config, self.parameters, self._known(), self.gang.result().gpu_free_bytes())
 
     def _disk(self) -> Finding:
         runs = nearest_folder(str(self.config.run_dir))
-        return judge_disk(self.config, self.num_parameters, self._known(), free_bytes(runs))
+        return judge_disk(self.config, self.parameters, self._known(), free_bytes(runs))
 
     def _known(self) -> list[NodeFacts]:
         """Facts of the nodes that answered; of this one alone where no answer has come in time."""

@@ -100,7 +100,7 @@ def test_an_encoder_that_is_none_is_refused_and_the_right_one_embeds(gang: Gang,
     fine = gang.encoder(gang.config.encoder.name)
     assert fine.status == "ok", fine.said
     assert fine.measured["dim"] == 32
-    assert fine.measured["parameters"] > 10_000
+    assert fine.measured["trained_parameters"] == fine.measured["parameters"] > 10_000
     wrong = gang.encoder(str(tmp_path))
     assert wrong.status == "FAILED"
     assert wrong.said.endswith(

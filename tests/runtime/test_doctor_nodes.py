@@ -20,7 +20,7 @@ from beeray.errors import BeerayError, EncoderError
 from beeray.runtime.doctor.clocks import judge_clocks
 from beeray.runtime.doctor.encoder import check_encoder
 from beeray.runtime.doctor.facts import NodeFacts, read_facts
-from beeray.runtime.doctor.memory import GIB, judge_disk, judge_memory, state_bytes
+from beeray.runtime.doctor.memory import GIB, Parameters, judge_disk, judge_memory, state_bytes
 from beeray.runtime.doctor.versions import judge_versions
 from beeray.verbs.doctor import _Examination, begun_with
 
@@ -34,6 +34,8 @@ VERSIONS = {
     "NVIDIA driver": "none",
 }
 MILLION = 1_000_000
+ALL_TRAINED = Parameters(held=MILLION, trained=MILLION)
+HEAD = (32 + 1) * 32 + (32 + 1) * 70 + (70 + 1) * 32
 
 
 def a_node(name: str = "a", free_gib: float = 8.0, used: float = 0.5, **other: str) -> NodeFacts:
@@ -131,7 +133,13 @@ def test_clocks(clock: float, status: str, said: str) -> None:
     [(0, 4, 16), (1, 4, 8 + 3), (2, 4, 4 + 4), (3, 4, 5), (1, 1, 20), (3, 1, 20)],  # bytes a parameter
 )
 def test_state_of_a_worker_by_zero_stage(stage: int, num_workers: int, expected: int) -> None:
-    assert state_bytes(MILLION, stage, num_workers) == expected * MILLION
+    assert state_bytes(ALL_TRAINED, stage, num_workers) == expected * MILLION
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 4 * 9 + 16), (1, 4 * 9 + 11), (2, 4 * 9 + 8), (3, 1 * 9 + 5)])
+def test_a_worker_keeps_nothing_but_the_weights_of_what_is_held_fixed(stage: int, expected: int) -> None:
+    """Of ten million parameters one is trained, on four workers: only ZeRO-3 shares weights out."""
+    assert state_bytes(Parameters(held=10 * MILLION, trained=MILLION), stage, 4) == expected * MILLION
 
 
 def test_memory_that_is_short_names_the_node_its_need_and_what_to_turn() -> None:
@@ -139,7 +147,7 @@ def test_memory_that_is_short_names_the_node_its_need_and_what_to_turn() -> None
         cluster={"num_workers": 4}, train={"batch_size": 4, "activation_budget_gib": 2.0}, deepspeed={"stage": 0}
     )
     # two workers a node, each 0.8 GiB for the process, 16 bytes a parameter (1 GiB), 2 GiB of activations: 7.6 GiB
-    parameters = 2**26
+    parameters = Parameters(held=2**26, trained=2**26)
     judged = {free: judge_memory(config, parameters, [a_node("a", 64), a_node("b", free)]) for free in (7.5, 8.0, 10.0)}
     assert [judged[free].status for free in (7.5, 8.0, 10.0)] == ["FAILED", "warning", "ok"]
     assert judged[7.5].said == (
@@ -152,16 +160,30 @@ def test_memory_that_is_short_names_the_node_its_need_and_what_to_turn() -> None
 def test_on_gpus_the_state_is_theirs_and_the_nodes_need_only_the_processes() -> None:
     config = a_config(cluster={"use_gpu": True}, deepspeed={"stage": 0})
     small = [("worker 0 on node a", int(1.5 * GIB))]
-    finding = judge_memory(config, 2**26, [a_node("a", 3.0)], small)  # 1 GiB of state and 1 of activations
+    parameters = Parameters(held=2**26, trained=2**26)
+    finding = judge_memory(config, parameters, [a_node("a", 3.0)], small)  # 1 GiB of state and 1 of activations
     assert finding.status == "FAILED"
     assert "GPU of worker 0 on node a has 1.5 GiB free, and training takes at least 2.0 GiB there" in finding.said
-    assert judge_memory(config, 2**26, [a_node("a", 3.0)], [("worker 0 on node a", int(3 * GIB))]).status == "ok"
+    assert judge_memory(config, parameters, [a_node("a", 3.0)], [("worker 0 on node a", int(3 * GIB))]).status == "ok"
+
+
+def test_low_rank_adapters_of_a_large_encoder_fit_where_all_of_it_would_not() -> None:
+    """Seven billion parameters on one GPU of 80 GB: 112 GB when all are trained, 28 GB of weights when few are."""
+    config = a_config(cluster={"use_gpu": True, "num_workers": 1}, deepspeed={"stage": 0})
+    gpu = [("worker 0 on node a", 80 * 10**9)]
+    every, few = Parameters(7000 * MILLION, 7000 * MILLION), Parameters(7000 * MILLION, 5 * MILLION)
+    assert judge_memory(config, every, [a_node("a", 64)], gpu).status == "FAILED"
+    finding = judge_memory(config, few, [a_node("a", 64)], gpu)
+    assert finding.status == "ok", finding.said
+    assert (finding.measured["parameters"], finding.measured["trained_parameters"]) == (7000 * MILLION, 5 * MILLION)
+    short = judge_memory(config, few, [a_node("a", 64)], [("worker 0 on node a", 20 * 10**9)])
+    assert "(1 worker of 7000 M parameters, 5.0 M of them trained, ZeRO-0, " in short.said
 
 
 def test_disk_that_is_short_names_the_folder_and_its_need() -> None:
     config = a_config(train={"keep_checkpoints": 2}, runs_dir="/shared/runs")
     # three checkpoints of 12 bytes a parameter and two exports of 4: 44 bytes, 2.75 GiB
-    parameters = 2**26
+    parameters = Parameters(held=2**26, trained=2**26)
     finding = judge_disk(config, parameters, [a_node("a")], int(2.6 * GIB))
     assert finding.status == "FAILED"
     assert finding.said == (
@@ -170,6 +192,13 @@ def test_disk_that_is_short_names_the_folder_and_its_need() -> None:
     )
     assert judge_disk(config, parameters, [a_node("a")], int(3 * GIB)).status == "warning"
     assert judge_disk(config, parameters, [a_node("a")], int(4 * GIB)).status == "ok"
+
+
+def test_checkpoints_hold_no_moments_of_what_is_held_fixed() -> None:
+    config = a_config(train={"keep_checkpoints": 2})
+    # three checkpoints of 4 bytes a parameter and 8 a trained one, two exports of 4: 20 × 64 Mi + 24 × 1 Mi bytes
+    finding = judge_disk(config, Parameters(held=2**26, trained=2**20), [a_node("a")], int(4 * GIB))
+    assert finding.measured["need_bytes"] == 20 * 2**26 + 24 * 2**20
 
 
 def test_the_encoder_is_what_the_run_begins_with_and_must_take_what_trains_it(tmp_path: Path) -> None:
@@ -192,6 +221,30 @@ def test_the_encoder_is_what_the_run_begins_with_and_must_take_what_trains_it(tm
         begun_with(a_config(train={"init_from": "nowhere"}))
 
 
+@pytest.mark.parametrize(
+    ("train", "held", "trained"),
+    [
+        ({}, 0, None),
+        # matrices of 4 × 32 and 32 × 4 beside each layer's query, key and value, of two layers
+        ({"lora": {"rank": 4, "targets": ["query", "key", "value"]}}, 2 * 3 * 2 * 4 * 32, 2 * 3 * 2 * 4 * 32),
+        # 32 → 32, 32 → 64 + 6, and back, with biases: all of the head, and nothing of the layers
+        ({"freeze_layers": 2, "head": {"units": 6}}, HEAD, HEAD),
+    ],
+)
+def test_parameters_are_counted_as_training_sets_the_encoder_up(
+    tmp_path: Path, train: dict[str, Any], held: int, trained: int | None
+) -> None:
+    folder = str(build_tiny_encoder(tmp_path / "encoder"))
+    model = load_encoder(folder, max_seq_length=32)
+    pooler = sum(weight.numel() for name, weight in model.named_parameters() if "pooler" in name)
+    given = sum(weight.numel() for weight in model.parameters())
+    config = a_config(encoder={"name": folder, "max_seq_length": 32}, train=train)
+    finding = check_encoder(config, folder, torch.device("cpu"))
+    counts = finding.measured["parameters"], finding.measured["trained_parameters"]
+    assert counts == (given + held, given if trained is None else trained + (pooler if "head" in train else 0))
+    assert ("of them trained)" in finding.said) == (trained is not None)
+
+
 def test_help_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["doctor", "--help"])
@@ -201,7 +254,7 @@ def test_help_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_disk_so_full_that_ray_makes_no_objects_fails_however_large_it_is() -> None:
-    finding = judge_disk(a_config(), MILLION, [a_node("a", used=0.96)], int(100 * GIB))
+    finding = judge_disk(a_config(), ALL_TRAINED, [a_node("a", used=0.96)], int(100 * GIB))
     assert finding.status == "FAILED"
     assert "96% full: Ray creates no objects from 95% on" in finding.said
 

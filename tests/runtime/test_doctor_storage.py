@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from beeray.errors import ConfigError, DataError, StoreError
 from beeray.runtime.doctor.probe import Here
 from beeray.runtime.doctor.storage import Place, check_places, check_storage, nearest_folder, places_of
 from beeray.runtime.doctor.tables import check_data
+from beeray.runtime.run_folder import RunFolder
 
 
 class Elsewhere:
@@ -70,6 +73,39 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_key_and_what_to_do(tm
     assert finding.said.endswith(
         "give this command the right to write there, or set runs_dir to a folder that every node can write to"
     )
+
+
+def test_a_file_system_that_takes_no_locks_fails_as_every_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    config = a_config(tmp_path)
+    assert check_storage(places_of(config), [Here(), Here()]).status == "ok"
+    monkeypatch.setattr("fcntl.flock", refuse)
+    finding = check_storage(places_of(config), [Here(), Here()])
+    assert finding.status == "FAILED"
+    assert finding.said.startswith(f"runs_dir {str(tmp_path / 'runs')!r}: {tmp_path}/.beeray-doctor-")
+    assert finding.said.endswith(
+        "-lock: its file system takes no locks (No locks available), so that two commands could spoil one run; mount "
+        "it with locks, or give another runs_dir"
+    )
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=r"its file system takes no locks"), RunFolder(config).locked():
+        pass
+
+
+def test_the_lock_is_tried_where_runs_have_theirs(tmp_path: Path) -> None:
+    """Its folder may be another disk than the rest of `runs_dir`, or another's."""
+    config = a_config(tmp_path)
+    with RunFolder(config).locked():
+        (lock,) = files(tmp_path)
+    runs = places_of(config)[0]
+    assert (runs.folder, runs.locks) == (str(tmp_path / "runs"), str(next(tmp_path.rglob(lock)).parent))
+    finding = check_storage([replace(runs, locks="/proc")], [Here()])
+    assert finding.status == "FAILED" and finding.said.startswith(f"runs_dir {runs.path!r}: /proc/.beeray-doctor-")
+    assert files(tmp_path) == [lock]
 
 
 def test_a_node_that_lacks_the_folder_cannot_write_there(tmp_path: Path) -> None:

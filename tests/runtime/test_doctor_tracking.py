@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.store.db import utils as mlflow_databases
 
 from beeray.config import Config, validate_config
+from beeray.runtime.doctor.finding import Finding
 from beeray.runtime.doctor.tracking import check_mlflow
 
 pytestmark = pytest.mark.usefixtures("no_tracking_variables")
@@ -94,3 +100,114 @@ def test_other_addresses_that_cannot_be_reached_fail(tmp_path: Path, uri: str) -
     finding = check_mlflow(a_config(tmp_path, uri), 5)
     assert finding.status == "FAILED", finding.said
     assert "; start the server, correct the address in tracking.uri" in finding.said
+
+
+@pytest.mark.parametrize("uri", ["file://{}/with%20space/mlruns", "{}/with space/mlruns"])
+def test_a_folder_fails_as_mlflow_refuses_it_unless_the_environment_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    uri = uri.format(tmp_path)
+    with pytest.raises(Exception, match="MLFLOW_ALLOW_FILE_STORE"):
+        MlflowClient(uri).search_experiments(max_results=1)
+    finding = check_mlflow(a_config(tmp_path, uri), 5)
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        f"tracking.uri {uri!r}: this MLflow refuses to log into a folder; name a database "
+        f"(sqlite:///{tmp_path}/with space/mlruns/mlflow.db) or a server, or set MLFLOW_ALLOW_FILE_STORE=true"
+    )
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert check_mlflow(a_config(tmp_path, uri), 5).said == f"{uri}: its folder can be written"
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+    monkeypatch.delattr("mlflow.environment_variables.MLFLOW_ALLOW_FILE_STORE")
+    assert check_mlflow(a_config(tmp_path, uri), 5).status == "ok", "a version that knows no such setting takes folders"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_databricks_is_a_server_and_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beeray.runtime.doctor.tracking._server", lambda uri, limit_s: Finding("ok", "asked"))
+    assert check_mlflow(a_config(tmp_path, "databricks"), 1).said == "databricks: asked"
+
+
+@pytest.fixture(scope="module")
+def made_by_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the tables of this MLflow."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    mlflow_databases._initialize_tables(engine)
+    engine.dispose()
+    return path
+
+
+def changed(made: Path, folder: Path, *statements: str) -> tuple[str, Path]:
+    """URI and path of a copy of a database after some statements."""
+    path = folder / "mlflow.db"
+    shutil.copy(made, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+    return f"sqlite:///{path}", path
+
+
+def revisions() -> tuple[str, str]:
+    """That of this MLflow's tables, and the one before."""
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(mlflow_databases._get_alembic_config(""))
+    own, before, *_ = [one.revision for one in script.walk_revisions()]
+    return own, before
+
+
+def test_a_database_of_this_mlflow_passes_and_is_left_as_it_was(tmp_path: Path, made_by_mlflow: Path) -> None:
+    uri, path = changed(made_by_mlflow, tmp_path)
+    before = path.read_bytes()
+    finding = check_mlflow(a_config(tmp_path, uri), 5)
+    assert finding.status == "ok" and finding.said.startswith(f"{uri}: a database of "), finding.said
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_of_an_older_mlflow_fail_where_it_refuses_them(
+    tmp_path: Path, made_by_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, older = revisions()
+    uri, path = changed(made_by_mlflow, tmp_path, f"UPDATE alembic_version SET version_num = '{older}'")
+    with pytest.raises(Exception, match="out-of-date database schema"):
+        MlflowClient(uri).search_experiments(max_results=1)
+    before = path.read_bytes()
+    finding = check_mlflow(a_config(tmp_path, uri), 5)
+    assert finding.status == "FAILED"
+    assert finding.said == (
+        f"tracking.uri {uri!r}: its tables are of version {older}, this MLflow's of {own}, which refuses them; back "
+        f"the database up, then mlflow db upgrade {uri}"
+    )
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    monkeypatch.delattr("mlflow.store.db.utils._get_latest_schema_revision")
+    assert check_mlflow(a_config(tmp_path, uri), 5).status == "ok", "a version without that helper is not asked"
+
+
+def test_tables_that_mlflow_would_change_by_itself_are_a_warning_and_are_not_changed(
+    tmp_path: Path, made_by_mlflow: Path
+) -> None:
+    own, older = revisions()
+    lacking = "DROP TABLE webhooks", f"UPDATE alembic_version SET version_num = '{older}'"
+    uri, path = changed(made_by_mlflow, tmp_path, *lacking)
+    before = path.read_bytes()
+    finding = check_mlflow(a_config(tmp_path, uri), 5)
+    assert finding.status == "warning"
+    assert f"version {older}, this MLflow's of {own}, to which a run changes them, and their own MLflow" in finding.said
+    assert path.read_bytes() == before
+
+
+def test_tables_of_a_newer_mlflow_cannot_be_upgraded_and_ask_for_another_mlflow(
+    tmp_path: Path, made_by_mlflow: Path
+) -> None:
+    uri, _ = changed(made_by_mlflow, tmp_path, "UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    finding = check_mlflow(a_config(tmp_path, uri), 5)
+    assert finding.status == "FAILED" and "its tables are of version ffffffffffff, this MLflow's of " in finding.said
+    assert "db upgrade" not in finding.said and "install the MLflow that made them, or a newer one" in finding.said
+
+
+def test_an_empty_database_gets_its_tables_from_the_run(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    finding = check_mlflow(a_config(tmp_path, f"sqlite:///{tmp_path}/mlflow.db"), 5)
+    assert finding.status == "ok" and finding.said.endswith("a database of 0 tables")
+    assert (tmp_path / "mlflow.db").stat().st_size == 0

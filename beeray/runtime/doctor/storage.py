@@ -18,9 +18,12 @@ from beeray.data.store import META
 from beeray.errors import BeerayError
 from beeray.runtime.doctor.finding import FAILED, OK, WARNING, Finding
 from beeray.runtime.job_folder import what_goes_with_the_job
+from beeray.runtime.locks import locked_file
 
 PROBE = ".beeray-doctor"
 """What the names of probe files begin with."""
+LOGS = "logs"
+"""Folder in `runs_dir` where runs have their locks (`runtime/run_folder.py`)."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class Place:
         folder: where probes are written: itself, or of a local path the nearest parent that is there, so that no folder
             needs to be made.
         must_be_written: an error when it cannot be; otherwise a warning.
+        locks: folder of the files that the command locks, so that no two work on one run (or again the nearest parent
+            that is there); empty where it locks none.
     """
 
     key: str
     path: str
     folder: str
     must_be_written: bool = True
+    locks: str = ""
 
 
 class Reach(Protocol):
@@ -60,7 +66,7 @@ def places_of(config: Config) -> list[Place]:
     Without interactions there is no store: such a config is for embedding alone.
     """
     runs = str(from_root(config.runs_dir))
-    places = [Place("runs_dir", runs, nearest_folder(runs))]
+    places = [Place("runs_dir", runs, nearest_folder(runs), locks=nearest_folder(join(runs, LOGS)))]
     if config.data.source != "tables" or config.data.interactions is not None:
         prepared = exists(join(config.store_path, META))
         nearest = nearest_folder(config.store_path)
@@ -110,6 +116,15 @@ def read_probes(folder: str, *names: str) -> str:
     return ",".join(missing)
 
 
+def lock_probe(folder: str, name: str) -> str:
+    """Lock a probe as a run locks its file, and give it free; returns what went wrong, or nothing."""
+    try:
+        with locked_file(Path(folder) / name, f"{name} is locked by another", "try again"):
+            return ""
+    except (BeerayError, OSError) as error:
+        return str(error)
+
+
 def remove_probe(folder: str, name: str) -> str:
     """Remove a probe, if it is there."""
     with suppress(BeerayError, OSError):
@@ -127,6 +142,8 @@ def check_places(config: Config, reaches: Sequence[Reach]) -> Finding:
 def check_storage(places: Sequence[Place], reaches: Sequence[Reach]) -> Finding:
     """Have every process write a probe to every place; the first reads them all, and all others read the first's.
 
+    The first, which is the command, also takes a lock where a run does.
+
     Args:
         reaches: this process and one on each node.
     """
@@ -135,7 +152,7 @@ def check_storage(places: Sequence[Place], reaches: Sequence[Reach]) -> Finding:
     for place in places:
         probes = {f"{token}-{number}": reach for number, reach in enumerate(reaches)}
         try:
-            trouble = _probe(place, probes)
+            trouble = _probe(place, probes) or _lock(place, reaches[0], token)
         finally:
             for removed in [reach.call(remove_probe, place.folder, name) for name, reach in probes.items()]:
                 removed()
@@ -170,6 +187,18 @@ def _probe(place: Place, probes: Mapping[str, Reach]) -> str:
                 + (" (or an s3:// path)" if place.key != "runs_dir" else "")
             )
     return ""
+
+
+def _lock(place: Place, reach: Reach, token: str) -> str:
+    """Why files cannot be locked where the command does so; empty when they can or none are."""
+    if not place.locks:
+        return ""
+    name = f"{token}-lock"
+    try:
+        error = reach.call(lock_probe, place.locks, name)()
+    finally:
+        reach.call(remove_probe, place.locks, name)()
+    return error and f"{place.key} {place.path!r}: {error}"
 
 
 def _cannot_write(place: Place, who: str, error: str) -> str:
