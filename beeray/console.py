@@ -32,16 +32,21 @@ from beeray.stream import Stream
 
 EXIT_USER_ERROR = 2
 AGAIN, ANEW = "run the same command again", "run the same command again without --fresh"
-"""What errors say of going on, and what is to be said where the same command would start over."""
+"""What errors say of going on, and what is to be said where the same command would clear it again."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
-    """The two streams a person reads; what they cannot take is lost, but the record is missed."""
+    """The two streams a person reads; what they cannot take is lost, but the record is missed.
+
+    Attributes:
+        again: what errors say of going on; `ANEW` once `--fresh` has cleared what was there.
+    """
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self.out = Stream(out or sys.stdout)
         self.err = Stream(err or sys.stderr)
+        self.again = AGAIN
 
     def line(self, text: str) -> None:
         """One line of information, on stderr."""
@@ -232,9 +237,8 @@ def run_parsed(
         Console().line(f"beeray {verb}: {error}")
         return EXIT_USER_ERROR
     work = execute or functools.partial(_execute, verb)
-    again = ANEW if getattr(arguments, "fresh", False) else AGAIN
     if arguments.verbose:
-        return _guarded(verb, functools.partial(work, config, arguments), Console(), None, exit_code, again=again)
+        return _guarded(verb, functools.partial(work, config, arguments), Console(), None, exit_code)
     log_path = log or config.run_dir.parent / "logs" / f"{config.name}-{verb}.log"
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +250,7 @@ def run_parsed(
         )
         return EXIT_USER_ERROR
     with quiet(log_path) as console:
-        return _guarded(verb, functools.partial(work, config, arguments), console, log_path, exit_code, again=again)
+        return _guarded(verb, functools.partial(work, config, arguments), console, log_path, exit_code)
 
 
 def run_without_config(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -271,17 +275,16 @@ def _guarded(
     console: Console,
     log_path: Path | None,
     exit_code: ExitCode = lambda record: 0,
-    again: str = AGAIN,
 ) -> int:
     try:
         with signals_handled(interrupt):
             record = execute(console)
     except BeerayError as error:
-        console.line(f"beeray {verb}: {str(error).replace(AGAIN, again)}")
+        console.line(f"beeray {verb}: {str(error).replace(AGAIN, console.again)}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        console.line(f"beeray {verb}: {stopped.said.replace(AGAIN, again)}; {again} to go on")
+        console.line(f"beeray {verb}: {stopped.said.replace(AGAIN, console.again)}; {console.again} to go on")
         return stopped.exit_code
     except Exception as error:
         with suppress(OSError):  # the log's disk may be full

@@ -90,5 +90,11 @@ def signals_kept() -> Iterator[None]:
             signal.signal(one, handler)
 
 
+def ignore_hang_up() -> None:
+    """Have SIGHUP ignored, also by processes that are started from here on, until `signals_kept` puts it back."""
+    if _in_main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()

@@ -84,8 +84,9 @@ def test_a_command_that_would_start_over_is_told_how_to_go_on(tmp_path: Path) ->
         def fail(console: Console, error: Exception = error) -> dict[str, Any]:
             raise error
 
-        again = console_module.ANEW if fresh else console_module.AGAIN
-        assert console_module._guarded("demo", fail, console, None, again=again) == 2
+        if fresh:
+            console.again = console_module.ANEW
+        assert console_module._guarded("demo", fail, console, None) == 2
         assert err.getvalue() == f"beeray demo: a worker was lost; {said} to go on\n"
 
 

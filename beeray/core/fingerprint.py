@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 IDLE_SETTINGS = {
     "_name_or_path",
@@ -54,11 +55,14 @@ def model_fingerprint(model: SentenceTransformer) -> str:
 
 
 def _own_code(model: SentenceTransformer) -> list[tuple[str, bytes]]:
-    """Name and content of the Python files that an encoder brought along (`trust_remote_code`), sorted."""
+    """Name and content of the Python files that an encoder brought along (`trust_remote_code`) and uses, sorted.
+
+    Others of the same repository may lie beside them on one machine and not on the next.
+    """
     classes = {type(module) for module in model.modules()}
     brought = {inspect.getsourcefile(one) for one in classes if one.__module__.partition(".")[0] == OWN_CODE}
-    folders = {Path(file).parent for file in brought if file}
-    return sorted((file.name, file.read_bytes()) for folder in folders for file in folder.glob("*.py"))
+    files = {Path(one) for file in brought if file for one in (file, *get_relative_import_files(file))}
+    return sorted((file.name, file.read_bytes()) for file in files)
 
 
 def _network_settings(config: Any) -> Any:

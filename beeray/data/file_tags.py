@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from pyarrow import fs
 
@@ -13,21 +16,43 @@ TELLING = {
     *("created", "lastmodified", "modified", "updated", "lastcommit"),
 }
 """Of what fsspec's filesystems say of a file, what changes with its content; in small letters, without signs."""
+ASKED_AT_ONCE = 16
 
 
-def etags_of(filesystem: fs.FileSystem) -> Callable[[str], str]:
-    """Gives of a path what a filesystem tells of its content, as one text; empty where it has nothing.
+@dataclass(frozen=True)
+class FileStat:
+    """A file (path or URI) and what tells whether it changed: of an object store or a server its ETag or the like, too.
+
+    S3's times are whole seconds, and of what fsspec reads pyarrow knows no time but `mtime`.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    etag: str = ""
+
+
+def etags_of(filesystem: fs.FileSystem, paths: Sequence[str], *, ask: bool) -> list[str]:
+    """Of each path what its filesystem tells of its content, as one text; empty where it has nothing.
 
     Of S3 that is the ETag, as it was listed; of what else fsspec reads whatever `info` has of `TELLING`.
+
+    Args:
+        ask: also what takes a request a file.
     """
     handler = getattr(filesystem, "handler", None)
-    if handler is None:
-        return lambda path: ""
     known = getattr(handler, "etags", None)
     if known is not None:
-        return lambda path: str(known.get(path, ""))
-    return lambda path: "|".join(
+        return [str(known.get(path, "")) for path in paths]
+    if handler is None or not ask:
+        return [""] * len(paths)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return [_telling(info) for info in pool.map(handler.fs.info, paths)]
+
+
+def _telling(info: dict[str, Any]) -> str:
+    return "|".join(
         f"{name}={value}"
-        for name, value in sorted(handler.fs.info(path).items())
+        for name, value in sorted(info.items())
         if name.lower().replace("-", "").replace("_", "") in TELLING
     )

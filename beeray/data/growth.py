@@ -63,6 +63,7 @@ class Growth:
         trained: bool (items,), whether the earlier run trained on it, or one before it.
         domains: of the earlier stores.
         strange: those of the store that the earlier ones did not name.
+        has_texts: whether the list tells what its items' texts hash to, as an earlier version's does not.
         gone: the earlier list's items that the store does not have, as in the list.
         users: sorted uint64 hashes of users whom the earlier run trained on, or one before it; None where not known.
         windows: by domain, the first timestamp that none of them trained on; None where not known.
@@ -75,6 +76,7 @@ class Growth:
     domains: tuple[str, ...]
     strange: tuple[str, ...]
     gone: pa.Table
+    has_texts: bool = True
     users: NDArray[np.uint64] | None = None
     windows: dict[str, int] | None = None
     unknown_start: bool = False
@@ -99,7 +101,8 @@ class Growth:
         """
         if self.unknown_start:
             return None
-        if store.meta.split_kind != "item" and len(self.strange) == len(store.meta.domains):
+        told = store.meta.split_kind == "item" and self.has_texts
+        if not told and len(self.strange) == len(store.meta.domains):
             return None
         counts = dict.fromkeys((name for name, label in SPLITS.items() if label), 0)
         if store.meta.split_kind == "item":
@@ -132,7 +135,7 @@ class Growth:
         """
         if not self.strange:
             return ""
-        known = "is known by id and text alone" if kind == "item" else "is not known"
+        known = "is known by id and text alone" if kind == "item" and self.has_texts else "is not known"
         return (
             f"it was trained on {', '.join(self.domains)}; of {HELD_OUT[kind]} of {', '.join(self.strange)} it {known} "
             "whether they were among them under another name"
@@ -203,7 +206,8 @@ def growth_since(store: Store, path: str) -> Growth:
     """A store compared with the list of items, and what lies beside it, that an earlier run left."""
     schema = _schema(path)
     earlier = read_part(path, LISTED.names if HASH in schema.names else LISTED.names[:-1])
-    if HASH not in schema.names:  # of an earlier version
+    has_texts = HASH in schema.names
+    if not has_texts:  # of an earlier version
         earlier = earlier.append_column(HASH, pa.nulls(earlier.num_rows, pa.binary(16)))
     earlier = earlier.cast(LISTED)
     table = store.catalog(["item_id", "domain", HASH])
@@ -219,9 +223,9 @@ def growth_since(store: Store, path: str) -> Growth:
     known = pc.is_valid(places).to_numpy(zero_copy_only=False)
     trained = np.concatenate([earlier["trained"].to_numpy(), [False]])[pc.fill_null(places, -1).to_numpy()]
     if _has_unknown_start(schema):  # what may lie beside it is of an earlier version, which did not know
-        return Growth(known, trained, domains, strange, gone, unknown_start=True)
+        return Growth(known, trained, domains, strange, gone, has_texts, unknown_start=True)
     users, windows = (_left(Path(path).with_name(name)) for name in (USERS, WINDOWS))
-    return Growth(known, trained, domains, strange, gone, users, windows)
+    return Growth(known, trained, domains, strange, gone, has_texts, users, windows)
 
 
 def has_unknown_start(path: str) -> bool:

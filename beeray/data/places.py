@@ -11,7 +11,7 @@ from typing import Any
 
 from beeray.config.credentials import shown_uri
 from beeray.data.domains import Domain
-from beeray.data.storage import WILDCARDS, entries, exists, is_hidden, is_local, join, resolve
+from beeray.data.storage import WILDCARDS, entries, exists, is_hidden, is_local, join, list_dir, resolve
 from beeray.data.store import META
 from beeray.errors import ConfigError
 
@@ -19,8 +19,6 @@ CONTENTS = {META, "catalog", "users", "tokens", "known_tokens", "scratch"}
 """What lies in a store, its token stores included."""
 PARTS = re.compile(r"part-[^/]+\.parquet")
 """What lies in a store's `catalog` and `users`."""
-LEFT_OPEN = ".nfs"
-"""How NFS calls what was removed and is still open somewhere."""
 
 
 def lies_inside(written: str, read: str) -> bool:
@@ -35,13 +33,13 @@ def _real_path(path: str) -> str:
 
 
 def check_place(path: str) -> None:
-    """Refuse to put a store in the place of what is none: it would be removed.
+    """Refuse to put a store in the place of what is none: it would be removed. Hidden files alone are nobody's.
 
     Raises:
         ConfigError: the folder holds something else.
     """
-    found = entries(path)
-    others = [name for name in found if name not in CONTENTS and not name.startswith(LEFT_OPEN)]
+    found, folders = entries(path), set(list_dir(path))
+    others = [name for name in found if name not in CONTENTS and (name in folders or not name.startswith("."))]
     for name in {"catalog", "users"}.intersection(found) if META not in found else ():
         others += [f"{name}/{one}" for one in entries(join(path, name)) if not _is_part(one)]
     if others:
@@ -52,7 +50,7 @@ def check_place(path: str) -> None:
 
 
 def _is_part(name: str) -> bool:
-    return bool(PARTS.fullmatch(name)) or name.startswith(LEFT_OPEN)
+    return bool(PARTS.fullmatch(name)) or name.startswith(".")
 
 
 def refuse_replacing(path: str, source: Any, label: str) -> None:

@@ -139,15 +139,16 @@ def _beside(final: str, kind: str) -> str:
 def _sweep_store(final: str) -> None:
     """Remove what was left half-written beside a folder of an object store: provably, or nothing was added for days.
 
-    What cannot be listed or removed is left: it is not what this command is for.
+    What cannot be listed or removed is left, and so is what has no time: it is not what this command is for.
     """
     parent, _, name = final.rpartition("/")
     theirs = re.compile(rf"{re.escape(name)}\.partial-({TAG})-[0-9a-f]{{8}}")
     with contextlib.suppress(DataError):
         for left, match in [(one, match) for one in list_dir(parent) if (match := theirs.fullmatch(one))]:
             files = list_files(join(parent, left), may_be_empty=True, hidden=True)
-            newest = max((file.modified_ns for file in files), default=0) / 1e9
-            if is_tag_of_gone(match[1]) or time.time() - newest > LEFT_FOR_S:
+            times = [file.modified_ns / 1e9 for file in files]
+            untouched = bool(times) and all(times) and time.time() - max(times) > LEFT_FOR_S
+            if untouched or is_tag_of_gone(match[1]):
                 remove_tree(join(parent, left))
 
 

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -28,24 +27,11 @@ from pyarrow import fs
 from beeray.config import StorageConfig
 from beeray.config.credentials import holds_password, redact_uri
 from beeray.config.paths import found, mistyped
-from beeray.data.file_tags import etags_of
+from beeray.data.file_tags import FileStat, etags_of
 from beeray.errors import DataError
 
 WILDCARDS = "*?["
 COPY_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class FileStat:
-    """A file (path or URI) and what tells whether it changed: of an object store or a server its ETag or the like, too.
-
-    S3's times are whole seconds, and of what fsspec reads pyarrow knows no time but `mtime`.
-    """
-
-    path: str
-    size: int
-    modified_ns: int
-    etag: str = ""
 
 
 @contextlib.contextmanager
@@ -208,6 +194,11 @@ def exists(path: str) -> bool:
     return _info(path).type != fs.FileType.NotFound
 
 
+def is_folder(path: str) -> bool:
+    """Whether a folder is there."""
+    return _info(path).type == fs.FileType.Directory
+
+
 def file_size(path: str) -> int:
     """Bytes of a file."""
     info = _info(path)
@@ -222,7 +213,9 @@ def _info(path: str) -> fs.FileInfo:
         return filesystem.get_file_info(inside)
 
 
-def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False) -> list[FileStat]:
+def list_files(
+    pattern: str, *, may_be_empty: bool = False, hidden: bool = False, tagged: bool = False
+) -> list[FileStat]:
     """Files of a path: itself, everything below a folder, or what a glob matches; sorted by path, each once.
 
     In a glob `*` stays within a folder and `**` stands for any number of them. Of a folder that it matches
@@ -231,6 +224,7 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
     Args:
         may_be_empty: nothing there is no error.
         hidden: also names that begin with `_` or `.`; they are passed over inside folders otherwise.
+        tagged: with ETags, also where each takes a request.
 
     Raises:
         DataError: nothing is there, or it may not be read.
@@ -246,12 +240,12 @@ def list_files(pattern: str, *, may_be_empty: bool = False, hidden: bool = False
             found = list({one.path: one for one in found}.values())
         else:
             found = [info]
-        etag_of = etags_of(filesystem)
-        files = [
-            FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etag_of(one.path))
-            for one in found
-            if one.type == fs.FileType.File
-        ]
+        found = [one for one in found if one.type == fs.FileType.File]
+        etags = etags_of(filesystem, [one.path for one in found], ask=tagged)
+    files = [
+        FileStat(_uri(pattern, inside, one.path), one.size, one.mtime_ns or 0, etag)
+        for one, etag in zip(found, etags, strict=True)
+    ]
     if not files and not may_be_empty:
         raise DataError(f"{pattern}: no such file, folder or match; check the path")
     return sorted(files, key=lambda file: file.path)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from beeray.config.credentials import shown_uri
-from beeray.data.storage import WILDCARDS, exists, is_hidden, is_local, join, local_path
+from beeray.data.storage import WILDCARDS, exists, is_folder, is_hidden, is_local, join, local_path
 from beeray.errors import DataError
 
 LOGS = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
@@ -25,7 +25,7 @@ def check_folder(source: str, label: str) -> None:
         DataError: a link leads nowhere, so a part would be left out; or the folder is of a format whose log tells which
             of its files still count.
     """
-    for name, kind in LOGS.items():
+    for name, kind in LOGS.items() if is_folder(source) else ():
         if exists(join(source, name)):
             raise DataError(
                 f"{shown_uri(source)}: {label} is {kind} ({name}), of which files that were replaced lie there, too; "

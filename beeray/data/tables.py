@@ -22,9 +22,9 @@ from pyarrow import fs
 
 from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange, csv_ranges
-from beeray.data.file_tags import UNPACKED
+from beeray.data.file_tags import UNPACKED, FileStat
 from beeray.data.fragments import FRAGMENT_SHIFT, IDS, ROW, Fragment
-from beeray.data.storage import FileStat, is_local, list_files, local_path, resolve, storage_errors
+from beeray.data.storage import is_local, list_files, local_path, resolve, storage_errors
 from beeray.data.table_files import (
     PARSE_CSV,
     estimated_csv_rows,
@@ -212,7 +212,7 @@ class Table:
                 writer.write_table(self.source.combine_chunks())
             digest.update(sink.getvalue())
         else:
-            for file in next(iter(self._opened), ()) if as_opened else list_files(self.source):
+            for file in next(iter(self._opened), ()) if as_opened else list_files(self.source, tagged=True):
                 digest.update(_identity(file).encode())
         return digest.hexdigest()[:16]
 
@@ -247,7 +247,7 @@ class Table:
 
     def _file_fragments(self) -> list[OpenFile]:
         assert isinstance(self.source, str)
-        files = tuple(list_files(self.source))
+        files = tuple(list_files(self.source, tagged=True))
         if files not in self._opened:
             check_folder(self.source, self.label)
             filesystem, _ = resolve(self.source)

@@ -24,7 +24,7 @@ from beeray.errors import ConfigError
 from beeray.reporting.curves import training_curves, validation_curves
 from beeray.reporting.explorer import explorer_data
 from beeray.reporting.measurements import RANKINGS, Record, collect_measurements, described, rows
-from beeray.reporting.summary import facts, tiles
+from beeray.reporting.summary import facts, headline_row, tiles
 
 SCRIPTS = ("theme.js", "measured.js", "curves.js", "explorer.js", "map.js", "start.js")
 TEMPLATE = "report.html.j2"
@@ -42,7 +42,7 @@ def report_page(
     """
     measurements, notes = collect_measurements(folder, record)
     measured = rows(measurements)
-    tables = _tables(measured)
+    tables, headline = _tables(measured), headline_row(measured)
     explorer = explorer_data(folder / REPORT_FOLDER, layout=config.report.layout, seed=config.seed)
     data = {
         "rows": measured,
@@ -66,7 +66,7 @@ def report_page(
         scripts=[Markup(script) for script in scripts],
         data=embedded_json(data),
         tiles=tiles(measured),
-        tiles_of=next((table for table in tables if any(row["kind"] == "trained" for row in table["rows"])), None),
+        tiles_of=next((table for table in tables if headline is not None and table["key"] == headline["key"]), None),
         facts=facts(_config_of(folder) or config, record),
         tables=tables,
         kept=(record or {}).get("neighbours_kept"),

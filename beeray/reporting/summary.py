@@ -10,14 +10,20 @@ from beeray.reporting.measurements import Record
 MEBIBYTE = 2**20
 
 
+def headline_row(measured: list[Record]) -> Record | None:
+    """The trained encoder's first row; None where it has none in the split that comes first."""
+    first = next((row for row in measured if row["kind"] == "trained"), None)
+    return first if first is not None and first["split"] == measured[0]["split"] else None
+
+
 def tiles(measured: list[Record]) -> list[dict[str, str]]:
     """The trained encoder's metrics in its first test ranking, what they were before, and the best baseline beside.
 
     Args:
         measured: rows of `measurements.rows`.
     """
-    after = next((row for row in measured if row["kind"] == "trained"), None)
-    if after is None or after["split"] != measured[0]["split"]:
+    after = headline_row(measured)
+    if after is None:
         return []
     here = [row for row in measured if row["key"] == after["key"]]
     before = next((row for row in here if row["kind"] == "before"), None)

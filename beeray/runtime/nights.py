@@ -110,7 +110,8 @@ class Nights:
         if night.finished:
             day, number = _order(night.name)
             return night.name if night.store_fingerprint == store_fingerprint else f"{day}-{number + 1}"
-        return night.name if night.verdict is not None or night.store_fingerprint == store_fingerprint else today
+        goes_on = night.verdict is not None or night.store_fingerprint == store_fingerprint
+        return night.name if goes_on or _order(night.name)[0] >= today else today
 
     def keep(self, night: Night, **changes: Any) -> Night:
         """Write a night, with changes, and return it."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from beeray.config import Config
-from beeray.console import Console
+from beeray.console import ANEW, Console
 from beeray.data.growth import Growth, growth_since, said_of, said_without_note, write_lists
 from beeray.data.scored import SEEN_BEFORE
 from beeray.data.storage import write_bytes
@@ -73,6 +73,7 @@ def begin_run(
     inputs = TrainInputs(store, tokens_path, tuple(user_shares(config, store, num_shards)), model, num_shards)
     if fresh:
         folder.clear()
+        console.again = ANEW
     learned = None if warm is None else learned_validation(warm.model)
     folder.claim(store.meta.fingerprint, fingerprint, learned)
     growth = None if warm is None or warm.items is None else growth_since(store, warm.items)
@@ -123,12 +124,15 @@ def _compare(
     record = growth.record(store)
     console.line(f"begin with {warm.given}: {record['old_items']:,} items that it knew, {record['new_items']:,} new")
     kind = store.meta.split_kind
-    if growth.strange:
+    if not record["old_items"]:
         console.line(
-            f"{'' if record['old_items'] else 'warning: it knew none of them: '}{growth.said_of_strange(kind)}"
+            f"warning: it knew none of the store's items: its domains were {', '.join(growth.domains)}, the store has "
+            f"{', '.join(store.meta.domains)} (data.domain), and items are told apart by domain and id"
         )
+    if growth.strange:
+        console.line(growth.said_of_strange(kind))
     counts = record.get(SEEN_BEFORE)
-    if counts is None and not growth.strange:
+    if counts is None and len(growth.strange) < len(store.meta.domains):
         console.line(f"it {said_without_note(kind)}")
     elif seen := said_of(counts or {}, kind):
         console.line(f"warning: {seen}, which flatters all rankings but new_items")

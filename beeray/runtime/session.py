@@ -17,7 +17,7 @@ import psutil
 from beeray.config import ClusterConfig, Config, StorageConfig
 from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
-from beeray.interruption import signals_kept
+from beeray.interruption import ignore_hang_up, signals_kept
 from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
 from beeray.runtime.cores import cores_here
 from beeray.runtime.entrypoint import held_by_this_job
@@ -125,6 +125,7 @@ def init_ray(arguments: dict[str, Any]) -> None:
         before = {one.pid for one in psutil.Process().children(recursive=True)}
         try:
             with signals_kept(), _on_loopback() if arguments["address"] == "local" else nullcontext():
+                ignore_hang_up()  # what is started here outlives a terminal for as long as this command needs it
                 ray.init(**arguments)
             return
         except Exception as error:
@@ -160,7 +161,8 @@ def _answers(address: str) -> bool:
     if not host or not port.isdigit() or "/" in host:
         return True
     host = host.strip("[]")
-    if host in ("127.0.0.1", "localhost", "::1"):  # Ray looks for the machine's outer address then, as for every node's
+    local = host in ("127.0.0.1", "localhost", "::1") and not address.startswith("ray://")
+    if local:  # Ray itself looks for the machine's outer address then, as for every node's; its client does not
         host = ray.util.get_node_ip_address()
     with suppress(OSError), socket.create_connection((host, int(port)), timeout=ANSWER_S):
         return True

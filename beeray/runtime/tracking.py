@@ -143,6 +143,11 @@ class Tracker:
                 raise RunError(f"{self._failure}; check {self._key}, or leave it out for a local database")
 
     @property
+    def went_away(self) -> bool:
+        """Whether MLflow no longer answers, so that it can be given later what it lacks; not what it has refused."""
+        return self._error is not None
+
+    @property
     def trouble(self) -> str | None:
         """Why what MLflow has is incomplete; None when it is not."""
         return self._failure and f"{self._failure}; its records of this run are incomplete"

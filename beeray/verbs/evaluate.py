@@ -162,7 +162,7 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     if strange:
         console.line(f"{run}: {strange}")
     if counts is None:
-        if not strange:
+        if growth is None or len(growth.strange) < len(store.meta.domains):
             console.line(f"{run} {said_without_note(kind)}")
         return {}
     counts = {split: number for split, number in counts.items() if split in config.evaluate.splits}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beeray.config import Config, validate_config
-from beeray.console import Console
+from beeray.console import ANEW, Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import open_scored
 from beeray.data.storage import storage_options
@@ -63,6 +63,8 @@ def _begun(config: Config, nights: Nights, arguments: argparse.Namespace, consol
     if serving is not None and Path(serving["name"]).resolve().is_relative_to(run.path.resolve()):
         raise RunError(f"night {name}: {serving['name']} of this very night serves; name another with --night")
     run.clear()
+    if arguments.fresh:
+        console.again = ANEW
     console.line(f"night {name}: continues from {serving['name'] if serving else config.encoder.name}")
     return nights.keep(Night(name, fingerprint, serving))
 

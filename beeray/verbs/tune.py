@@ -28,7 +28,7 @@ import ray
 from ray import tune
 
 from beeray.config import Config, search_space, searched_metric
-from beeray.console import Console
+from beeray.console import ANEW, Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_errors, storage_options
 from beeray.errors import BeerayError, ClusterError, RunError
@@ -66,7 +66,7 @@ from beeray.runtime.sweep.trial import (
     reason_of,
     trial_config,
 )
-from beeray.runtime.tracking import Untracked
+from beeray.runtime.tracking import Untracked, tracking_key
 from beeray.runtime.warm_start import check_peft, find_warm_start
 from beeray.verbs.train import train_run
 
@@ -122,13 +122,11 @@ def _go_on(config: Config, folder: SweepFolder, console: Console, *, fresh: bool
         folder.tidy(trials, best)
         tracking.catch_up(trials)
         tracking.conclude(best, _write(config, folder, trials))
-    if tracking.trouble is None:
+    if not tracking.went_away:
         folder.finish(tracking.parent.run_id)
-        return
-    console.line(
-        f"warning: {tracking.trouble}; what was found is in {folder.path}, and the same command gives MLflow what it "
-        "lacks"
-    )
+    if tracking.trouble is not None:
+        later = ", and the same command gives MLflow what it lacks" if tracking.went_away else ""
+        console.line(f"warning: {tracking.trouble}; what was found is in {folder.path}{later}")
 
 
 def _search(config: Config, folder: SweepFolder, console: Console, *, fresh: bool) -> None:
@@ -144,11 +142,12 @@ def _search(config: Config, folder: SweepFolder, console: Console, *, fresh: boo
         if not fresh:
             folder.check_data(store_fingerprint(config), fingerprint)  # before the store is prepared anew
         store, _ = prepared_store(config, console)
-        check_validation_users(store)
+        check_validation_users(config, store)
         check_held_out(warm, store, console)
         if fresh:
             _check_tracking(config)
             folder.clear()
+            console.again = ANEW
         folder.claim()
         inputs = SweepInputs(
             store,
@@ -173,6 +172,8 @@ def _search(config: Config, folder: SweepFolder, console: Console, *, fresh: boo
 
 
 def _check_tracking(config: Config) -> None:
+    if tracking_key(config) is None:
+        return  # a file of ours, which costs a warning at most
     found = check_mlflow(config, MLFLOW_ANSWERS_S)
     if found.status == finding.FAILED:
         raise RunError(found.said)

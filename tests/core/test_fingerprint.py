@@ -158,7 +158,9 @@ def test_code_that_an_encoder_brings_along_is_part_of_it(
     """`encoder.revision` moves to a commit that mends the network's code: the same weights give other vectors."""
     package = tmp_path / "transformers_modules" / "shop"
     package.mkdir(parents=True)
-    (package / "pooling.py").write_text("from torch import nn\n\n\nclass Pooled(nn.Identity):\n    pass\n")
+    (package / "pooling.py").write_text(
+        "from torch import nn\n\nfrom .rotary import BASE\n\n\nclass Pooled(nn.Identity):\n    pass\n"
+    )
     (package / "rotary.py").write_text("BASE = 10_000\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     pooling = importlib.import_module("transformers_modules.shop.pooling")
@@ -167,5 +169,7 @@ def test_code_that_an_encoder_brings_along_is_part_of_it(
     model.append(pooling.Pooled())
     found = model_fingerprint(model)
     assert model_fingerprint(model) == found != without
+    (package / "classifier.py").write_text("WIDTH = 1\n")
+    assert model_fingerprint(model) == found, "another file of the repository, which something else loaded"
     (package / "rotary.py").write_text("BASE = 20_000\n")
     assert model_fingerprint(model) != found

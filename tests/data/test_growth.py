@@ -223,7 +223,11 @@ def test_lists_of_an_earlier_version_name_no_texts(tmp_path: Path) -> None:
     write_part(pq.read_table(path).drop_columns(["content_hash"]), path)
     same = a_store(tmp_path / "t", ["1", "2"], ["a", "a"], [2, 2], "item")
     assert growth_since(same, path).trained.tolist() == [True, False]
-    assert not growth_since(a_store(tmp_path / "o", ["1"], ["books"], [2], "item"), path).known.any()
+    renamed = a_store(tmp_path / "o", ["1"], ["books"], [2], "item")
+    growth = growth_since(renamed, path)
+    assert not growth.known.any()
+    assert growth.trained_on(renamed) is None, "nothing can be said, and 0 would be something"
+    assert "of items of books it is not known whether" in growth.said_of_strange("item")
 
 
 @pytest.mark.parametrize("kind", ["user", "time"])

@@ -29,9 +29,11 @@ def test_what_is_no_store_is_left_where_it_is(tmp_path: Path, name: str) -> None
 
 def test_a_store_half_a_store_and_nothing_are_replaced(tmp_path: Path) -> None:
     check_place(str(tmp_path / "none"))
-    for name in ("catalog", "users", "tokens", "known_tokens", ".nfs0001", "catalog/part-00000.parquet"):
+    for name in ("catalog", "users", "tokens", "known_tokens", "catalog/part-00000.parquet"):
         (tmp_path / "store" / name).mkdir(parents=True)
         check_place(str(tmp_path / "store"))
+    for name in (".nfs0001", ".gitignore", "users/.DS_Store"):
+        (tmp_path / "store" / name).touch()
     (tmp_path / "store" / "meta.json").write_text("{}")
     check_place(str(tmp_path / "store"))
 

@@ -22,11 +22,11 @@ import s3fs
 from s3_server import KEY, SECRET, S3Server, free_port
 
 from beeray.config import StorageConfig
+from beeray.data.file_tags import FileStat
 from beeray.data.parts import read_part, write_part
 from beeray.data.process_identity import tag_of_this_process
 from beeray.data.staging import Staging
 from beeray.data.storage import (
-    FileStat,
     delete_file,
     exists,
     file_size,
@@ -202,8 +202,8 @@ def test_a_file_that_was_written_again_has_another_stat(server: S3Server) -> Non
 def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_one_time(pattern: str) -> list[FileStat]:
-        return [dataclasses.replace(one, modified_ns=0) for one in list_files(pattern)]
+    def at_one_time(pattern: str, tagged: bool) -> list[FileStat]:
+        return [dataclasses.replace(one, modified_ns=0) for one in list_files(pattern, tagged=tagged)]
 
     monkeypatch.setattr("beeray.data.tables.list_files", at_one_time)
     table = Table(server.path("catalog"), {"item_id": "item_id"})

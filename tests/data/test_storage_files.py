@@ -104,13 +104,27 @@ def test_a_file_that_only_fsspec_knows_is_told_from_another_of_its_size(tmp_path
     path = "memory://bucket/titles.csv"
     try:
         write_bytes(path, b"A4")
-        (before,) = list_files(path)
+        (before,) = list_files(path, tagged=True)
         write_bytes(path, b"A5")
-        (after,) = list_files(path)
+        (after,) = list_files(path, tagged=True)
+        (untagged,) = list_files(path)
     finally:
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
     assert (before.size, before.modified_ns) == (after.size, after.modified_ns) == (2, 0)
-    assert before.etag != after.etag
+    assert before.etag != after.etag and untagged.etag == ""
+
+
+def test_what_has_no_time_beside_a_folder_of_an_object_store_is_left(tmp_path: Path) -> None:
+    """Another machine may be writing it now."""
+    left = "memory://staged/store.partial-0123456789ab-17-1-01234567/scratch/x"
+    try:
+        write_bytes(left, b"x")
+        with Staging("memory://staged/store", "meta.json") as staging:
+            write_json(join(staging.path, "meta.json"), {})
+            staging.publish()
+        assert exists(left) and exists("memory://staged/store/meta.json")
+    finally:
+        fsspec.filesystem("memory").rm("/staged", recursive=True)
 
 
 @pytest.fixture

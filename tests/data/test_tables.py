@@ -338,7 +338,7 @@ def test_tables_that_travel_with_a_job_are_known_by_their_content_wherever_they_
 
 
 def test_a_file_of_which_nothing_but_its_size_is_told_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beeray.data.storage.etags_of", lambda filesystem: lambda path: "")
+    monkeypatch.setattr("beeray.data.storage.etags_of", lambda filesystem, paths, ask: [""] * len(paths))
     memory = fsspec.filesystem("memory")
     try:
         found = []

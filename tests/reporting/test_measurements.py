@@ -10,7 +10,7 @@ from typing import Any
 from beeray.config import validate_config
 from beeray.reporting.measurements import collect_measurements, described, rows
 from beeray.reporting.page import _tables
-from beeray.reporting.summary import facts, tiles
+from beeray.reporting.summary import facts, headline_row, tiles
 
 
 def metrics(mean: float, **more: Any) -> dict[str, Any]:
@@ -184,6 +184,8 @@ def test_rows_of_other_users_or_another_cut_are_held_against_nobody(tmp_path: Pa
         ("Trained", "test|filtered||first 100"),
         ("other-1a2b3c4d", "test|filtered||first 20"),
     }
+    headline = headline_row(found)
+    assert headline is not None and headline["key"] == "test|held_out||books, films", "which the page names above them"
     (tile,) = tiles(found)
     assert tile["rival"] == "", "EASE was not measured on the users of both"
 

@@ -103,6 +103,17 @@ def test_a_cluster_that_listens_on_loopback_alone_is_none_that_ray_would_join(mo
         assert "no Ray cluster answers there" in said(f"127.0.0.1:{server.getsockname()[1]}")
 
 
+def test_a_client_at_the_near_end_of_a_tunnel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's client connects to the host that it is given."""
+    tried: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda **arguments: tried.append(arguments["address"]) or gone())
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://localhost:{server.getsockname()[1]}"
+        said(address)
+    assert tried == [address]
+
+
 def test_what_is_no_mistake_of_the_users_stays_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: Any) -> None:
         raise KeyError("gcs")

@@ -66,6 +66,15 @@ def test_an_unfinished_night_goes_on_after_midnight_while_its_tables_are_the_sam
     assert nights.chosen("2025-12-31", "2026-01-03", store) == "2025-12-31"
 
 
+def test_another_night_of_a_day_that_was_killed_is_not_given_up_for_the_first(config: Config) -> None:
+    """Its tables have changed again: it begins anew, and the first of the day is finished."""
+    nights = Nights(config)
+    nights.keep(Night("2026-01-03", "store-a", None, PASSED, {"": "v1"}))
+    nights.keep(Night("2026-01-03-2", "store-b", None))
+    assert nights.chosen(None, "2026-01-03", "store-c") == "2026-01-03-2"
+    assert nights.chosen(None, "2026-01-04", "store-c") == "2026-01-04"
+
+
 @pytest.mark.parametrize(
     ("kept", "store", "chosen"),
     [

@@ -25,6 +25,7 @@ class Server:
     tags: dict[str, dict[str, str]]
 
     def __init__(self, config: Config, run_dir: Path, parent: Any = None) -> None:
+        self.went_away = self.away is not None
         self.name, self.trouble, self.run_id = run_dir.name, self.away, None if self.away else f"id of {run_dir.name}"
 
     def __enter__(self) -> Server:
@@ -110,5 +111,7 @@ def test_a_trial_alone_that_is_not_logged_whole_is_told_too(
         return self
 
     monkeypatch.setattr(server, "__enter__", locked)
-    assert go_on(config, folder).startswith("warning: trial-000: the database is locked; what was found is in ")
-    assert folder.finished() is None
+    assert go_on(config, folder) == (
+        f"warning: trial-000: the database is locked; what was found is in {folder.path}\n"
+    )
+    assert folder.finished() is not None, "what is refused is never taken"

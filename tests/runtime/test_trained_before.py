@@ -242,8 +242,9 @@ def test_a_sweep_of_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         write_part(pa.table(rows), str(tmp_path / "store" / "users" / "part-00000.parquet"))
 
     monkeypatch.setattr(Store, "check_unchanged", lambda self: None)
+    config = a_config(tmp_path, "s")
     with_users([[0, 0], [1, 1], [2, 2]])
     with pytest.raises(ConfigError, match=r"^tune: no user of store .* has a history and a target in validation, so"):
-        check_validation_users(store)
+        check_validation_users(config, store)
     with_users([[0, 0], [0, 1]])
-    check_validation_users(store)
+    check_validation_users(config, store)

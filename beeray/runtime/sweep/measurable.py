@@ -84,16 +84,20 @@ def check_searched_head(config: Config, warm: WarmStart | None) -> None:
         )
 
 
-def check_validation_users(store: Store) -> None:
+def check_validation_users(config: Config, store: Store) -> None:
     """Refuse to rank trials by the figures of nobody.
 
     Raises:
         ConfigError: no user has something to go by and a target in validation.
     """
-    if next(store.evaluation_users("validation", USERS_AT_ONCE), None) is None:
+    from beeray.runtime.scoring import scored_domains  # imports torch
+
+    domains = scored_domains(config, store)
+    if all(next(store.evaluation_users("validation", USERS_AT_ONCE, domain=one), None) is None for one in domains):
         raise ConfigError(
             f"tune: no user of store {store.path!r} has a history and a target in validation, so trials cannot be told "
-            f"apart (split.kind {store.meta.split_kind!r}, split.validation); hold out more, or split by something else"
+            f"apart (split.kind {store.meta.split_kind!r}, split.validation, evaluate.domains); hold out more, or "
+            "split by something else"
         )
 
 
@@ -112,7 +116,7 @@ def check_held_out(warm: WarmStart | None, store: Store, console: Console) -> No
     counts, growth = trained_on_before(store, warm.items)
     if growth is not None and growth.strange:
         console.line(f"train.init_from {warm.given}: {growth.said_of_strange(kind)}")
-        if counts is None:
+        if counts is None and len(growth.strange) == len(store.meta.domains):
             return
     if counts is None:
         console.line(

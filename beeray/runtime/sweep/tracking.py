@@ -28,6 +28,7 @@ class SweepTracking:
     def __init__(self, config: Config, folder: SweepFolder, console: Console, *, must_answer: bool = True) -> None:
         self.folder, self.console, self.must_answer = folder, console, must_answer
         self.troubles: list[str] = []
+        self._away = False
         self.parent = Tracker(config, folder.trials)
         self._space = {
             key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in search_space(config).items()
@@ -88,6 +89,11 @@ class SweepTracking:
         wait(self._logged)
 
     @property
+    def went_away(self) -> bool:
+        """Whether MLflow no longer answers, of the sweep or of a trial."""
+        return self._away or self.parent.went_away
+
+    @property
     def trouble(self) -> str | None:
         """Why MLflow does not have all of the sweep; None where it has."""
         return self.parent.trouble or next(iter(self.troubles), None)
@@ -107,3 +113,4 @@ class SweepTracking:
             self.folder.save(trial)
         else:
             self.troubles.append(f"{trial.name}: {tracker.trouble}")
+            self._away |= tracker.went_away
