@@ -148,6 +148,30 @@ def test_each_domain_is_split_as_it_would_be_alone(kind: str, tables: tuple[Path
         assert store.meta.time_boundaries is None
 
 
+def test_held_out_users_are_asked_for_the_same_beside_a_domain_whose_ids_are_text(
+    tmp_path: Path, tables: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, domains = tables
+    split = {"split": {"kind": "user", "validation": 0.2, "test": 0.2}}
+    others = write_tables(tmp_path, "game", 10, 20, text_ids=True)
+    orders = pq.read_table(others["interactions"]["path"])
+    named = pa.array([f"player {user}" for user in orders["user_id"].to_pylist()])
+    pq.write_table(orders.set_column(0, "user_id", named), others["interactions"]["path"])
+    store, _ = ensure_store(a_config(tmp_path, {"games": others, "books": domains["books"]}, **split), silent)
+    single, _ = ensure_store(alone(folder, "books", domains["books"], **split), silent)
+
+    def asked(rows: list[dict[str, Any]]) -> set[tuple[str, str, int]]:
+        return {
+            (str(row["user_id"]), str(item), label)
+            for row in rows
+            for item, label in zip(row["item_indices"], row["splits"], strict=True)
+            if label
+        }
+
+    assert len(asked(without_indices(single))) == 12
+    assert asked(without_indices(store, "books")) == asked(without_indices(single))
+
+
 def test_a_domain_may_have_rules_and_sizes_of_its_own(tables: tuple[Path, dict[str, Any]]) -> None:
     folder, domains = tables
     own = {"films": domains["films"] | {"split": {"test": 4}}, "books": domains["books"] | {"min_user_interactions": 6}}
