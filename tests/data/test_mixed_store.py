@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import feather
 
 from beeray.config import Config, validate_config
 from beeray.data.leakage import check_leakage
@@ -191,6 +192,23 @@ def test_ids_of_two_types_become_strings_and_stay_apart(tmp_path: Path) -> None:
     store, _ = ensure_store(a_config(tmp_path, domains), silent)
     assert store.item_ids().to_pylist() == [*map(str, range(10)), *(f"B{item:03d}" for item in range(10))]
     assert {type(row["user_id"]) for row in users_of(store)} == {int}  # users' are integers in both
+
+
+def test_categories_of_numbers_and_text_of_another_domain_become_strings(tmp_path: Path) -> None:
+    domains = {
+        "films": write_tables(tmp_path, "film", 10, 20),
+        "books": write_tables(tmp_path, "book", 10, 20, text_ids=True),
+    }
+    for name in ("catalog", "interactions"):
+        table = pq.read_table(tmp_path / f"film-{name}.parquet")
+        for column in {"user_id", "item_id"} & set(table.column_names):
+            at = table.schema.get_field_index(column)
+            table = table.set_column(at, column, table[column].dictionary_encode())
+        feather.write_feather(table, str(tmp_path / f"film-{name}.feather"))
+        domains["films"][name]["path"] = str(tmp_path / f"film-{name}.feather")
+    store, _ = ensure_store(a_config(tmp_path, domains), silent)
+    assert store.item_ids().to_pylist() == [*map(str, range(10)), *(f"B{item:03d}" for item in range(10))]
+    assert store.meta.num_users == 40
 
 
 def test_what_decides_the_store_is_in_its_fingerprint_and_weights_are_not(tables: tuple[Path, dict[str, Any]]) -> None:
