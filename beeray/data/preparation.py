@@ -40,7 +40,15 @@ from beeray.data.preparation_tasks import (
     stage_catalog,
     sum_counts,
 )
-from beeray.data.splits import SplitPlan, draw_items, draw_users, id_hashes, time_boundaries, window_labels
+from beeray.data.splits import (
+    SplitPlan,
+    draw_items,
+    draw_users,
+    held_out_twins,
+    id_hashes,
+    time_boundaries,
+    window_labels,
+)
 from beeray.data.staging import Staging
 from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, Store, label_counts
@@ -177,6 +185,7 @@ class _Preparation:
         num_buckets = self.data.num_buckets or derived_buckets(self.raw.interactions.estimated_rows())
         self.rules = Rules(self.data.min_value, self.data.min_user_interactions, num_buckets, **as_text)
         self.dropped: Counter[str] = Counter()
+        self.held_out_twins: dict[str, int] = {}
 
     def run(self) -> DomainMeta:
         index = self._read_catalog()
@@ -186,6 +195,8 @@ class _Preparation:
         item_index[present] = np.arange(len(present), dtype=np.int32)
         self.dropped["items_without_interactions"] += len(index.item_ids) - len(present)
         plan = self._plan_split(index, kept, present)
+        if self.split.kind == "item" and not self.split.reproduce:
+            self.held_out_twins = held_out_twins(index.hashes.take(pa.array(present)), plan.items)
         self._write_catalog(index, item_index, plan)
         return self._write_users(kept, item_index, plan)
 
@@ -359,6 +370,7 @@ class _Preparation:
             time_boundaries=list(plan.boundaries) if plan.boundaries else None,
             first_item=self.place.first_item,
             first_user=self.place.first_user,
+            held_out_twins=self.held_out_twins,
         )
 
     def _buckets(self, kept: KeptItems) -> list[int]:

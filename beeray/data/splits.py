@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.config import SplitConfig
@@ -78,6 +79,18 @@ def draw_items(config: SplitConfig, item_ids: pa.Array, first_rows: NDArray[np.i
     if config.reproduce == "beeformer":
         return _beeformer_items(item_ids, first_rows, config.num_draws)
     return _draw(len(item_ids), config, np.random.default_rng([seed, 1]))
+
+
+def held_out_twins(hashes: pa.Array, labels: Labels) -> dict[str, int]:
+    """How many held-out items of each split have exactly the text of a training item: to an encoder they are not new.
+
+    Args:
+        hashes: of the items' texts, (items,).
+        labels: of the items, (items,).
+    """
+    of_training = hashes.filter(pa.array(labels == TRAIN))
+    twins = pc.is_in(hashes, of_training).to_numpy(zero_copy_only=False)
+    return {name: int((twins & (labels == label)).sum()) for name, label in SPLITS.items() if label != TRAIN}
 
 
 def draw_users(config: SplitConfig, hashes: Hashes, seed: int) -> Labels:

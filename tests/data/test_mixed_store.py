@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,13 @@ import torch
 from pyarrow import feather
 
 from beeray.config import Config, validate_config
+from beeray.console import Console
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
 from beeray.data.preparation import ensure_store, store_fingerprint
 from beeray.data.store import Store
 from beeray.errors import ConfigError, DataError, StoreError
+from beeray.inputs import prepared_store
 from beeray.runtime.head_start import training_users
 from beeray.runtime.scoring import needed_items, score_split
 
@@ -182,6 +185,48 @@ def test_a_domain_may_have_rules_and_sizes_of_its_own(tables: tuple[Path, dict[s
     assert not (folder / "own").exists()
     store, _ = ensure_store(a_config(folder, own | {"books": domains["books"]}, "own"), silent)
     assert [one.items["test"] for one in store.domains] == [4, 3]
+
+
+def test_held_out_items_with_the_text_of_a_training_item_are_counted_and_told_when_a_store_is_prepared(
+    tables: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, domains = tables
+    films = write_tables(tmp_path, "film", 10, 20)
+    one_text = pa.table({"item_id": range(10), "title": ["a film"] * 10})
+    pq.write_table(one_text, films["catalog"]["path"])
+    config, out = a_config(tmp_path, domains | {"films": films}), io.StringIO()
+    store, prepared = prepared_store(config, Console(out, out))
+    assert prepared
+    assert [one.held_out_twins for one in store.domains] == [
+        {"validation": 2, "test": 2},
+        {"validation": 0, "test": 0},
+    ]
+    assert store.meta.held_out_twins == {"validation": 2, "test": 2}
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert "is exactly that of a training item (2 validation / 2 test), which flatters figures: give " in lines[0]
+
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    for one in (meta, *meta["by_domain"]):
+        del one["held_out_twins"]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta))  # as an earlier version left it
+    out.truncate(0)
+    store, prepared = prepared_store(config, Console(out, out))
+    assert not prepared
+    assert store.meta.held_out_twins == {}
+    assert "warning: " not in out.getvalue()
+
+
+def test_without_twins_and_in_other_splits_nothing_is_told(
+    mixed: Store, tables: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert mixed.meta.held_out_twins == {"validation": 0, "test": 0}
+    _, domains = tables
+    split = {"split": {"kind": "time", "validation": 0.2, "test": 0.2}}
+    out = io.StringIO()
+    store, _ = prepared_store(a_config(tmp_path, domains, **split), Console(out, out))
+    assert store.meta.held_out_twins == {}
+    assert "warning: " not in out.getvalue()
 
 
 def test_ids_of_two_types_become_strings_and_stay_apart(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from beeray.config import SplitConfig, validate_config
+from beeray.data.catalog import content_hash
 from beeray.data.preparation import ensure_store
 from beeray.data.splits import (
     TEST,
@@ -20,6 +21,7 @@ from beeray.data.splits import (
     draw_items,
     draw_users,
     evaluation_masks,
+    held_out_twins,
     id_hashes,
     interaction_labels,
     time_boundaries,
@@ -174,6 +176,14 @@ def test_two_users_of_the_same_items_are_asked_for_different_ones() -> None:
 def test_a_users_own_number_among_its_items_is_asked_for_no_more_often_than_any_other() -> None:
     same = targets({user: list(range(60)) for user in range(60)})  # user 7 and item 7 have the same hash
     assert 2 <= sum(user in asked for user, asked in same.items()) <= 24  # 12 by lot
+
+
+def test_twins_are_held_out_items_with_the_text_of_a_training_item() -> None:
+    texts = content_hash(pa.array(["a", "b", "a", "c", "c", "a", "d"]))
+    labels = np.array([TRAIN, TRAIN, TEST, VALIDATION, TEST, VALIDATION, TEST], dtype=np.int8)
+    assert held_out_twins(texts, labels) == {"validation": 1, "test": 1}  # the two c are held out both
+    labels[0] = VALIDATION
+    assert held_out_twins(texts, labels) == {"validation": 0, "test": 0}
 
 
 @pytest.mark.parametrize("draw", ["items", "users"])
