@@ -38,6 +38,8 @@ def prepared_store(config: Config, console: Console) -> tuple[Store, bool]:
         )
     if prepared:
         _tell_dropped(meta.dropped, meta.num_interactions, console)
+        if any(meta.held_out_twins.values()):
+            console.line(_said_of_twins(meta.held_out_twins))
     return store, prepared
 
 
@@ -92,6 +94,15 @@ def token_store(config: Config, store: Store, tokenizer: Any, console: Console) 
 
     with StageReporter(console) as reporter:
         return ensure_tokens(store, tokenizer, config.encoder.prefix, config.longest_seq_length, reporter)
+
+
+def _said_of_twins(twins: dict[str, int]) -> str:
+    """Of held-out items with the text of a training item, by split."""
+    return (
+        f"warning: items are held out as new whose text is exactly that of a training item ({_counts(twins)}), which "
+        "flatters figures: give variants of one product one item_id, or their texts (data.catalog.template) what tells "
+        "them apart"
+    )
 
 
 def _counts(labels: dict[str, int]) -> str:

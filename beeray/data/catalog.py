@@ -25,11 +25,13 @@ class CatalogIndex:
     Attributes:
         item_ids: distinct ids in the order of the table, string or int64.
         rows: int64, row number of each (its first, where a row was repeated).
+        hashes: of each one's text, fixed-size binary.
         dropped: what was dropped, rule → rows.
     """
 
     item_ids: pa.Array
     rows: NDArray[np.int64]
+    hashes: pa.Array
     dropped: dict[str, int]
 
 
@@ -172,7 +174,7 @@ def index_catalog(listing: pa.Table, num_rows: int) -> CatalogIndex:
         raise DuplicateItemError(codes.dictionary[int(order[place])].as_py(), int(first[order[place]]), place)
     rows = one_array(listing[ROW]).to_numpy()
     dropped = {"items_without_text": num_rows - listing.num_rows, "items_repeated": listing.num_rows - len(first)}
-    return CatalogIndex(codes.dictionary, rows[first], dropped)
+    return CatalogIndex(codes.dictionary, rows[first], hashes.take(pa.array(first)), dropped)
 
 
 class DuplicateItemError(DataError):

@@ -66,4 +66,9 @@ def differ_in_type(domains: Sequence[Domain], column: str) -> bool:
     tables = [one.raw.interactions for one in domains]
     if column == "item_id":
         tables += [one.raw.catalog for one in domains]
-    return len({pa.types.is_integer(table.check().field(column).type) for table in tables}) > 1
+    return len({_are_integers(table.check().field(column).type) for table in tables}) > 1
+
+
+def _are_integers(kind: pa.DataType) -> bool:
+    """Whether ids of a type are integers; of categories (a dictionary of pandas or Arrow), those that are named."""
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))

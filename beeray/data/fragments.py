@@ -17,6 +17,7 @@ from beeray.data.table_files import (
     check_structure,
     first_line,
     first_other_id,
+    format_of,
     unreadable,
     whole_numbers,
 )
@@ -32,6 +33,11 @@ FRAGMENT_SHIFT = 40
 ROW = "row"
 IDS = ("user_id", "item_id")
 NARROW = {*IDS, "value", "timestamp"}
+REPAIR = "repair the file, or give the column one type"
+REPAIR_CSV = (
+    f"repair the file; where the value is right, move its row to the top, for the first {BLOCK_BYTES >> 20} MiB tell "
+    "the type of its column, or give the table as parquet"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Fragment:
             yield from (self.piece.slice(at, num_rows) for at in range(0, self.piece.num_rows, num_rows))
             return
         columns = list(dict.fromkeys(self.columns.values()))
-        with unreadable(self.path, "repair the file, or give the column one type"):
+        with unreadable(self.path, REPAIR_CSV if format_of(self.path) == "csv" else REPAIR):
             if isinstance(self.piece, pads.ParquetFileFragment):
                 yield from _parquet_batches(self.piece, columns, num_rows)
             elif isinstance(self.piece, CsvRange):

@@ -21,6 +21,9 @@ ROWS_PER_BUCKET = 1 << 20
 LEAST_BUCKETS, MOST_BUCKETS = 8, 4096
 NO_TIME = int(np.iinfo(np.int64).min)
 """The timestamp of interactions that have none: no other is earlier, though times before 1970 are negative."""
+LEAST_SECONDS = 100_000_000
+"""Timestamps as large, in either direction, may have a fraction: they count seconds since 1970 (this one is in 1973) or
+something shorter. Smaller ones may count days or years."""
 Numbers = NDArray[Any]
 
 
@@ -146,17 +149,41 @@ def _repeated(code: Numbers, item: Numbers) -> NDArray[np.bool_]:
 
 
 def _seconds(column: pa.ChunkedArray) -> pa.Array:
-    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null and NaN are `NO_TIME`."""
+    """Timestamps as int64: whole numbers stay as they are, dates become microseconds; null and NaN are `NO_TIME`.
+
+    Fractions of seconds are cut.
+
+    Raises:
+        DataError: no numbers or dates, beyond 64 bits, or with fractions of something longer than a second.
+    """
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         array = _in_range(array, pa.timestamp("us"))
     elif pa.types.is_floating(array.type):
         array = array.cast(pa.float64())
-        array = pc.trunc(pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array))
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array)
+        _refuse_long_fractions(array)
+        array = pc.trunc(array)
         _in_range(array, pa.int64())
-    elif pa.types.is_unsigned_integer(array.type) or pa.types.is_decimal(array.type):
+    elif pa.types.is_decimal(array.type):
+        _refuse_long_fractions(array)
+        array = _in_range(array, pa.int64())
+    elif pa.types.is_unsigned_integer(array.type):
         array = _in_range(array, pa.int64())
     return pc.fill_null(_cast(array, pa.int64(), "timestamp"), NO_TIME)
+
+
+def _refuse_long_fractions(times: pa.Array) -> None:
+    """Refuse years like 2024.37 and days like 45123.75: cut, all of a year or of a day would be one instant."""
+    numbers = times.cast(pa.float64())
+    small = pc.less(pc.abs(numbers), LEAST_SECONDS)
+    place = pc.index(pc.and_(small, pc.not_equal(numbers, pc.trunc(numbers))), True).as_py()
+    if place >= 0:
+        raise DataError(
+            f"interactions timestamp: {times[place].as_py()} has a fraction, which would be cut; only seconds since "
+            f"1970 ({LEAST_SECONDS:,} and more) may have one: of days or years many would become one instant; "
+            "give seconds or dates, or leave the column out where split.kind is not time"
+        )
 
 
 def _in_range(array: pa.Array, kind: pa.DataType) -> pa.Array:

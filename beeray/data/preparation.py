@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,6 +24,7 @@ from beeray.data.catalog import CatalogIndex, DuplicateItemError, index_catalog,
 from beeray.data.domains import Domain, differ_in_type, open_domains, told_of
 from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, derived_buckets
+from beeray.data.kept_items import KeptItems
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
 from beeray.data.places import check_place, refuse_reading_itself, refuse_replacing
@@ -40,7 +40,15 @@ from beeray.data.preparation_tasks import (
     stage_catalog,
     sum_counts,
 )
-from beeray.data.splits import SplitPlan, draw_items, draw_users, time_boundaries, window_labels
+from beeray.data.splits import (
+    SplitPlan,
+    draw_items,
+    draw_users,
+    held_out_twins,
+    id_hashes,
+    time_boundaries,
+    window_labels,
+)
 from beeray.data.staging import Staging
 from beeray.data.storage import exists, join, list_files, make_dir, remove_tree, write_json
 from beeray.data.store import META, Store, label_counts
@@ -55,8 +63,9 @@ TRAINING_USERS = {"train": "trainable", "train+validation": "trainable_with_vali
 """What `meta.json` calls the counts of a part."""
 NOT_CONTENT = {"path", "store", "descriptions", "catalog", "interactions", "num_buckets"}
 """Keys of `data` that say where tables are (their own fingerprints tell what is in them) or how they are dealt."""
-DRAWN_BY_ID = {"user": {"drawn_by": "id"}}
-"""What a kind of split adds to the fingerprint: users were once drawn by their place, and such stores are made anew."""
+DRAWN_BY_ID = {"user": {"drawn_by": "ids of users and of their items"}}
+"""What a kind of split adds to the fingerprint: users, and later their targets, were once drawn by their place, and
+such stores are made anew."""
 PUBLISHED_INPUTS = {"inputs": "train"}
 """The same of `split.reproduce`: validation's interactions were once input at test, which they are not there."""
 
@@ -166,33 +175,6 @@ def _told(report: Report, domain: str, several: bool) -> Report:
     return (lambda stage, done, total: report(f"{domain}: {stage}", done, total)) if several else report
 
 
-@dataclass
-class _Kept:
-    """What is known once every bucket has been grouped."""
-
-    counts: NDArray[np.int64]
-    first_rows: NDArray[np.int64]
-    first_times: NDArray[np.int64]
-    bucket_users: NDArray[np.int64]
-    last_time: int = int(np.iinfo(np.int64).min)
-
-    @classmethod
-    def nothing(cls, num_items: int, num_buckets: int) -> _Kept:
-        """Before the first bucket."""
-        first_rows, first_times = (np.full(num_items, np.iinfo(np.int64).max) for _ in range(2))
-        counts, users = (np.zeros(number, dtype=np.int64) for number in (num_items, num_buckets))
-        return cls(counts, first_rows, first_times, users)
-
-    def add(self, items: pa.Table) -> None:
-        """Add what one bucket counted, as `group_bucket` writes it."""
-        places = items["item"].to_numpy()
-        self.counts[places] += items["count"].to_numpy()
-        self.first_rows[places] = np.minimum(self.first_rows[places], items["first_row"].to_numpy())
-        if "first_time" in items.column_names:
-            self.first_times[places] = np.minimum(self.first_times[places], items["first_time"].to_numpy())
-            self.last_time = max(self.last_time, pc.max(items["last_time"]).as_py())
-
-
 class _Preparation:
     """Prepares one domain; knows of no other."""
 
@@ -205,6 +187,7 @@ class _Preparation:
         num_buckets = self.data.num_buckets or derived_buckets(self.raw.interactions.estimated_rows())
         self.rules = Rules(self.data.min_value, self.data.min_user_interactions, num_buckets, **as_text)
         self.dropped: Counter[str] = Counter()
+        self.held_out_twins: dict[str, int] = {}
 
     def run(self) -> DomainMeta:
         index = self._read_catalog()
@@ -214,6 +197,8 @@ class _Preparation:
         item_index[present] = np.arange(len(present), dtype=np.int32)
         self.dropped["items_without_interactions"] += len(index.item_ids) - len(present)
         plan = self._plan_split(index, kept, present)
+        if self.split.kind == "item" and not self.split.reproduce:
+            self.held_out_twins = held_out_twins(index.hashes.take(pa.array(present)), plan.items)
         self._write_catalog(index, item_index, plan)
         return self._write_users(kept, item_index, plan)
 
@@ -257,7 +242,7 @@ class _Preparation:
     def _staged_catalog(self) -> list[str]:
         return [file.path for file in list_files(self.scratch) if file.path.rpartition("/")[2].startswith("catalog-")]
 
-    def _group_interactions(self, index: CatalogIndex) -> _Kept:
+    def _group_interactions(self, index: CatalogIndex) -> KeptItems:
         """Deal interactions to buckets by user, through files: no more than a batch and a bucket is ever in memory."""
         self.report("read interactions", 0, None)
         task = {"item_ids": ray.put(index.item_ids), "rules": self.rules, "folder": self.scratch}
@@ -274,7 +259,7 @@ class _Preparation:
         names = [file.path for file in list_files(join(self.scratch, DEALT), may_be_empty=True)]
         task = {"rules": self.rules, "folder": self.scratch, "names": ray.put(names)}
         grouped = buckets.map_batches(group_bucket, batch_size=1, batch_format="numpy", fn_kwargs=task, num_cpus=1)
-        kept = _Kept.nothing(len(index.item_ids), self.rules.num_buckets)
+        kept = KeptItems.nothing(len(index.item_ids), self.rules.num_buckets)
         for done, table in enumerate(drain(grouped), start=1):
             counted, bucket = sum_counts(table), table[BUCKET][0].as_py()
             kept.bucket_users[bucket] = counted.pop("users")
@@ -286,7 +271,7 @@ class _Preparation:
         self.dropped.update({name: number for name, number in totals.items() if name != "interactions"})
         return kept
 
-    def _require_something(self, index: CatalogIndex, kept: _Kept, totals: dict[str, int]) -> None:
+    def _require_something(self, index: CatalogIndex, kept: KeptItems, totals: dict[str, int]) -> None:
         if kept.bucket_users.sum():
             return
         unknown = totals.get("interactions_of_unknown_items", 0)
@@ -305,14 +290,15 @@ class _Preparation:
             "lower data.min_value or data.min_user_interactions, or check the columns"
         )
 
-    def _plan_split(self, index: CatalogIndex, kept: _Kept, present: NDArray[np.int64]) -> SplitPlan:
+    def _plan_split(self, index: CatalogIndex, kept: KeptItems, present: NDArray[np.int64]) -> SplitPlan:
         config, seed = self.split, self.seed
         items = np.zeros(len(present), dtype=np.int8)
         users = np.zeros(int(kept.bucket_users.sum()), dtype=np.int8)
-        boundaries = None
+        boundaries, item_hashes = None, None
         if config.kind == "item":
             items = draw_items(config, index.item_ids.take(pa.array(present)), kept.first_rows[present], seed)
         elif config.kind == "user":
+            item_hashes = id_hashes(index.item_ids.take(pa.array(present)))
             paths = [self._bucket_path(bucket) for bucket in self._buckets(kept)]
             users = draw_users(config, np.concatenate(list(in_tasks(bucket_users, paths))), seed)
         else:
@@ -321,9 +307,9 @@ class _Preparation:
             times = SortedTimes(number, int(first_times.min()), kept.last_time, partial(self._count_times, kept))
             boundaries = time_boundaries(config, times)
             items = window_labels(boundaries, first_times)
-        return SplitPlan(config.kind, items, users, boundaries, seed)
+        return SplitPlan(config.kind, items, users, boundaries, seed, item_hashes)
 
-    def _count_times(self, kept: _Kept, low: int, width: int) -> NDArray[np.int64]:
+    def _count_times(self, kept: KeptItems, low: int, width: int) -> NDArray[np.int64]:
         """A histogram of all timestamps: one pass over the grouped buckets."""
         paths = [self._bucket_path(bucket) for bucket in self._buckets(kept)]
         total = np.zeros(NUM_BINS, dtype=np.int64)
@@ -349,7 +335,7 @@ class _Preparation:
             done += int(pc.sum(table["items"]).as_py())
             self.report("write catalog", done, int((item_index >= 0).sum()))
 
-    def _write_users(self, kept: _Kept, item_index: NDArray[np.int32], plan: SplitPlan) -> DomainMeta:
+    def _write_users(self, kept: KeptItems, item_index: NDArray[np.int32], plan: SplitPlan) -> DomainMeta:
         starts = np.concatenate([[0], np.cumsum(kept.bucket_users)])
         self.report("write users", 0, int(starts[-1]))
         buckets = self._buckets(kept)
@@ -386,9 +372,10 @@ class _Preparation:
             time_boundaries=list(plan.boundaries) if plan.boundaries else None,
             first_item=self.place.first_item,
             first_user=self.place.first_user,
+            held_out_twins=self.held_out_twins,
         )
 
-    def _buckets(self, kept: _Kept) -> list[int]:
+    def _buckets(self, kept: KeptItems) -> list[int]:
         return [int(bucket) for bucket in np.flatnonzero(kept.bucket_users)]
 
     def _bucket_path(self, bucket: int) -> str:

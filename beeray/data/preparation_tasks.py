@@ -15,12 +15,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from beeray.data.catalog import catalog_texts
+from beeray.data.catalog import catalog_texts, one_array
 from beeray.data.fragments import ROW
 from beeray.data.interactions import BUCKET, Rules, bucket_interactions, group_users
 from beeray.data.parts import read_part, write_part
 from beeray.data.record_batches import batches_by, read_batch
-from beeray.data.splits import interaction_labels, user_hashes
+from beeray.data.splits import id_hashes, interaction_labels
 from beeray.data.storage import join, write_bytes
 from beeray.data.store import label_counts, list_column, training_rows, user_part_name
 from beeray.data.time_windows import count_times
@@ -88,7 +88,7 @@ def bucket_times(path: str, low: int, width: int) -> NDArray[np.int64]:
 
 def bucket_users(path: str) -> NDArray[np.uint64]:
     """Hashes of a grouped bucket's users, in order; see `splits.draw_users`."""
-    return user_hashes(read_part(path, ["user_id"])["user_id"].combine_chunks())
+    return id_hashes(read_part(path, ["user_id"])["user_id"].combine_chunks())
 
 
 def _counts(counts: Mapping[str, int]) -> pa.Table:
@@ -158,7 +158,8 @@ def finish_users(batch: dict[str, Any], item_index: Any, plan: Any, place: Place
         users = np.arange(first_user, first_user + part.num_rows, dtype=np.int64)  # of the domain
         times = list_column(part["timestamps"])[1] if "timestamps" in part.column_names else None
         indices = item_index[items]
-        labels = interaction_labels(plan, indices, np.repeat(users, np.diff(indptr)), times)
+        hashes = np.repeat(id_hashes(one_array(part["user_id"])), np.diff(indptr)) if plan.kind == "user" else None
+        labels = interaction_labels(plan, indices, np.repeat(users, np.diff(indptr)), times, hashes)
         offsets = pa.array(indptr.astype(np.int32))
         nothing = pa.nulls(part.num_rows, pa.list_(pa.int64()))
         finished = pa.table(

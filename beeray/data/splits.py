@@ -14,7 +14,8 @@ trained on; at test it is what is trained on and validation's too, since that is
 otherwise they are the whole catalog. Under `reproduce` validation's interactions are no input when the held-out
 items are ranked, although they are trained on: so it is in the published protocol.
 
-Items are drawn by their place, so in a store that has grown they are drawn anew; users by their id.
+Items are drawn by their place, so in a store that has grown they are drawn anew; users by their id, and what a held-out
+user is asked for by its id and the items'.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beeray.config import SplitConfig
@@ -35,7 +37,11 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 TARGET_FRACTION = 0.2
 BEEFORMER_SEED = 42
 
+HASHED_AT_ONCE = 1 << 20
+"""Ids that are text in memory at a time."""
+
 Labels = NDArray[np.int8]
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class SplitPlan:
         users: int8 (users,), label of each user; zeros unless kind is `user`.
         boundaries: first timestamps of validation and of test; only when kind is `time`.
         seed: draws a held-out user's targets.
+        item_hashes: `id_hashes` of the items, (items,), by which targets are drawn; only when kind is `user`.
     """
 
     kind: str
@@ -56,6 +63,7 @@ class SplitPlan:
     users: Labels
     boundaries: tuple[int, int] | None
     seed: int
+    item_hashes: Hashes | None = None
 
 
 def draw_items(config: SplitConfig, item_ids: pa.Array, first_rows: NDArray[np.int64], seed: int) -> Labels:
@@ -73,14 +81,26 @@ def draw_items(config: SplitConfig, item_ids: pa.Array, first_rows: NDArray[np.i
     return _draw(len(item_ids), config, np.random.default_rng([seed, 1]))
 
 
-def draw_users(config: SplitConfig, hashes: NDArray[np.uint64], seed: int) -> Labels:
+def held_out_twins(hashes: pa.Array, labels: Labels) -> dict[str, int]:
+    """How many held-out items of each split have exactly the text of a training item: to an encoder they are not new.
+
+    Args:
+        hashes: of the items' texts, (items,).
+        labels: of the items, (items,).
+    """
+    of_training = hashes.filter(pa.array(labels == TRAIN))
+    twins = pc.is_in(hashes, of_training).to_numpy(zero_copy_only=False)
+    return {name: int((twins & (labels == label)).sum()) for name, label in SPLITS.items() if label != TRAIN}
+
+
+def draw_users(config: SplitConfig, hashes: Hashes, seed: int) -> Labels:
     """Labels of the users of a `user` split; errors as `draw_items`.
 
     A user's lot follows from its id and the seed alone; the lowest lots are test, the highest validation. So where
     users come and go, the others stay on their side, but for a few at the edges.
 
     Args:
-        hashes: `user_hashes`, (users,).
+        hashes: `id_hashes` of the users, (users,).
     """
     num_validation, num_test = _sizes(len(hashes), config, "users")
     order = np.argsort(_mix(hashes, seed), kind="stable")
@@ -90,9 +110,10 @@ def draw_users(config: SplitConfig, hashes: NDArray[np.uint64], seed: int) -> La
     return labels
 
 
-def user_hashes(user_ids: pa.Array) -> NDArray[np.uint64]:
-    """What `draw_users` goes by: the same on every machine, and for a number as for its digits."""
-    return hash_ids(user_ids.cast(pa.large_string()))
+def id_hashes(ids: pa.Array) -> Hashes:
+    """What is drawn by ids goes by: the same on every machine, and for a number as for its digits."""
+    starts = range(0, max(1, len(ids)), HASHED_AT_ONCE)
+    return np.concatenate([hash_ids(ids.slice(at, HASHED_AT_ONCE).cast(pa.large_string())) for at in starts])
 
 
 def time_boundaries(config: SplitConfig, times: SortedTimes) -> tuple[int, int]:
@@ -128,6 +149,7 @@ def interaction_labels(
     items: NDArray[np.int32],
     user_of: NDArray[np.int64],
     timestamps: NDArray[np.int64] | None,
+    user_hashes: Hashes | None = None,
 ) -> Labels:
     """Label of each interaction of whole users.
 
@@ -135,6 +157,7 @@ def interaction_labels(
         items: item indices, flat, (interactions,).
         user_of: user index of each, ascending, (interactions,).
         timestamps: of each, for kind `time`.
+        user_hashes: `id_hashes` of each one's user, for kind `user`.
     """
     if plan.kind == "item":
         return plan.items[items]
@@ -142,7 +165,9 @@ def interaction_labels(
         if timestamps is None or plan.boundaries is None:
             raise ConfigError("split.kind time needs timestamps; name a timestamp column or choose another split")
         return window_labels(plan.boundaries, timestamps)
-    return np.where(_targets(plan, user_of), plan.users[user_of], TRAIN).astype(np.int8)
+    assert user_hashes is not None and plan.item_hashes is not None, "a user split is drawn by ids"
+    targets = _targets(user_of, user_hashes, plan.item_hashes[items], plan.seed)
+    return np.where(targets, plan.users[user_of], TRAIN).astype(np.int8)
 
 
 def training_mask(user_labels: Labels, labels: Labels, with_validation: bool) -> NDArray[np.bool_]:
@@ -214,19 +239,26 @@ def _beeformer_items(item_ids: pa.Array, first_rows: NDArray[np.int64], num_draw
     return labels
 
 
-def _targets(plan: SplitPlan, user_of: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """A held-out user's targets: a fifth of its interactions, at least one, drawn by (seed, user, place)."""
+def _targets(user_of: NDArray[np.int64], user_hashes: Hashes, item_hashes: Hashes, seed: int) -> NDArray[np.bool_]:
+    """A user's targets: a fifth of its interactions, at least one, drawn by (seed, id of the user, id of the item).
+
+    So they stay what they are whatever other users there are, and in whatever order rows and items stand.
+
+    Args:
+        user_of: user index of each interaction, ascending, (interactions,).
+        user_hashes, item_hashes: `id_hashes` of each one's user and item, (interactions,).
+    """
     starts = np.flatnonzero(np.concatenate([[True], user_of[1:] != user_of[:-1]])) if len(user_of) else np.empty(0, int)
     lengths = np.diff(np.concatenate([starts, [len(user_of)]]))
     place = np.arange(len(user_of)) - np.repeat(starts, lengths)
-    drawn = _mix(user_of.astype(np.uint64) << np.uint64(20) ^ place.astype(np.uint64), plan.seed)
+    drawn = _mix(_mix(user_hashes, seed) ^ item_hashes, seed)  # mixed first: user 7 and item 7 have one hash
     order = np.lexsort((drawn, user_of))
     mask = np.zeros(len(user_of), dtype=bool)
     mask[order] = place < np.repeat(np.maximum(1, (lengths * TARGET_FRACTION).astype(np.int64)), lengths)
     return mask
 
 
-def _mix(values: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+def _mix(values: Hashes, seed: int) -> Hashes:
     """SplitMix64's finaliser: random-looking bits of (value, seed), the same however users are dealt to parts."""
     with np.errstate(over="ignore"):
         z = values + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)

@@ -38,6 +38,7 @@ class DomainMeta:
     time_boundaries: list[int] | None = None
     first_item: int = 0
     first_user: int = 0
+    held_out_twins: dict[str, int] = field(default_factory=dict)
 
     @property
     def item_range(self) -> slice:
@@ -58,6 +59,8 @@ class StoreMeta:
         training_users_of_parts: the same of every users part, in order.
         dropped: what the rules removed, rule → how many.
         by_domain: one record a domain, `DomainMeta` as a mapping; empty where there is one domain.
+        held_out_twins: held-out items whose text is exactly that of a training item, by split; only in an `item` split
+            without `split.reproduce`, and not in stores of earlier versions.
         published_inputs: see `published` of `evaluation_masks`; so under `split.reproduce`.
     """
 
@@ -77,6 +80,7 @@ class StoreMeta:
     schema_version: int = SCHEMA_VERSION
     by_domain: list[dict[str, Any]] = field(default_factory=list)
     published_inputs: bool = False
+    held_out_twins: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> StoreMeta:
@@ -133,6 +137,7 @@ class StoreMeta:
             time_boundaries=None if several else domains[0].time_boundaries,
             by_domain=[dataclasses.asdict(one) for one in domains] if several else [],
             published_inputs=published_inputs,
+            held_out_twins=_sum_counts([one.held_out_twins for one in domains]),
         )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-from pyarrow import fs
 
 from beeray.config.credentials import redact_text, shown_uri
 from beeray.data.storage import resolve
@@ -76,42 +75,6 @@ def _unzipped(head: bytes) -> tuple[bytes, int]:
         if not member.eof:
             break
     return text, len(head) - len(left)
-
-
-def id_types(
-    path: str,
-    filesystem: fs.FileSystem,
-    id_columns: Sequence[str],
-    *,
-    unchecked_text: bool,
-    header: Sequence[str] = (),
-) -> dict[str, pa.DataType]:
-    """What the first block of a CSV tells of its id columns: int64, string, or null where no id is in it.
-
-    Strings unless all are plain whole numbers (`whole_numbers`). What comes after that block is read as text and looked
-    at by whoever reads it.
-    """
-    if format_of(path) != "csv":
-        return {}
-    as_text = pyarrow.csv.ConvertOptions(
-        include_columns=list(dict.fromkeys(id_columns)),
-        include_missing_columns=True,
-        column_types=dict.fromkeys(id_columns, pa.string()),
-        check_utf8=not unchecked_text,
-    )
-    with unreadable(path, "repair or remove it"), filesystem.open_input_stream(resolve(path)[1]) as stream:
-        reader = pyarrow.csv.open_csv(
-            stream, read_options=read_options(header), parse_options=PARSE_CSV, convert_options=as_text
-        )
-        head = next(iter(reader), None)
-    return {name: pa.null() if head is None else _id_type(head[name]) for name in id_columns}
-
-
-def _id_type(ids: pa.Array) -> pa.DataType:
-    numbers = whole_numbers(ids)
-    if numbers is None:
-        return pa.string()
-    return pa.null() if numbers.null_count == len(numbers) else numbers.type
 
 
 def whole_numbers(ids: pa.Array) -> pa.Array | None:

@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from beeray.config.credentials import shown_uri
 from beeray.data.csv_ranges import CsvRange, csv_ranges
+from beeray.data.csv_types import EMPTY_SO_FAR, head_types, read_types
 from beeray.data.file_tags import UNPACKED, FileStat
 from beeray.data.fragments import FRAGMENT_SHIFT, IDS, ROW, Fragment
 from beeray.data.storage import is_local, list_files, local_path, resolve, storage_errors
@@ -30,7 +31,6 @@ from beeray.data.table_files import (
     estimated_csv_rows,
     first_line,
     format_of,
-    id_types,
     read_options,
     unreadable,
 )
@@ -251,19 +251,22 @@ class Table:
         if files not in self._opened:
             check_folder(self.source, self.label)
             filesystem, _ = resolve(self.source)
-            ids = [self.columns[name] for name in IDS if name in self.columns and name in self.typed]
+            named = {name: column for name, column in self.columns.items() if name in self.typed}
+            ids = [named[name] for name in IDS if name in named]
+            others = {named[name]: name for name in EMPTY_SO_FAR if name in named and named[name] not in ids}
             told = _in_threads(
-                lambda file: id_types(
-                    file.path, filesystem, ids, unchecked_text=self.unchecked_text, header=self.header
+                lambda file: head_types(
+                    file.path, filesystem, ids, others, unchecked_text=self.unchecked_text, header=self.header
                 ),
                 files,
             )
-            as_text = {name for types in told for name, kind in types.items() if kind == pa.string()}
-            numbers = [{name: kind for name, kind in types.items() if name not in as_text} for types in told]
-            texts = sorted({*self._text_columns(), *ids})
+            as_text = {name for types in told for name in ids if types.get(name) == pa.string()}
+            numbers = [{name: types[name] for name in ids if name in types and name not in as_text} for types in told]
+            texts = dict.fromkeys([*self._text_columns(), *ids], pa.string())
+            read_as = [{**types, **texts} for types in read_types(told, others)]
             opened = _in_threads(
-                lambda one: _open(*one, filesystem, texts, unchecked_text=self.unchecked_text, header=self.header),
-                list(zip(files, numbers, strict=True)),
+                lambda one: _open(*one, filesystem, unchecked_text=self.unchecked_text, header=self.header),
+                list(zip(files, numbers, read_as, strict=True)),
             )
             self._opened.clear()
             self._opened[files] = opened
@@ -355,8 +358,8 @@ def _digest(path: str) -> str:
 def _open(
     file: FileStat,
     numbers: Mapping[str, pa.DataType],
+    read_as: Mapping[str, pa.DataType],
     filesystem: fs.FileSystem,
-    text_columns: Sequence[str],
     *,
     unchecked_text: bool = False,
     header: Sequence[str] = (),
@@ -365,11 +368,9 @@ def _open(
     kind = format_of(path)
     file_format: pads.FileFormat = pads.ParquetFileFormat() if kind == "parquet" else pads.IpcFileFormat()
     if kind == "csv":
-        as_text = pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(text_columns, pa.string()), check_utf8=not unchecked_text
-        )
+        convert = pyarrow.csv.ConvertOptions(column_types=read_as, check_utf8=not unchecked_text)
         file_format = pads.CsvFileFormat(
-            parse_options=PARSE_CSV, read_options=read_options(header), convert_options=as_text
+            parse_options=PARSE_CSV, read_options=read_options(header), convert_options=convert
         )
     with unreadable(path, "repair or remove it"):
         fragment = file_format.make_fragment(resolve(path)[1], filesystem)

@@ -34,6 +34,7 @@ def execute(config: Config, arguments: argparse.Namespace, console: Console) -> 
         "items_by_split": store.meta.items,
         "interactions_by_split": store.meta.interactions,
         "dropped": store.meta.dropped,
+        **({"held_out_twins": store.meta.held_out_twins} if store.meta.held_out_twins else {}),
         **({"domains": store.meta.by_domain} if store.meta.by_domain else {}),
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -219,6 +219,7 @@ def test_a_meta_whose_values_are_of_another_kind_is_damaged(folder: Path, key: s
     fine = {
         "fingerprint": ["x"],
         "dropped": [{}],
+        "held_out_twins": [{}],
         "time_boundaries": [None],
         "by_domain": [[]],
         "schema_version": [1.5],

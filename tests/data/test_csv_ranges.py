@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from beeray.data import csv_ranges, table_files
+from beeray.data.interactions import NO_TIME, Rules, bucket_interactions
 from beeray.data.tables import Table
 from beeray.errors import DataError
 
@@ -107,6 +108,96 @@ def test_ids_that_begin_far_below_are_numbers_or_refused(tmp_path: Path, monkeyp
     assert rows_of(write(tmp_path / "t.csv", [*anonymous, "n,7,1,4.0"]))["user_id"].to_pylist() == [None] * 300 + [7]
     with pytest.raises(DataError, match=r"t\.csv: user '007' is no plain whole number"):
         rows_of(write(tmp_path / "t.csv", [*anonymous, "n,007,1,4.0"]))
+
+
+TIMED = {"user_id": "user", "item_id": "item", "value": "stars", "timestamp": "when"}
+
+
+def timed(path: Path, pairs: list[tuple[str, str]], quoted: bool) -> Table:
+    """Rows with these stars and times; a quote in the file keeps it in one piece."""
+    lines = [f"{number},{number % 13},{stars},{when}" for number, (stars, when) in enumerate(pairs)]
+    note = '"a"' if quoted else "a"
+    path.write_text("user,item,stars,when,note\n" + "".join(f"{line},{note}\n" for line in lines))
+    return Table(str(path), TIMED, "interactions")
+
+
+def seconds(rows: pa.Table) -> list[int]:
+    """Timestamps as they are kept."""
+    items = pa.array(range(13))
+    return bucket_interactions(rows, items, Rules(None, 1, 1))[0]["timestamp"].to_pylist()
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["in ranges", "in one piece"])
+@pytest.mark.parametrize(("early", "late", "expected"), [("", "5", 5.0), ("4", "4.5", 4.5), ("", "4.5", 4.5)])
+def test_values_that_have_another_form_far_below_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: str, late: str, expected: float, quoted: bool
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    table = timed(tmp_path / "t.csv", [(early, "7")] * 300 + [(late, "7")], quoted)
+    assert (len(table.fragments()) == 1) == quoted
+    values = rows_of(table)["value"]
+    assert values.type == pa.float64()
+    assert values.to_pylist() == [float(early) if early else None] * 300 + [expected]
+
+
+DAY = 1_704_067_200_000_000  # 2024-01-01
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["in ranges", "in one piece"])
+@pytest.mark.parametrize(
+    ("early", "late", "expected"),
+    [
+        ("2024-01-01 00:00:00", "2024-01-01 00:00:00.123", [DAY, DAY + 123_000]),
+        ("2024-01-01T00:00:00Z", "2024-01-01T02:00:00.5+02:00", [DAY, DAY + 500_000]),
+        ("2024-01-01", "2024-01-01 00:00:01.000002", [DAY, DAY + 1_000_002]),
+        ("2024-01-01 00:00:00", "9999-12-31", [DAY, 253_402_214_400_000_000]),
+        ("", "1700000000", [NO_TIME, 1_700_000_000]),
+        ("1700000000", "1700000000000000001", [1_700_000_000, 1_700_000_000_000_000_001]),
+    ],
+)
+def test_times_that_are_finer_far_below_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: str, late: str, expected: list[int], quoted: bool
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    found = seconds(rows_of(timed(tmp_path / "t.csv", [("5", early)] * 300 + [("5", late)], quoted)))
+    assert found == [expected[0]] * 300 + expected[1:]
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["in ranges", "in one piece"])
+@pytest.mark.parametrize(
+    ("early", "late", "expected"),
+    [
+        ("1700000000", "1700000000.5", [1_700_000_000, 1_700_000_000]),
+        ("", "2024-01-01", [NO_TIME, DAY]),
+        ("2024-01-01 00:00:00", "2024-01-01 00:00:00.123456789", [DAY, DAY + 123_456]),
+    ],
+)
+def test_a_late_time_that_is_refused_is_read_where_its_row_is_moved_to_the_top_as_the_refusal_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: str, late: str, expected: list[int], quoted: bool
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    pairs = [("5", early)] * 300
+    with pytest.raises(DataError) as caught:
+        rows_of(timed(tmp_path / "t.csv", [*pairs, ("5", late)], quoted))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/t.csv: cannot be read (")
+    assert late in said
+    assert "move its row to the top, for the first 8 MiB tell the type of its column" in said
+    assert "\n" not in said
+    found = seconds(rows_of(timed(tmp_path / "t.csv", [("5", late), *pairs], quoted)))
+    assert found == [expected[1], *[expected[0]] * 300]
+
+
+def test_a_file_that_begins_without_values_or_times_has_those_of_the_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 1000)
+    timed(tmp_path / "1.csv", [("", "")] * 300 + [("true", "2024-01-01")], quoted=False)
+    timed(tmp_path / "2.csv", [("false", "2024-01-01 00:00:01")], quoted=False)
+    timed(tmp_path / "3.csv", [("", "")], quoted=False)
+    rows = rows_of(Table(f"{tmp_path}/*.csv", TIMED, "interactions"))
+    assert rows["value"].to_pylist() == [*[None] * 300, True, False, None]
+    assert seconds(rows) == [*[NO_TIME] * 300, DAY, DAY + 1_000_000, NO_TIME]
 
 
 def test_a_row_is_placed_by_the_byte_at_which_its_range_begins(tmp_path: Path) -> None:

@@ -179,14 +179,17 @@ def test_grouping_agrees_with_a_plain_account_of_the_rules(kind: str) -> None:
     ("column", "expected"),
     [
         (pa.array([5, None], pa.int32()), [5, NO_TIME]),
-        (pa.array([-1.5, float("nan")]), [-1, NO_TIME]),
+        (pa.array([-1.0, float("nan")]), [-1, NO_TIME]),
+        (pa.array([1_700_000_000.25, None]), [1_700_000_000, NO_TIME]),
+        (pa.array([1e8 + 0.75, -1e8 - 0.75]), [100_000_000, -100_000_000]),
+        (pa.array([2024.0, 45123.0], pa.float32()), [2024, 45123]),
         (pa.array([datetime(1969, 12, 31), None]), [-86_400_000_000, NO_TIME]),
         (pa.array([1.9e9, float(2**40)]), [1_900_000_000, 2**40]),
         (pa.array([datetime(1970, 1, 1, 0, 0, 1), datetime(1970, 1, 2)]), [1_000_000, 86_400_000_000]),
         (pa.array([datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)] * 2, pa.timestamp("ms", "UTC")), [1_000_000] * 2),
         (pa.array([1, 2], pa.date32()), [86_400_000_000, 172_800_000_000]),
         (pa.array([1000, 2000], pa.timestamp("ns")), [1, 2]),
-        (pa.array([Decimal("1700000000.250"), Decimal("-1.500")], pa.decimal128(13, 3)), [1_700_000_000, -1]),
+        (pa.array([Decimal("1700000000.250"), Decimal("-1.000")], pa.decimal128(13, 3)), [1_700_000_000, -1]),
     ],
 )
 def test_timestamps_of_every_type_become_whole_numbers_that_keep_their_order(
@@ -195,6 +198,30 @@ def test_timestamps_of_every_type_become_whole_numbers_that_keep_their_order(
     table = rows(user_id=["u", "u"], item_id=["a", "b"], timestamp=column)
     kept, _ = bucket_interactions(table, CATALOG, RULES)
     assert kept["timestamp"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (pa.array([1_700_000_000.25, 2024.37, 2024.5]), "2024.37"),
+        (pa.array([45123.75]), "45123.75"),
+        (pa.array([2_460_310.5]), "2460310.5"),
+        (pa.array([2024.5], pa.float32()), "2024.5"),
+        (pa.array([None, 1e8 - 0.5]), "99999999.5"),
+        (pa.array([-0.5]), "-0.5"),
+        (pa.array([Decimal("2024.370")], pa.decimal128(10, 3)), "2024.370"),
+    ],
+)
+def test_fractions_of_days_and_years_are_refused_since_cut_they_would_be_one_instant(
+    column: pa.Array, shown: str
+) -> None:
+    table = rows(user_id=["u"] * len(column), item_id=["a"] * len(column), timestamp=column)
+    with pytest.raises(DataError) as caught:
+        bucket_interactions(table, CATALOG, RULES)
+    said = str(caught.value)
+    assert said.startswith(f"interactions timestamp: {shown} has a fraction, which would be cut; ")
+    assert "give seconds or dates" in said
+    assert "\n" not in said
 
 
 def test_an_interaction_without_a_time_is_earlier_than_one_before_1970() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import feather
 
 from beeray.config import Config, validate_config
+from beeray.console import Console
 from beeray.data.leakage import check_leakage
 from beeray.data.parts import read_part
 from beeray.data.preparation import ensure_store, store_fingerprint
 from beeray.data.store import Store
 from beeray.errors import ConfigError, DataError, StoreError
+from beeray.inputs import prepared_store
 from beeray.runtime.head_start import training_users
 from beeray.runtime.scoring import needed_items, score_split
 
@@ -148,6 +152,30 @@ def test_each_domain_is_split_as_it_would_be_alone(kind: str, tables: tuple[Path
         assert store.meta.time_boundaries is None
 
 
+def test_held_out_users_are_asked_for_the_same_beside_a_domain_whose_ids_are_text(
+    tmp_path: Path, tables: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, domains = tables
+    split = {"split": {"kind": "user", "validation": 0.2, "test": 0.2}}
+    others = write_tables(tmp_path, "game", 10, 20, text_ids=True)
+    orders = pq.read_table(others["interactions"]["path"])
+    named = pa.array([f"player {user}" for user in orders["user_id"].to_pylist()])
+    pq.write_table(orders.set_column(0, "user_id", named), others["interactions"]["path"])
+    store, _ = ensure_store(a_config(tmp_path, {"games": others, "books": domains["books"]}, **split), silent)
+    single, _ = ensure_store(alone(folder, "books", domains["books"], **split), silent)
+
+    def asked(rows: list[dict[str, Any]]) -> set[tuple[str, str, int]]:
+        return {
+            (str(row["user_id"]), str(item), label)
+            for row in rows
+            for item, label in zip(row["item_indices"], row["splits"], strict=True)
+            if label
+        }
+
+    assert len(asked(without_indices(single))) == 12
+    assert asked(without_indices(store, "books")) == asked(without_indices(single))
+
+
 def test_a_domain_may_have_rules_and_sizes_of_its_own(tables: tuple[Path, dict[str, Any]]) -> None:
     folder, domains = tables
     own = {"films": domains["films"] | {"split": {"test": 4}}, "books": domains["books"] | {"min_user_interactions": 6}}
@@ -159,6 +187,48 @@ def test_a_domain_may_have_rules_and_sizes_of_its_own(tables: tuple[Path, dict[s
     assert [one.items["test"] for one in store.domains] == [4, 3]
 
 
+def test_held_out_items_with_the_text_of_a_training_item_are_counted_and_told_when_a_store_is_prepared(
+    tables: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, domains = tables
+    films = write_tables(tmp_path, "film", 10, 20)
+    one_text = pa.table({"item_id": range(10), "title": ["a film"] * 10})
+    pq.write_table(one_text, films["catalog"]["path"])
+    config, out = a_config(tmp_path, domains | {"films": films}), io.StringIO()
+    store, prepared = prepared_store(config, Console(out, out))
+    assert prepared
+    assert [one.held_out_twins for one in store.domains] == [
+        {"validation": 2, "test": 2},
+        {"validation": 0, "test": 0},
+    ]
+    assert store.meta.held_out_twins == {"validation": 2, "test": 2}
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert "is exactly that of a training item (2 validation / 2 test), which flatters figures: give " in lines[0]
+
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    for one in (meta, *meta["by_domain"]):
+        del one["held_out_twins"]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta))  # as an earlier version left it
+    out.truncate(0)
+    store, prepared = prepared_store(config, Console(out, out))
+    assert not prepared
+    assert store.meta.held_out_twins == {}
+    assert "warning: " not in out.getvalue()
+
+
+def test_without_twins_and_in_other_splits_nothing_is_told(
+    mixed: Store, tables: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert mixed.meta.held_out_twins == {"validation": 0, "test": 0}
+    _, domains = tables
+    split = {"split": {"kind": "time", "validation": 0.2, "test": 0.2}}
+    out = io.StringIO()
+    store, _ = prepared_store(a_config(tmp_path, domains, **split), Console(out, out))
+    assert store.meta.held_out_twins == {}
+    assert "warning: " not in out.getvalue()
+
+
 def test_ids_of_two_types_become_strings_and_stay_apart(tmp_path: Path) -> None:
     domains = {
         "films": write_tables(tmp_path, "film", 10, 20),
@@ -167,6 +237,23 @@ def test_ids_of_two_types_become_strings_and_stay_apart(tmp_path: Path) -> None:
     store, _ = ensure_store(a_config(tmp_path, domains), silent)
     assert store.item_ids().to_pylist() == [*map(str, range(10)), *(f"B{item:03d}" for item in range(10))]
     assert {type(row["user_id"]) for row in users_of(store)} == {int}  # users' are integers in both
+
+
+def test_categories_of_numbers_and_text_of_another_domain_become_strings(tmp_path: Path) -> None:
+    domains = {
+        "films": write_tables(tmp_path, "film", 10, 20),
+        "books": write_tables(tmp_path, "book", 10, 20, text_ids=True),
+    }
+    for name in ("catalog", "interactions"):
+        table = pq.read_table(tmp_path / f"film-{name}.parquet")
+        for column in {"user_id", "item_id"} & set(table.column_names):
+            at = table.schema.get_field_index(column)
+            table = table.set_column(at, column, table[column].dictionary_encode())
+        feather.write_feather(table, str(tmp_path / f"film-{name}.feather"))
+        domains["films"][name]["path"] = str(tmp_path / f"film-{name}.feather")
+    store, _ = ensure_store(a_config(tmp_path, domains), silent)
+    assert store.item_ids().to_pylist() == [*map(str, range(10)), *(f"B{item:03d}" for item in range(10))]
+    assert store.meta.num_users == 40
 
 
 def test_what_decides_the_store_is_in_its_fingerprint_and_weights_are_not(tables: tuple[Path, dict[str, Any]]) -> None:

@@ -202,7 +202,7 @@ def test_a_file_that_was_written_again_has_another_stat(server: S3Server) -> Non
 def test_a_file_of_the_same_size_and_second_is_another_file_however_it_was_found(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_one_time(pattern: str, tagged: bool) -> list[FileStat]:
+    def at_one_time(pattern: str, tagged: bool = False) -> list[FileStat]:
         return [dataclasses.replace(one, modified_ns=0) for one in list_files(pattern, tagged=tagged)]
 
     monkeypatch.setattr("beeray.data.tables.list_files", at_one_time)

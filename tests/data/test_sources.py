@@ -454,6 +454,25 @@ def test_items_are_text_as_soon_as_one_of_the_two_tables_has_text(
     assert not differ_in_type(domains, "user_id")
 
 
+@pytest.mark.parametrize(("catalog", "orders", "expected"), [([7], ["7"], True), (["7"], [7], True), ([7], [7], False)])
+def test_categories_of_numbers_are_numbers_beside_text(
+    tmp_path: Path, catalog: list[Any], orders: list[Any], expected: bool
+) -> None:
+    items = pa.table({"item_id": pa.array(catalog).dictionary_encode(), "text": ["x"]})
+    feather.write_feather(items, str(tmp_path / "items.feather"))
+    bought = pa.table({"user_id": pa.array([1]).dictionary_encode(), "item_id": orders})
+    feather.write_feather(bought, str(tmp_path / "orders.feather"))
+    data = {
+        "source": "tables",
+        "catalog": {"path": str(tmp_path / "items.feather")},
+        "interactions": {"path": str(tmp_path / "orders.feather")},
+    }
+    domains = open_domains(validate_config({"name": "x", "data": data}))
+    assert pa.types.is_dictionary(domains[0].raw.catalog.check().field("item_id").type)
+    assert differ_in_type(domains, "item_id") == expected
+    assert not differ_in_type(domains, "user_id")
+
+
 # --- what is refused
 
 

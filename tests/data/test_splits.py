@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from beeray.config import SplitConfig, validate_config
+from beeray.data.catalog import content_hash
 from beeray.data.preparation import ensure_store
 from beeray.data.splits import (
     TEST,
@@ -20,10 +21,11 @@ from beeray.data.splits import (
     draw_items,
     draw_users,
     evaluation_masks,
+    held_out_twins,
+    id_hashes,
     interaction_labels,
     time_boundaries,
     training_mask,
-    user_hashes,
 )
 from beeray.data.store import Store
 from beeray.data.time_windows import SortedTimes
@@ -42,12 +44,23 @@ def plan_of(kind: str, seed: int = 0) -> SplitPlan:
         items[[2, 5]] = TEST
     if kind == "user":
         users[1] = TEST
-    return SplitPlan(kind, items, users, (5, 5) if kind == "time" else None, seed)
+    return SplitPlan(kind, items, users, (5, 5) if kind == "time" else None, seed, id_hashes(pa.array(NAMES)))
+
+
+def all_held_out(num_users: int, item_ids: np.ndarray, seed: int) -> SplitPlan:
+    """The plan of a `user` split of whose users all are test."""
+    users = np.full(num_users, TEST, dtype=np.int8)
+    return SplitPlan("user", np.zeros(len(item_ids), np.int8), users, None, seed, id_hashes(pa.array(item_ids)))
+
+
+def hashes_of(user_of: np.ndarray) -> np.ndarray:
+    """Of each interaction's user, whose id is its index."""
+    return id_hashes(pa.array(user_of))
 
 
 def who_gets_what(plan: SplitPlan, split: str = "test") -> tuple[list[str], list[str], list[str]]:
     """Names trained on, given and asked for."""
-    labels = interaction_labels(plan, ITEMS, ALICE_AND_BOB, TIMES)
+    labels = interaction_labels(plan, ITEMS, ALICE_AND_BOB, TIMES, hashes_of(ALICE_AND_BOB))
     user_labels = plan.users[ALICE_AND_BOB]
     given, asked = evaluation_masks(plan.kind, split, user_labels, labels)
     return tuple(NAMES[mask].tolist() for mask in (training_mask(user_labels, labels, False), given, asked))  # type: ignore[return-value]
@@ -106,8 +119,8 @@ def test_a_held_out_users_input_is_never_trained_on_nor_given_in_another_split()
 def test_a_fifth_of_a_held_out_users_interactions_is_asked_for_and_at_least_one() -> None:
     sizes = [1, 4, 5, 9, 10, 23]
     user_of = np.repeat(np.arange(6), sizes)
-    plan = SplitPlan("user", np.zeros(60, dtype=np.int8), np.full(6, TEST, dtype=np.int8), None, 3)
-    labels = interaction_labels(plan, np.arange(sum(sizes), dtype=np.int32), user_of, None)
+    plan = all_held_out(6, np.arange(60), 3)
+    labels = interaction_labels(plan, np.arange(sum(sizes), dtype=np.int32), user_of, None, hashes_of(user_of))
     assert np.bincount(user_of[labels == TEST]).tolist() == [1, 1, 1, 1, 2, 4]
 
 
@@ -116,20 +129,61 @@ def test_a_held_out_users_targets_follow_the_seed() -> None:
     items = np.arange(200, dtype=np.int32)
 
     def drawn(seed: int) -> list[int]:
-        plan = SplitPlan("user", np.zeros(200, dtype=np.int8), np.full(20, TEST, dtype=np.int8), None, seed)
-        return interaction_labels(plan, items, user_of, None).tolist()
+        return interaction_labels(all_held_out(20, items, seed), items, user_of, None, hashes_of(user_of)).tolist()
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
 
 
-def test_a_held_out_user_keeps_its_targets_when_other_users_stand_in_other_parts() -> None:
-    plan = SplitPlan("user", np.zeros(50, dtype=np.int8), np.full(5, TEST, dtype=np.int8), None, 1)
-    user_of, items = np.repeat(np.arange(5), 10), np.arange(50, dtype=np.int32)
-    together = interaction_labels(plan, items, user_of, None)
-    apart = [interaction_labels(plan, items[user_of == user], user_of[user_of == user], None) for user in range(5)]
-    assert np.concatenate(apart).tolist() == together.tolist()
-    assert together.sum() == 5 * 2 * TEST
+def targets(by_user: dict[int, list[int]], *, text: bool = False, reverse: bool = False) -> dict[int, set[int]]:
+    """Ids that each user is asked for, where all are test.
+
+    Args:
+        text: ids are strings.
+        reverse: items, and each user's rows, stand in reverse order.
+    """
+    step = -1 if reverse else 1
+    item_ids = np.arange(60)[::step]
+    users = np.array(list(by_user))
+    ids = np.concatenate([rows[::step] for rows in by_user.values()])
+    user_of = np.repeat(np.arange(len(users)), [len(rows) for rows in by_user.values()])
+    of_users = users[user_of].astype(str) if text else users[user_of]
+    plan = all_held_out(len(users), item_ids.astype(str) if text else item_ids, 1)
+    places = np.argsort(item_ids)[ids].astype(np.int32)
+    labels = interaction_labels(plan, places, user_of, None, id_hashes(pa.array(of_users)))
+    return {int(user): set(ids[(users[user_of] == user) & (labels == TEST)].tolist()) for user in users}
+
+
+BY_USER = {user: [(user * 7 + 3 * step) % 60 for step in range(15)] for user in range(40)}
+
+
+def test_a_held_out_users_targets_hang_on_its_id_and_its_items_ids_alone() -> None:
+    known = targets(BY_USER)
+    assert {len(asked) for asked in known.values()} == {3}
+    assert targets({99: [1, 2, 3, 4, 5], **BY_USER}) == known | targets({99: [1, 2, 3, 4, 5]})
+    assert targets({user: BY_USER[user] for user in reversed(BY_USER) if user % 3}) == {
+        user: asked for user, asked in known.items() if user % 3
+    }
+    assert targets(BY_USER, reverse=True) == known
+    assert targets(BY_USER, text=True) == known
+
+
+def test_two_users_of_the_same_items_are_asked_for_different_ones() -> None:
+    same = targets({user: list(range(60)) for user in range(20)})
+    assert len({frozenset(asked) for asked in same.values()}) == 20
+
+
+def test_a_users_own_number_among_its_items_is_asked_for_no_more_often_than_any_other() -> None:
+    same = targets({user: list(range(60)) for user in range(60)})  # user 7 and item 7 have the same hash
+    assert 2 <= sum(user in asked for user, asked in same.items()) <= 24  # 12 by lot
+
+
+def test_twins_are_held_out_items_with_the_text_of_a_training_item() -> None:
+    texts = content_hash(pa.array(["a", "b", "a", "c", "c", "a", "d"]))
+    labels = np.array([TRAIN, TRAIN, TEST, VALIDATION, TEST, VALIDATION, TEST], dtype=np.int8)
+    assert held_out_twins(texts, labels) == {"validation": 1, "test": 1}  # the two c are held out both
+    labels[0] = VALIDATION
+    assert held_out_twins(texts, labels) == {"validation": 0, "test": 0}
 
 
 @pytest.mark.parametrize("draw", ["items", "users"])
@@ -153,15 +207,15 @@ def test_the_same_seed_draws_the_same_and_another_seed_draws_another(draw: str) 
 
 def drawn_labels(draw: str, config: SplitConfig, seed: int) -> np.ndarray:
     if draw == "users":
-        return draw_users(config, user_hashes(pa.array(range(200))), seed)
+        return draw_users(config, id_hashes(pa.array(range(200))), seed)
     return draw_items(config, pa.array(range(200)), np.arange(200), seed)
 
 
 def test_users_keep_their_lots_whatever_their_order_and_whether_ids_are_numbers_or_text() -> None:
     config, ids = SplitConfig(validation=0.1, test=0.1), np.arange(500)
-    labels = draw_users(config, user_hashes(pa.array(ids)), 1)
-    assert draw_users(config, user_hashes(pa.array(ids[::-1])), 1)[::-1].tolist() == labels.tolist()
-    assert draw_users(config, user_hashes(pa.array(ids.astype(str))), 1).tolist() == labels.tolist()
+    labels = draw_users(config, id_hashes(pa.array(ids)), 1)
+    assert draw_users(config, id_hashes(pa.array(ids[::-1])), 1)[::-1].tolist() == labels.tolist()
+    assert draw_users(config, id_hashes(pa.array(ids.astype(str))), 1).tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("size", [0.1, 200])
@@ -170,7 +224,7 @@ def test_a_user_that_was_trained_on_is_hardly_ever_held_out_when_others_come(
     size: float, num_new: int, most: int
 ) -> None:
     config = SplitConfig(validation=size, test=size)
-    before, after = (draw_users(config, user_hashes(pa.array(range(n))), 1) for n in (2000, 2000 + num_new))
+    before, after = (draw_users(config, id_hashes(pa.array(range(n))), 1) for n in (2000, 2000 + num_new))
     moved = after[:2000]
     for label in (VALIDATION, TEST):
         assert ((before == TRAIN) & (moved == label)).sum() <= most  # 160 of a lot that falls anew
