@@ -90,10 +90,14 @@ def signals_kept() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def ignore_hang_up() -> None:
-    """Have SIGHUP ignored, also by processes that are started from here on, until `signals_kept` puts it back."""
-    if _in_main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@contextmanager
+def hang_up_blocked() -> Iterator[None]:
+    """Have a SIGHUP wait until the context ends; for processes that are started meanwhile it waits for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_main_thread() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beeray.interruption import Interrupted, StopRequest, interrupt, signals_handled, signals_kept
+from beeray.interruption import Interrupted, StopRequest, hang_up_blocked, interrupt, signals_handled, signals_kept
 
 VERB = """
 import sys, time
@@ -61,6 +61,17 @@ def test_a_handler_that_something_sets_meanwhile_does_not_stay() -> None:
         with signals_kept():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGTERM) is interrupt
+
+
+def test_a_hang_up_does_not_reach_what_is_started_to_outlive_the_terminal_and_is_not_lost() -> None:
+    mask = "import signal; print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with hang_up_blocked():
+        started = subprocess.run([sys.executable, "-c", mask], capture_output=True, text=True, check=True)
+    assert started.stdout == "True\n", "what is started does not hear it"
+    with pytest.raises(Interrupted) as caught, signals_handled(interrupt), hang_up_blocked():
+        os.kill(os.getpid(), signal.SIGHUP)  # another thread of this process may take it
+    assert caught.value.exit_code == 129, "it is not lost"
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_command_that_was_begun_with_nohup_goes_on_when_the_terminal_is_gone() -> None:

@@ -59,11 +59,15 @@ def head_types(
 def read_types(told: Sequence[Types], others: Mapping[str, str]) -> list[dict[str, pa.DataType]]:
     """Of each file the types that its values and timestamps are read as: where it begins without any, another file's.
 
+    Beside files of other formats, whose types are as they are, a CSV's are what its beginning says.
+
     Args:
-        told: `head_types` of every file.
+        told: `head_types` of every file; empty of one of another format.
         others: column → `value` or `timestamp`.
     """
     types: list[dict[str, pa.DataType]] = [{} for _ in told]
+    if not all(told):
+        return types
     for column, name in others.items():
         known = [one[column] for one in told if column in one and not pa.types.is_null(one[column])]
         for mine, one in zip(types, told, strict=True):

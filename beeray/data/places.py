@@ -19,6 +19,8 @@ CONTENTS = {META, "catalog", "users", "tokens", "known_tokens", "scratch"}
 """What lies in a store, its token stores included."""
 PARTS = re.compile(r"part-[^/]+\.parquet")
 """What lies in a store's `catalog` and `users`."""
+HARMLESS = re.compile(r"\.nfs.*|\.DS_Store|\._.*|\.gitignore|\.gitkeep|\.beeray-doctor-.*")
+"""Hidden files that systems, and the doctor's probes, leave in any folder."""
 
 
 def lies_inside(written: str, read: str) -> bool:
@@ -33,13 +35,13 @@ def _real_path(path: str) -> str:
 
 
 def check_place(path: str) -> None:
-    """Refuse to put a store in the place of what is none: it would be removed. Hidden files alone are nobody's.
+    """Refuse to put a store in the place of what is none: it would be removed.
 
     Raises:
         ConfigError: the folder holds something else.
     """
     found, folders = entries(path), set(list_dir(path))
-    others = [name for name in found if name not in CONTENTS and (name in folders or not name.startswith("."))]
+    others = [name for name in found if name not in CONTENTS and (name in folders or not HARMLESS.fullmatch(name))]
     for name in {"catalog", "users"}.intersection(found) if META not in found else ():
         others += [f"{name}/{one}" for one in entries(join(path, name)) if not _is_part(one)]
     if others:
@@ -50,7 +52,7 @@ def check_place(path: str) -> None:
 
 
 def _is_part(name: str) -> bool:
-    return bool(PARTS.fullmatch(name)) or name.startswith(".")
+    return bool(PARTS.fullmatch(name) or HARMLESS.fullmatch(name))
 
 
 def refuse_replacing(path: str, source: Any, label: str) -> None:

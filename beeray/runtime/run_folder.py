@@ -200,8 +200,8 @@ class RunFolder:
         if kept is not None and kept["store_fingerprint"] != store_fingerprint:
             raise RunError(
                 f"run {self.config.name!r} in {self.path} was started on store {kept['store_fingerprint']}, the store "
-                f"is now {store_fingerprint} (its tables, rules or split changed); choose another name=…, start over "
-                "with --fresh, or give beeray.evaluate --model PATH"
+                f"is now {store_fingerprint} (its tables, rules or split changed, or how this version draws it); "
+                "choose another name=…, start over with --fresh, or give beeray.evaluate --model PATH"
             )
 
     def claim(

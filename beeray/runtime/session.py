@@ -17,7 +17,7 @@ import psutil
 from beeray.config import ClusterConfig, Config, StorageConfig
 from beeray.data.storage import storage_environment, storage_options
 from beeray.errors import ClusterError
-from beeray.interruption import ignore_hang_up, signals_kept
+from beeray.interruption import hang_up_blocked, signals_kept
 from beeray.runtime.connecting import STARTS, TOO_SLOW, connection_error, no_cluster
 from beeray.runtime.cores import cores_here
 from beeray.runtime.entrypoint import held_by_this_job
@@ -124,8 +124,7 @@ def init_ray(arguments: dict[str, Any]) -> None:
     for start in range(1, STARTS + 1):
         before = {one.pid for one in psutil.Process().children(recursive=True)}
         try:
-            with signals_kept(), _on_loopback() if arguments["address"] == "local" else nullcontext():
-                ignore_hang_up()  # what is started here outlives a terminal for as long as this command needs it
+            with signals_kept(), _started_here() if arguments["address"] == "local" else nullcontext():
                 ray.init(**arguments)
             return
         except Exception as error:
@@ -135,6 +134,13 @@ def init_ray(arguments: dict[str, Any]) -> None:
                 if one.pid not in before:
                     with suppress(psutil.NoSuchProcess):
                         one.kill()
+
+
+@contextmanager
+def _started_here() -> Iterator[None]:
+    """Have a Ray that is started meanwhile listen on loopback, and outlive a terminal for as long as it is needed."""
+    with _on_loopback(), hang_up_blocked():
+        yield
 
 
 @contextmanager

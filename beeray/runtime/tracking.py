@@ -36,6 +36,8 @@ STALL_S, EXIT_S, STUCK_S = 60.0, 600.0, 1.0
 """What is left to log when the context ends may take so long: one record, all of them (or an upload), and what
 has failed already."""
 
+OBJECT_STORES = ("botocore", "boto3", "s3transfer")
+"""What puts an artifact on S3 raises errors of its own."""
 Request = Callable[[MlflowRun], None]
 
 
@@ -77,6 +79,7 @@ class Tracker:
         self._opened = threading.Event()
         self._queue: queue.Queue[tuple[Request, bool] | None] = queue.Queue()
         self._refusal: Exception | None = None
+        self._lost_upload: Exception | None = None
         self._error: Exception | None = None
         self._uploading = False
         self._progress_at = time.monotonic()
@@ -145,7 +148,8 @@ class Tracker:
     @property
     def went_away(self) -> bool:
         """Whether MLflow no longer answers, so that it can be given later what it lacks; not what it has refused."""
-        return self._error is not None
+        lost = [error for error in (self._error, self._lost_upload) if error is not None]
+        return any(not _is_refusal(error) for error in lost)
 
     @property
     def trouble(self) -> str | None:
@@ -154,7 +158,7 @@ class Tracker:
 
     @property
     def _failure(self) -> str | None:
-        error = self._error or self._refusal
+        error = self._error or self._lost_upload or self._refusal
         if error is None:
             return None
         reason = (redact_text(str(error), self.uri).splitlines() or [type(error).__name__])[0]
@@ -228,8 +232,11 @@ class Tracker:
             try:
                 return self._with_patience(request)
             except Exception as error:
-                if _is_refusal(error) or (self._uploading and pause_s is None):  # artifacts have a server of their own
+                if _is_refusal(error):
                     self._refusal = self._refusal or error
+                    return
+                if self._uploading and pause_s is None:  # artifacts have a server of their own
+                    self._lost_upload = self._lost_upload or error
                     return
                 if pause_s is None:
                     self._error = self._error or error
@@ -272,4 +279,7 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return status < 500 and status != 429
+    if type(error).__module__.partition(".")[0] in OBJECT_STORES:  # no `OSError`s, also of a network
+        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+        return bool(status < 500 and status != 429)
     return isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError)

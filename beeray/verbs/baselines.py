@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beeray.config import BASELINES, WITHOUT_TEXT, Baseline, Config, config_digest
-from beeray.console import Console
+from beeray.console import ANEW, Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.scored import METRICS, SCORES, TRAINED_ON_VALIDATION, Scored, open_scored
 from beeray.data.storage import storage_options
@@ -73,6 +73,10 @@ def ensure(
         done = [name for name in which if name not in missing]
         if done:
             console.line(f"there already, with the same settings and store: {', '.join(done)} (--fresh does it again)")
+        if fresh:
+            for name in missing:  # so that the same command without --fresh goes on with those that are left
+                (folder_of(name, config) / METRICS).unlink(missing_ok=True)
+            console.again = ANEW
         left_out = _fit_and_score(config, missing, console, by_name) if missing else []
         there, fitted = ([name for name in names if name not in left_out] for names in (which, missing))
         _track(config, there, fingerprint, console)

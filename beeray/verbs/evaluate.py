@@ -161,15 +161,15 @@ def held_out_but_trained_on(config: Config, model: str, store: Store, console: C
     strange = growth.said_of_strange(kind) if growth is not None else ""
     if strange:
         console.line(f"{run}: {strange}")
+    told = {STRANGE: list(growth.strange)} if growth is not None and growth.strange else {}
     if counts is None:
         if growth is None or len(growth.strange) < len(store.meta.domains):
             console.line(f"{run} {said_without_note(kind)}")
-        return {}
+        return told
     counts = {split: number for split, number in counts.items() if split in config.evaluate.splits}
     seen = said_of(counts, kind)
     if seen:
         console.line(f"warning: {seen}, which flatters its figures")
-    told = {STRANGE: list(growth.strange)} if growth is not None and growth.strange else {}
     return {SEEN: counts, **told}
 
 
@@ -181,10 +181,10 @@ def _learned_validation(model: str, trained_on: dict[str, Any]) -> bool | None:
     Args:
         trained_on: what `held_out_but_trained_on` found.
     """
-    known = trained_on.get(SEEN, {})
-    if known.get("validation") == 0:
-        return None if STRANGE in trained_on else False
-    return learned_validation(model)
+    seen = trained_on.get(SEEN, {}).get("validation")
+    if STRANGE in trained_on and not seen:
+        return None
+    return False if seen == 0 else learned_validation(model)
 
 
 def opened_store(config: Config, pinned: str | None, console: Console) -> Store:

@@ -124,7 +124,7 @@ def _check_serving(config: Config, serving: dict[str, str]) -> None:
     if found != serving["fingerprint"]:
         raise RunError(
             f"the serving model {name} is {found}, but {serving['fingerprint']} was published: it has been replaced "
-            f"since; {remedy}"
+            f"since, or an earlier version told it by other marks; {remedy}"
         )
 
 

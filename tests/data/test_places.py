@@ -91,9 +91,9 @@ def test_a_store_in_the_place_of_the_folder_that_a_table_lies_in_would_remove_it
     assert (tmp_path / "shop" / "catalog" / "part-1.parquet").is_file()
 
 
-@pytest.mark.parametrize("name", ["catalog/items.parquet", "users/orders.csv", ".git/config"])
+@pytest.mark.parametrize("name", ["catalog/items.parquet", "users/orders.csv", ".git/config", ".env"])
 def test_a_folder_that_looks_like_half_a_store_and_holds_something_else_is_left(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match="which is no part of a store"):
         check_place(str(tmp_path))

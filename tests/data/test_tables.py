@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import gzip
 import os
 import pickle
@@ -348,3 +349,17 @@ def test_a_file_of_which_nothing_but_its_size_is_told_is_known_by_its_content(mo
     finally:
         memory.rm("/bucket", recursive=True)
     assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [(pa.timestamp("s"), ""), (pa.timestamp("s"), "2024-01-01 10:00:00"), (pa.date32(), "2024-01-01")],
+)
+def test_a_csv_may_lie_beside_files_that_know_their_types(tmp_path: Path, kind: pa.DataType, when: str) -> None:
+    columns = {"user_id": "user_id", "item_id": "item_id", "timestamp": "when"}
+    times = pa.array([dt.date(2024, 1, 2)], pa.date32()).cast(kind)
+    pq.write_table(pa.table({"user_id": [1], "item_id": [1], "when": times}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text(f"user_id,item_id,when\n2,2,{when}\n")
+    table = Table(str(tmp_path), columns)
+    assert pa.types.is_temporal(table.check().field("timestamp").type)
+    assert ids_of(table) == [1, 2]

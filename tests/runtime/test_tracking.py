@@ -10,17 +10,21 @@ import socket
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import yaml
+from botocore.exceptions import ClientError, EndpointConnectionError
 from finished_run import a_record
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from beeray.config import Config, flatten_config, load_config, validate_config
 from beeray.console import Console
 from beeray.errors import RunError
 from beeray.runtime import tracking
-from beeray.runtime.mlflow_run import BATCH, ID_FILE
+from beeray.runtime.mlflow_run import BATCH, ID_FILE, MlflowRun
 from beeray.runtime.run_folder import RunFolder
 from beeray.runtime.tracked_evaluation import evaluation_tracked, track_evaluation
 from beeray.runtime.tracking import Tracker, tracking_uri
@@ -256,6 +260,32 @@ def test_what_mlflow_refuses_while_a_run_goes_on_is_told_as_trouble_and_stops_no
     assert tracker.trouble is not None and "missing.parquet" in tracker.trouble
     assert tracker.run_id is not None
     assert history(config, tracker.run_id) == [(0, 1.5), (1, 1.4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (ConnectionError("the artifacts' server is away"), True),
+        (EndpointConnectionError(endpoint_url="http://warehouse"), True),
+        (ClientError({"Error": {"Code": "403"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"), False),
+        (MlflowException("no such artifact", error_code=RESOURCE_DOES_NOT_EXIST), False),
+    ],
+)
+def test_what_was_refused_is_told_from_what_can_be_given_later(
+    runs_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, away: bool
+) -> None:
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(tracking, "RETRY_PAUSES_S", (0.01,))
+    monkeypatch.setattr(MlflowRun, "log_artifact", fail)
+    config = a_config(runs_dir)
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_artifact(run_dir / "trials.csv")
+        tracker.log_step(1, {"train/loss": 1.4})
+    assert tracker.trouble is not None and tracker.went_away is away
+    assert tracker.run_id is not None
+    assert history(config, tracker.run_id) == [(1, 1.4)], "what comes after it is taken"
 
 
 def test_the_environment_names_the_server_where_the_config_does_not(

@@ -223,7 +223,12 @@ def test_a_domain_of_another_name_hides_nothing_that_was_trained_on(tmp_path: Pa
     assert evaluate._learned_validation(f"{run}/model", counts) is None, "they may have had another text"
     users = a_store(tmp_path / "users", [0, 0, 1, 2], "user", domain="films")
     counts, said = shown(held_out_but_trained_on, both, f"{run}/model", users)
-    assert counts == {} and said.count("\n") == 1 and "of users of films it is not known" in said
+    assert evaluate._learned_validation(f"{run}/model", counts) is None
+    assert (
+        counts == {"domains_it_did_not_name": ["films"]}
+        and said.count("\n") == 1
+        and "of users of films it is not known" in said
+    )
     assert shown(check_held_out, find_warm_start(a_config(tmp_path, "s", init_from=run)), users)[1].count("\n") == 1
 
 

@@ -113,4 +113,5 @@ class SweepTracking:
             self.folder.save(trial)
         else:
             self.troubles.append(f"{trial.name}: {tracker.trouble}")
-            self._away |= tracker.went_away
+            if tracker.went_away:  # several threads close
+                self._away = True
