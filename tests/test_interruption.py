@@ -13,7 +13,8 @@ import pytest
 from beeray.interruption import Interrupted, StopRequest, hang_up_blocked, interrupt, signals_handled, signals_kept
 
 VERB = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may have been begun with nohup
 from beeray.console import run_verb, verb_parser
 
 def execute(config, arguments, console):
@@ -68,8 +69,12 @@ def test_a_hang_up_does_not_reach_what_is_started_to_outlive_the_terminal_and_is
     with hang_up_blocked():
         started = subprocess.run([sys.executable, "-c", mask], capture_output=True, text=True, check=True)
     assert started.stdout == "True\n", "what is started does not hear it"
-    with pytest.raises(Interrupted) as caught, signals_handled(interrupt), hang_up_blocked():
-        os.kill(os.getpid(), signal.SIGHUP)  # another thread of this process may take it
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(Interrupted) as caught, signals_handled(interrupt), hang_up_blocked():
+            os.kill(os.getpid(), signal.SIGHUP)  # another thread of this process may take it
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert caught.value.exit_code == 129, "it is not lost"
     assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 

@@ -233,7 +233,7 @@ class Table:
                 shown = shown if len(shown) <= SHOWN_NAMES else f"{shown[:SHOWN_NAMES]} …"
                 raise DataError(
                     f"{shown_uri(where)}: {self.label} has no column {column!r} (for {name}); "
-                    f"its columns are {shown}; {_remedy(schema.names)}"
+                    f"its columns are {shown}; map the column in the config{_hint(schema.names)}"
                 )
             if schema.names.count(column) > 1:
                 raise DataError(
@@ -324,10 +324,10 @@ def _in_threads(work: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
         return list(pool.map(work, inputs))
 
 
-def _remedy(names: Sequence[str]) -> str:
-    """What to do about a column that is not there: one column whose name holds signs is a CSV of another kind."""
+def _hint(names: Sequence[str]) -> str:
+    """What else a missing column may mean: one column whose name holds signs is a CSV of another kind."""
     sign = next((sign for sign in OTHER_SIGNS if len(names) == 1 and sign in names[0]), None)
-    return "map the column in the config" if sign is None else f"columns are parted by {sign!r}: write it with commas"
+    return "" if sign is None else f", or write it with commas: its columns are parted by {sign!r}"
 
 
 def _identity(file: FileStat) -> str:

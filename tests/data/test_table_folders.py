@@ -52,6 +52,6 @@ def test_a_table_whose_log_tells_which_files_count_is_not_read_with_all(tmp_path
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 def test_a_csv_that_is_parted_by_another_sign_is_told_as_that(tmp_path: Path, sign: str) -> None:
     (tmp_path / "items.csv").write_text(f"item_id{sign}text\n1{sign}a\n")
-    refused(str(tmp_path / "items.csv"), f"columns are parted by {sign!r}: write it with commas")
+    refused(str(tmp_path / "items.csv"), f", or write it with commas: its columns are parted by {sign!r}")
     (tmp_path / "other.csv").write_text("sku,text\n1,a\n")
     refused(str(tmp_path / "other.csv"), "its columns are sku, text; map the column in the config")

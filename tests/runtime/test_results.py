@@ -61,7 +61,7 @@ def test_a_split_without_a_user_has_no_metric_rather_than_a_zero() -> None:
     summary = summarise_scores([scores("test", [])], EVALUATE)
     assert summary == {"test": {"held_out": {"users": 0, "candidates": 7}}}
     assert flat_means(summary) == {}
-    (line,) = headline(summary, a_config())
+    (line,) = headline(summary, a_config(), None)
     assert line == "test, 0 users, 7 held-out items: no user has a target"
 
 
@@ -74,7 +74,7 @@ def test_flat_means_and_headlines_name_split_ranking_and_metric() -> None:
         "test/catalog/recall@2": 0.25,
         "test/catalog/ndcg@3": 0.125,
     }
-    assert headline(summary, a_config()) == [
+    assert headline(summary, a_config(), None) == [
         "test, 1 users, 7 held-out items: recall@2 1.0000 [1.0000, 1.0000]  ndcg@3 0.5000 [0.5000, 0.5000]",
         "test, 1 users, 7 items of the whole catalog: recall@2 0.2500 [0.2500, 0.2500]  ndcg@3 0.1250 [0.1250, 0.1250]",
     ]
@@ -82,10 +82,11 @@ def test_flat_means_and_headlines_name_split_ranking_and_metric() -> None:
 
 def test_a_headline_says_when_validation_was_trained_on() -> None:
     summary = summarise_scores([scores("validation", [0], (1.0, 0.5)), scores("test", [0], (1.0, 0.5))], EVALUATE)
-    validation, test = headline(summary, a_config(with_validation=True))
+    validation, test = headline(summary, a_config(), True)
     assert validation.startswith("validation (trained on), 1 users")
     assert test.startswith("test, 1 users")
-    assert headline(summary, a_config())[0].startswith("validation, 1 users")
+    for learned in (False, None):
+        assert headline(summary, a_config(), learned)[0].startswith("validation, 1 users")
 
 
 def test_what_is_kept_once_ranked_is_told_beside_the_candidates() -> None:
@@ -99,7 +100,7 @@ def test_what_is_kept_once_ranked_is_told_beside_the_candidates() -> None:
     assert "kept" not in test["catalog"]
     assert (test["filtered"]["candidates"], test["filtered"]["kept"]) == (14, 5)
     assert {name: one["kept"] for name, one in test["filtered"]["domains"].items()} == {"a": 2, "b": 3}
-    line = next(line for line in headline({"test": test}, a_config()) if "filtered" in line)
+    line = next(line for line in headline({"test": test}, a_config(), None) if "filtered" in line)
     assert line.startswith(
         "test, 2 users, 14 items (filtered), 5 of its window kept once ranked of 2 domains: recall@2"
     )
@@ -142,7 +143,7 @@ def test_several_domains_are_told_together_and_one_by_one() -> None:
         "test/held_out/books/recall@2": 1.0,
         "test/held_out/books/ndcg@3": 0.625,
     }
-    lines = headline(summary, a_config())
+    lines = headline(summary, a_config(), None)
     assert [line.partition(" users")[0] for line in lines] == ["test, 4", "test, films, 2", "test, books, 2"]
     assert lines[0].startswith("test, 4 users, 14 held-out items of 2 domains: recall@2 0.7500 [")
     assert lines[2].startswith("test, books, 2 users, 7 held-out items: recall@2 1.0000 [")
@@ -222,4 +223,4 @@ def test_neighbours_kept_are_a_mean_over_items_with_its_interval_and_a_line() ->
 )
 def test_further_rankings_are_told_apart_in_words(ranking: str, said: str) -> None:
     summary = summarise_scores([scores("test", [0], (1.0, 0.5), ranking=ranking)], EVALUATE)
-    assert headline(summary, a_config())[0].startswith(f"test, 1 users, {said}: recall@2 1.0000")
+    assert headline(summary, a_config(), None)[0].startswith(f"test, 1 users, {said}: recall@2 1.0000")

@@ -167,6 +167,7 @@ def test_a_trial_outside_the_space_is_refused_before_anything_starts(
 
     monkeypatch.setattr(tune, "ray_session", started)
     config = a_config(tmp_path)
+    SweepFolder(tune.measurable(config, Console())).claim()
     run(a_sweep(config), 3)
     note(SweepFolder(config), 1, values=values)
     with pytest.raises(RunError, match=f"trial-001 {said}") as caught:

@@ -44,7 +44,7 @@ def test_a_lost_controller_is_told_from_a_defect(
     given_back: list[None] = []
     monkeypatch.setattr(launching, "_Trainer", Trainer)
     monkeypatch.setattr(launching, "_give_back", lambda: given_back.append(None))
-    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}))
+    task: Any = SimpleNamespace(config=validate_config({"name": "n", "data": {"source": "shop"}}), monitor=None)
     with pytest.raises(expected) as caught:
         launching.launch("module:loop", task, storage=tmp_path, name="checkpoints")
     assert len(given_back) == (expected is LostWorkersError)
