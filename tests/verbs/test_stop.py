@@ -99,3 +99,16 @@ def test_mlflow_says_killed_for_a_run_that_was_stopped(world: World, interrupted
     assert experiment is not None
     (run,) = [one for one in client.search_runs([experiment.experiment_id]) if one.info.run_name == "stopped"]
     assert run.info.status == "KILLED"
+
+
+@pytest.mark.long
+def test_a_terminal_that_is_gone_leaves_ray_the_time_for_a_checkpoint(world: World, interrupted: Stopped) -> None:
+    """The whole group hears it, as when an ssh session drops; Ray's processes, which it would end, do not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were begun with
+    try:
+        gone = stop(world, signal.SIGHUP, beyond=interrupted.after + 2, to_group=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert gone.done.code == 128 + signal.SIGHUP
+    assert f"resumed from the checkpoint after step {interrupted.after:,} of 5,000" in gone.done.err
+    assert world.steps("stopped") == list(range(gone.after)), "a step was computed twice, or lost"
