@@ -29,6 +29,10 @@ class DataError(BeerayError):
     """An input table that breaks the data contract (missing column, empty text, nothing left …)."""
 
 
+class UnansweredError(DataError):
+    """A store that does not answer: nothing is wrong with what it holds, and it may answer later."""
+
+
 class RowError(DataError):
     """A row of a table that breaks the data contract.
 

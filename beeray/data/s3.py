@@ -19,7 +19,7 @@ from fsspec.config import conf
 from fsspec.core import has_magic
 from pyarrow import PythonFile, fs
 
-from beeray.errors import DataError
+from beeray.errors import DataError, UnansweredError
 
 PROTOCOLS = ("s3", "s3a")
 READ_BLOCK_BYTES = 8 << 20
@@ -229,7 +229,8 @@ def s3_errors(path: str) -> Iterator[None]:
         told = _told(error)
         if told is None:
             raise
-        raise DataError(f"s3://{path}: {told}") from error
+        kind = UnansweredError if isinstance(error, _NO_ANSWER) and told.startswith(_endpoint(error)) else DataError
+        raise kind(f"s3://{path}: {told}") from error
 
 
 _RIGHTS = (

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import time
 import traceback
@@ -31,7 +32,7 @@ from beeray.config import Config, search_space, searched_metric
 from beeray.console import ANEW, Console
 from beeray.data.preparation import store_fingerprint
 from beeray.data.storage import storage_errors, storage_options
-from beeray.errors import BeerayError, ClusterError, RunError
+from beeray.errors import BeerayError, ClusterError, RunError, UnansweredError
 from beeray.inputs import located_encoder, prepared_store, token_store
 from beeray.interruption import Interrupted, signals_handled
 from beeray.runtime.doctor import finding
@@ -84,6 +85,8 @@ FITTED = ("encoder.", "train.head", "train.lora", "train.freeze_layers", "train.
 """Keys whose values fit one encoder and not another."""
 STATE_API_PATIENCE_S = 30
 MLFLOW_ANSWERS_S = 15.0
+STORE_PATIENCE_S = 10.0
+"""Before a trial whose store did not answer is tried again; more each time."""
 
 
 def execute(config: Config, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -290,7 +293,7 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
     with open(folder.path / "train.log", "a", encoding="utf-8") as log, storage_options(trial.storage):
         console = Console(log, log)
         try:
-            _run_trial(trial, folder, inputs, reports, console, TrialWishes(inputs.monitor, number))
+            _run_patiently(trial, folder, inputs, reports, console, TrialWishes(inputs.monitor, number))
         except Interrupted as stopped:
             console.line(stopped.said)
             tune.report({OUTCOME: PAUSED, REASON: stopped.said})
@@ -301,6 +304,20 @@ def run_trial(config: dict[str, Any], inputs: SweepInputs) -> None:
             console.line(traceback.format_exc())
             said = (str(error).splitlines() or ["no message"])[0]
             tune.report({OUTCOME: FAILED, REASON: f"{type(error).__name__}: {said[:300]}"})
+
+
+def _run_patiently(
+    trial: Config, folder: RunFolder, inputs: SweepInputs, reports: Reports, console: Console, wishes: TrialWishes
+) -> None:
+    """Run a trial, again from its last checkpoint where a store did not answer, as often as workers may fail."""
+    for tries in itertools.count(1):
+        try:
+            return _run_trial(trial, folder, inputs, reports, console, wishes)
+        except UnansweredError as error:
+            if tries > trial.cluster.max_failures:
+                raise
+            console.line(f"{error}; trying again ({tries} of cluster.max_failures {trial.cluster.max_failures})")
+            time.sleep(STORE_PATIENCE_S * tries)
 
 
 def _run_trial(

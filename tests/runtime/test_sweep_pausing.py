@@ -15,7 +15,7 @@ from ray import tune as ray_tune
 
 from beeray.config import Config, validate_config
 from beeray.console import Console
-from beeray.errors import RunError
+from beeray.errors import RunError, UnansweredError
 from beeray.interruption import Interrupted
 from beeray.runtime.monitor import listening
 from beeray.runtime.shared_folder import what_is_not_shared
@@ -195,6 +195,31 @@ def test_a_trial_that_was_asked_to_stop_reports_how_far_it_came_and_no_metric(
     (tmp_path / "marker").touch()  # the folder of the trial's is the sweep's
     tune.run_trial(config, SweepInputs("store", {}, "validation/ndcg@100", marker="marker"))
     assert reports == [report]
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(2, None), (3, FAILED)])
+def test_a_trial_whose_store_does_not_answer_for_a_while_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, outcome: str | None
+) -> None:
+    reports: list[dict[str, Any]] = []
+    tries: list[int] = []
+
+    def run(*_: Any) -> None:
+        tries.append(1)
+        if len(tries) <= times:
+            raise UnansweredError("s3://warehouse/store: http://warehouse does not answer")
+        ray_tune.report({OUTCOME: "well"})
+
+    monkeypatch.setattr(tune, "STORE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(tune, "_run_trial", run)
+    monkeypatch.setattr(ray_tune, "report", reports.append)
+    trial = a_config(tmp_path)
+    trial = trial.model_copy(update={"cluster": trial.cluster.model_copy(update={"max_failures": 2})})
+    (tmp_path / "marker").touch()
+    sweep_inputs = SweepInputs("store", {}, "validation/ndcg@100", marker="marker")
+    tune.run_trial({"number": 0, "config": trial.model_dump_json()}, sweep_inputs)
+    assert [report[OUTCOME] for report in reports] == [outcome or "well"]
+    assert len(tries) == 3
 
 
 def test_a_trial_in_a_folder_that_the_sweep_s_command_does_not_see_fails_before_it_trains(
