@@ -205,8 +205,8 @@ def write_lists(
 def growth_since(store: Store, path: str) -> Growth:
     """A store compared with the list of items, and what lies beside it, that an earlier run left."""
     schema = _schema(path)
-    earlier = read_part(path, LISTED.names if HASH in schema.names else LISTED.names[:-1])
     has_texts = HASH in schema.names
+    earlier = read_part(path, LISTED.names if has_texts else LISTED.names[:-1])
     if not has_texts:  # of an earlier version
         earlier = earlier.append_column(HASH, pa.nulls(earlier.num_rows, pa.binary(16)))
     earlier = earlier.cast(LISTED)

@@ -68,7 +68,7 @@ def _summarise(parts: list[SplitScores], evaluate: EvaluateConfig) -> Record:
     record: Record = {"users": len(scores), "candidates": sum(part.num_candidates for part in parts)}
     if parts[0].num_kept is not None:
         record["kept"] = sum(part.num_kept or 0 for part in parts)
-        record["cut"] = max(*evaluate.recall_at, *evaluate.ndcg_at)
+        record["cut"] = max([*evaluate.recall_at, *evaluate.ndcg_at])
     for place, name in enumerate(parts[0].metrics if len(scores) else ()):
         interval = bootstrap_interval(scores[:, place], num_bootstrap=evaluate.num_bootstrap)
         record[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}

@@ -224,3 +224,9 @@ def test_neighbours_kept_are_a_mean_over_items_with_its_interval_and_a_line() ->
 def test_further_rankings_are_told_apart_in_words(ranking: str, said: str) -> None:
     summary = summarise_scores([scores("test", [0], (1.0, 0.5), ranking=ranking)], EVALUATE)
     assert headline(summary, a_config(), None)[0].startswith(f"test, 1 users, {said}: recall@2 1.0000")
+
+
+def test_the_cut_is_told_where_one_length_alone_is_measured() -> None:
+    one = replace(scores("test", [0], (1.0, 0.5), ranking="filtered"), num_kept=2)
+    evaluate = EVALUATE.model_copy(update={"recall_at": (20,), "ndcg_at": ()})
+    assert summarise_scores([one], evaluate)["test"]["filtered"]["cut"] == 20
