@@ -276,7 +276,7 @@ class _Training:
     def _end_epoch(self, position: Position) -> None:
         metrics: dict[str, Any] = {"step": position.step, "epoch": position.epoch}
         every = self.config.train.evaluate_every_epochs
-        to_validate = bool(every) and position.epoch % (every or 1) == 0
+        to_validate = every is not None and position.epoch % every == 0
         if to_validate and self._cannot_wait(position):  # nor for the whole catalog to be embedded
             self._checkpoint(replace(position, unvalidated=True), metrics)
             if Wish.STOP in self.wish:
